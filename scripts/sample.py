@@ -1,0 +1,6 @@
+"""Draw images: python scripts/sample.py --method sjd. See --help and --list."""
+
+from vargen.cli import guarded, sample
+
+if __name__ == "__main__":
+    guarded(sample)

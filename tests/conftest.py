@@ -1,0 +1,12 @@
+"""One thread for the tiny tensors of most tests: handing work to a second one costs more than the work."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,75 @@
+"""Noise: the published stream, independence of shape and order, and the right distributions."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from vargen import noise
+from vargen.noise import Purpose
+
+SEEDS = torch.tensor([0, 1, -5, 1 << 62])
+
+
+def splitmix64(state: int) -> int:
+    """The generator in plain integers, as published."""
+    mask = (1 << 64) - 1
+    z = state & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def test_bits_are_splitmix64():
+    gamma = 0x9E3779B97F4A7C15
+    for row, seed in enumerate(SEEDS.tolist()):
+        for slot in (0, 7):
+            key = splitmix64(splitmix64(seed + gamma * Purpose.ACCEPT) + gamma * (slot + 1))
+            expected = [splitmix64(key + gamma * (i + 1)) for i in range(5)]
+            got = noise.bits(SEEDS, torch.tensor([[slot]]), Purpose.ACCEPT, 5)[row, 0]
+            assert [value % (1 << 64) for value in got.tolist()] == expected
+
+
+def test_published_vector():
+    """The first outputs of SplitMix64 from state 1234567, as its authors list them."""
+    gamma, expected = 0x9E3779B97F4A7C15, [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [splitmix64(1234567 + gamma * (i + 1)) for i in range(3)] == expected
+
+
+def test_values_depend_on_seed_slot_and_purpose_alone():
+    slots = torch.arange(6)[None]
+    together = noise.gumbel(SEEDS, slots, Purpose.TOKEN, 9)
+    assert torch.equal(noise.gumbel(SEEDS.flip(0), slots, Purpose.TOKEN, 9).flip(0), together)
+    assert torch.equal(noise.gumbel(SEEDS[2:3], slots[:, 4:5], Purpose.TOKEN, 9), together[2:3, 4:5])
+    assert torch.equal(noise.gumbel(SEEDS, slots, Purpose.TOKEN, 3), together[..., :3])
+    assert not torch.equal(noise.gumbel(SEEDS, slots, Purpose.GUESS, 9), together)
+    assert together.flatten().unique().numel() == together.numel()
+
+
+@pytest.mark.parametrize(
+    ("kind", "law"), [(noise.uniform, "uniform"), (noise.gumbel, "gumbel_r"), (noise.normal, "norm")]
+)
+def test_distributions(kind, law):
+    values = kind(torch.arange(100), torch.arange(20)[None], Purpose.TOKEN, 50)
+    assert values.dtype == torch.float32
+    assert torch.isfinite(values).all()
+    assert stats.kstest(values.flatten().double().numpy(), law).pvalue > 1e-4
+    flat = values.reshape(-1, 50).double().numpy()
+    correlation = np.corrcoef(flat.T) - np.eye(50)
+    assert np.abs(correlation).max() < 6 / np.sqrt(len(flat))
+
+
+def test_uniform_is_below_one():
+    values = noise.uniform(torch.arange(1000), torch.arange(100)[None], Purpose.ACCEPT, 10)
+    assert values.min() >= 0
+    assert values.max() <= 1 - 2**-24
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 32])
+def test_table_equals_the_function(ahead):
+    table = noise.Table(noise.gumbel, SEEDS, Purpose.TOKEN, count=10, size=4, ahead=ahead)
+    expected = noise.gumbel(SEEDS, torch.arange(10)[None], Purpose.TOKEN, 4)
+    for stop in (1, 2, 2, 7, 10):
+        assert torch.equal(table.until(stop)[:, :stop], expected[:, :stop])
+    slots = torch.tensor([[0, 3], [9, 1], [2, 2], [5, 6]])
+    assert torch.equal(table.at(slots, 10), expected.gather(1, slots[..., None].expand(-1, -1, 4)))

@@ -1,0 +1,79 @@
+"""Acceptance rules alone: their mass, by integration over the noise instead of sampling."""
+
+import pytest
+import torch
+
+from vargen.samplers import rules
+
+
+def laws(count: int = 200, ids: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    p, q = (torch.rand(count, ids, generator=generator, dtype=torch.float64) ** 3 for _ in range(2))
+    p[::3, :5] = 0  # ids that a filter ruled out
+    return p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
+
+
+def kept_probability(p, q):
+    """Of each draft (..., V), found by asking `accepts` over a fine grid of noise."""
+    grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    ids = torch.arange(p.shape[-1])
+    shape = (len(grid), len(ids))
+    kept = rules.accepts(ids.expand(shape), q.expand(*shape, -1), p.expand(*shape, -1), grid[:, None].expand(shape))
+    return kept.double().mean(0)
+
+
+def test_kept_mass_plus_residual_mass_is_p():
+    p, q = laws()
+    kept = torch.minimum(p, q)  # q(x) min(1, p(x) / q(x))
+    rest = (p - q).clamp(min=0)
+    total = kept + (1 - kept.sum(-1, keepdim=True)) * rest / rest.sum(-1, keepdim=True)
+    torch.testing.assert_close(total, p, rtol=0, atol=1e-12)
+
+
+def test_accepts_with_the_stated_probability():
+    p, q = laws(count=20)
+    for one, other in zip(p, q, strict=True):
+        torch.testing.assert_close(kept_probability(one, other), (one / other).clamp(max=1), rtol=0, atol=1e-4)
+
+
+def test_replace_draws_the_residual():
+    p, q = laws(count=5)
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    for one, other in zip(p, q, strict=True):
+        rest = (one - other).clamp(min=0)
+        shape = (len(u), len(one))
+        ids = rules.replace(torch.zeros(len(u), dtype=torch.int64), other.expand(shape), one.expand(shape), u)
+        share = torch.bincount(ids, minlength=len(one)).double() / len(u)
+        torch.testing.assert_close(share, rest / rest.sum(), rtol=0, atol=2e-5)
+
+
+def test_identical_laws_accept_everything_and_disjoint_laws_nothing():
+    p, _ = laws()
+    draft = p.argmax(-1)
+    u = torch.linspace(0, 1 - 2**-24, len(p), dtype=torch.float64)
+    kept, token = rules.keep(draft, p, p, u, u)
+    assert kept.all()
+    assert (token == draft).all()
+    other = torch.zeros_like(p).scatter_(-1, draft[:, None], 1.0)  # only the draft
+    rest = p.masked_fill(other > 0, 0)
+    kept, token = rules.keep(draft, other, rest / rest.sum(-1, keepdim=True), u, u)
+    assert not kept.any()
+    assert (rest.gather(-1, token[:, None]) > 0).all()
+
+
+def test_nothing_left_keeps_the_draft():
+    p = torch.tensor([[0.25, 0.75]])
+    assert rules.replace(torch.tensor([1]), p, p, torch.tensor([0.3])).item() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draw_never_takes_an_impossible_id(dtype):
+    weights = torch.zeros(6, 1000, dtype=dtype)
+    weights[:, 3], weights[:, 500], weights[:, 998] = 0.3, 0.2, 1e-7
+    u = torch.tensor([0.0, 0.1, 0.6, 0.9, 1 - 2**-24, 0.5999999], dtype=dtype)
+    assert set(rules.draw(weights, u).tolist()) <= {3, 500, 998}
+
+
+def test_leading():
+    kept = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)
+    assert rules.leading(kept).tolist() == [2, 0, 4]

@@ -1,0 +1,92 @@
+"""A model whose law can be written down: a 2x2 image of 4 ids, each token's law a table indexed by those before it."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vargen import generate
+from vargen.core import Block, Condition, KVCache
+from vargen.guidance import Guidance
+from vargen.models.contract import RasterSpec
+from vargen.samplers.contract import Task
+from vargen.samplers.warp import Warp
+
+SIDE, IDS = 2, 4
+SLOTS = SIDE * SIDE
+WARP, GUIDANCE = Warp(top_k=3, temperature=0.8), Guidance(1.7)
+
+
+@cache
+def tables() -> tuple[Tensor, ...]:
+    """Per slot, logits (2, 4^slot, 4), conditional and unconditional; sharp enough that drafts are often rejected."""
+    generator = torch.Generator().manual_seed(3)
+    return tuple(torch.randn(2, IDS**slot, IDS, generator=generator) * 1.5 for slot in range(SLOTS))
+
+
+class ToyModel:
+    """The raster contract over `tables`. Its cache is the tokens themselves, written by slot like any other."""
+
+    spec = RasterSpec(SIDE, SIDE, IDS, 1)
+    device = torch.device("cpu")
+    # All tables in one; the law of slot s starts at row (4^s - 1) / 3, and a row is the number that earlier ids spell.
+    _rows = torch.cat(tables(), dim=1).flatten(0, 1)
+    _starts = (IDS ** torch.arange(SLOTS) - 1) // (IDS - 1)
+    _spell = (IDS ** (torch.arange(SLOTS) - torch.arange(SLOTS)[:, None]).clamp(min=0)).triu().double()
+
+    def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
+        return Condition(torch.zeros(len(labels) * (2 if guided else 1), 1, 1))
+
+    def make_cache(self, batch: int) -> KVCache:
+        return KVCache(1, batch, SLOTS, 1, 1, dtype=torch.float64, device=self.device)
+
+    def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
+        return tables()[0][:, 0].repeat_interleave(len(condition.embedding) // 2, dim=0)[:, None]
+
+    def decode(self, block: Block, cache: KVCache) -> Tensor:
+        assert int(block.slots.min()) >= block.first
+        assert int(block.slots.max()) < block.stop <= SLOTS
+        ids = block.tokens.double()[..., None, None]
+        keys, _ = cache.write(0, cache.flat(block.slots), ids, ids, block.stop)
+        spelled = keys[:, :, 0, 0] @ self._spell[: block.stop, : block.stop]  # (R, stop)
+        target = (block.slots + 1).clamp(max=SLOTS - 1)
+        index = self._starts[target] + spelled.long().gather(1, target - 1)
+        index[len(index) // 2 :] += len(self._rows) // 2  # the unconditional rows
+        return self._rows[index]
+
+
+@cache
+def law() -> np.ndarray:
+    """Probabilities (256,) of all images under WARP and GUIDANCE, in float64."""
+    p = torch.ones(1, dtype=torch.float64)
+    for logits in tables():
+        conditional, unconditional = logits.double()
+        mixed = unconditional + (conditional - unconditional) * GUIDANCE.scale
+        p = (p[:, None] * WARP(mixed)).flatten()
+    return p.numpy()
+
+
+def images(sampler_class, settings, count: int, batch: int, first_seed: int = 0) -> np.ndarray:
+    """Indices (count,) into `law` of sampled images, decoded `batch` at a time."""
+    model, out, powers = ToyModel(), [], IDS ** torch.arange(SLOTS - 1, -1, -1)
+    for start in range(first_seed, first_seed + count, batch):
+        seeds = torch.arange(start, min(start + batch, first_seed + count))
+        sampler = sampler_class(settings, Task(model.spec, seeds, WARP))
+        condition = model.class_condition(seeds, guided=True)
+        for _ in generate.raster(model, condition, sampler, GUIDANCE, generate.Clock(model.device), generate.Counts()):
+            pass
+        out.append((sampler.tokens * powers).sum(-1))
+    return torch.cat(out).numpy()
+
+
+def p_value(observed: np.ndarray) -> float:
+    """Chi-square of image counts against `law`, images expected fewer than five times taken together."""
+    from scipy.stats import chisquare
+
+    counts, expected = np.bincount(observed, minlength=IDS**SLOTS).astype(float), law() * len(observed)
+    assert counts[expected == 0].sum() == 0, "an image that the law rules out was drawn"
+    large = expected >= 5
+    merged = (np.append(x[large], x[~large].sum()) for x in (counts, expected))
+    seen, should = (x[:-1] if x[-1] == 0 else x for x in merged)
+    return float(chisquare(seen, should).pvalue)

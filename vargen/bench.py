@@ -1,0 +1,134 @@
+"""Benchmark: several methods on one model, interleaved in one process, so that all meet the same machine."""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vargen import cli, registry
+from vargen.checkpoints import write_atomically
+from vargen.core import Trace
+
+DEFAULT_METHODS = "ar,sjd:window=32,sjd-coupled:window=64:guess=above,sjd-coupled"
+
+
+def command(argv: list[str]) -> None:
+    """Run the benchmark from flags."""
+    parser = cli.Parser(prog="bench", description="Compare methods on one model, in one process, in turn.")
+    cli.add_law(parser)
+    parser.set_defaults(batch_size=1)
+    parser.add_argument("--methods", default=DEFAULT_METHODS, help="separated by commas; settings after colons")
+    parser.add_argument("--num-images", type=int, default=20, help="per method")
+    parser.add_argument("--json", type=Path, required=True, help="results; a bar chart goes beside it as PNG")
+    options = parser.parse_args(argv)
+    methods = options.methods.split(",")
+    for spec in methods:
+        registry.method(spec)
+    for name in ("num_images", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"got --{name.replace('_', '-')} {getattr(options, name)}, expected at least 1")
+    cli.writable(options.json)
+    pipe = cli.load(options)
+    pipe.set_progress_bar_config(disable=True)
+    traces = run(pipe, methods, options.num_images, options.batch_size, options.seed, cli.law(options))
+    result = {
+        "model": options.model,
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "images": options.num_images,
+        "batch_size": options.batch_size,
+        "nats_per_token": pipe.nats_per_token,
+        "machine": machine(traces[methods[0]]),
+        "command": f"python scripts/benchmark.py {' '.join(argv)}",
+        "rows": rows(traces),
+    }
+    write_atomically(options.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+    print(table(result))
+    chart(result, options.json.with_suffix(".png"))
+
+
+def run(pipe: Any, methods: list[str], images: int, batch: int, seed: int, law: dict[str, Any]) -> dict[str, Trace]:
+    """A trace per method over the same classes and seeds; every batch is drawn by all methods before the next."""
+    names = pipe.class_names or range(pipe.transformer.spec.classes)
+    labels = [names[i % len(names)] for i in range(images)]
+
+    def draw(spec: str, start: int) -> Trace:
+        part = labels[start : start + batch]
+        seeds = list(range(seed + start, seed + start + len(part)))
+        return pipe(part, method=spec, seed=seeds, batch_size=batch, **law).trace
+
+    for spec in methods:  # warm-up; where a width is chosen, this measures the costs
+        for start in {0, (images - 1) // batch * batch}:
+            draw(spec, start)
+    traces: dict[str, list[Trace]] = {spec: [] for spec in methods}
+    for turn, start in enumerate(tqdm(range(0, images, batch), disable=None)):
+        shift = turn % len(methods)  # nobody is always first
+        for spec in methods[shift:] + methods[:shift]:
+            traces[spec].append(draw(spec, start))
+    return {spec: Trace.merge(parts) for spec, parts in traces.items()}
+
+
+def rows(traces: dict[str, Trace]) -> list[dict[str, Any]]:
+    """A row per method; `speedup` is in seconds, against `ar` of the same run, None without one."""
+    reference = next((t.seconds["total"] / t.images for spec, t in traces.items() if spec.split(":")[0] == "ar"), None)
+    out = []
+    for spec, trace in traces.items():
+        seconds = trace.seconds["total"] / trace.images
+        out.append(
+            {
+                "method": spec,
+                "forwards_per_image": round(trace.forwards_per_image, 3),
+                "tokens_per_forward": round(trace.tokens_per_forward, 3),
+                "seconds_per_image": round(seconds, 5),
+                "speedup": None if reference is None else round(reference / seconds, 3),
+                "seconds": {key: round(value / trace.images, 5) for key, value in trace.seconds.items()},
+                "windows": trace.windows,
+                "peak_memory_bytes": trace.peak_memory_bytes,
+            }
+        )
+    return out
+
+
+def machine(trace: Trace) -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system(), **trace.versions}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| method | forwards per image | seconds per image | speedup |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}x"
+        name, forwards = row["method"], row["forwards_per_image"]
+        lines.append(f"| {name} | {forwards:.1f} | {row['seconds_per_image']:.3f} | {speedup} |")
+    nats = result["nats_per_token"]
+    note = "" if nats is None else f", {nats:.2f} nats per token"
+    head = f"{result['model']}, {result['dtype']}, batch {result['batch_size']}, {result['images']} images{note}"
+    return "\n".join([head, "", *lines])
+
+
+def chart(result: dict[str, Any], path: Path) -> None:
+    """Forwards and seconds per image as bars; says so where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"no chart {path}: matplotlib is not installed (pip install 'vargen[eval]')")
+        return
+    rows = result["rows"][::-1]
+    names = [row["method"] for row in rows]
+    figure = Figure(figsize=(10, 1.2 + 0.45 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axis, key, colour in ((left, "forwards_per_image", "#4c72b0"), (right, "seconds_per_image", "#dd8452")):
+        bars = axis.barh(names, [row[key] for row in rows], color=colour)
+        axis.bar_label(bars, fmt="%.3g", padding=3)
+        axis.margins(x=0.15)
+        axis.set_xlabel(key.replace("_", " "))
+    figure.suptitle(table(result).splitlines()[0])
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))

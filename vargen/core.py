@@ -1,0 +1,148 @@
+"""What passes between the rooms: a block of tokens, the key-value cache, a condition, the trace and the result.
+
+Slots are the coordinate system of the whole library. Slot s is the s-th image token in raster order; the condition
+(class or text) takes `condition_tokens` rows in front, so slot s lives in cache row `condition_tokens + s`. The logits
+computed at slot s are the law of slot s + 1, and those of the last condition token the law of slot 0.
+"""
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vargen import __version__
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tokens for one forward pass.
+
+    `first` and `stop` are bounds on the slots that the host knows without reading the device: no slot lies below
+    `first` or at or beyond `stop`. They spare work (a shorter cache, no mask) and never change a result.
+    """
+
+    tokens: Tensor  # (B, n) int64
+    slots: Tensor  # (B, n) int64: where each token stands, and the cache row that it writes
+    first: int
+    stop: int
+    sees: Tensor | None = None  # (B, n, S) bool over slots; None: causal by slot
+
+    def twice(self) -> "Block":
+        """The same block for the conditional and the unconditional rows, (2B, n)."""
+        sees = None if self.sees is None else self.sees.repeat(2, 1, 1)
+        return Block(self.tokens.repeat(2, 1), self.slots.repeat(2, 1), self.first, self.stop, sees)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the image is conditioned on, embedded: (R, T, d), R the conditional rows, then the unconditional ones."""
+
+    embedding: Tensor
+    mask: Tensor | None = None  # (R, T) bool, True where a token may be seen; None: everywhere
+
+
+class KVCache:
+    """Keys and values of every layer, (layers, R, S, heads, head_dim), allocated once and written by row.
+
+    A rejected token needs no roll-back: it lies behind every later query until the next write covers it.
+    """
+
+    def __init__(
+        self, layers: int, batch: int, rows: int, heads: int, dim: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (layers, batch, rows, heads, dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self._offset = torch.arange(batch, device=device)[:, None] * rows
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held."""
+        return 2 * self.keys.numel() * self.keys.element_size()
+
+    def flat(self, rows: Tensor) -> Tensor:
+        """Index (R * n,) into batch and rows together, for `write`, from cache rows (R, n)."""
+        return (rows + self._offset).flatten()
+
+    def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]:
+        """Write k and v (R, n, heads, dim) at `flat`; return the layer's first `stop` rows, (R, stop, heads, dim)."""
+        assert flat is not None
+        keys, values = self.keys[layer], self.values[layer]
+        keys.view(-1, *k.shape[2:]).index_copy_(0, flat, k.flatten(0, 1))
+        values.view(-1, *v.shape[2:]).index_copy_(0, flat, v.flatten(0, 1))
+        return keys[:, :stop], values[:, :stop]
+
+
+@dataclass
+class Trace:
+    """What a run did: everything that a figure needs to be trusted. Seconds are wall time on this machine."""
+
+    model: str = ""
+    method: str = ""
+    images: int = 0
+    forwards: int = 0  # calls of the large model, the prefill included
+    forwards_per_image: float = 0.0  # mean over images of the calls during which that image was being decoded
+    tokens_per_forward: float = 0.0  # tokens of an image over its forwards, mean over images
+    seconds: dict[str, float] = field(default_factory=dict)  # total, model, sampler, decode
+    peak_memory_bytes: int = 0
+    seeds: list[int] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    windows: dict[int, int] = field(default_factory=dict)  # width of the block -> forwards that had it
+    kernels: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def json(self) -> str:
+        """The trace as JSON text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def merge(cls, traces: "list[Trace]") -> "Trace":
+        """One trace for several batches of one run: sums, and means weighted by images."""
+        first, total = traces[0], sum(trace.images for trace in traces)
+        out = cls(first.model, first.method, total, settings=first.settings, versions=first.versions)
+        for trace in traces:
+            out.forwards += trace.forwards
+            out.forwards_per_image += trace.forwards_per_image * trace.images / total
+            out.tokens_per_forward += trace.tokens_per_forward * trace.images / total
+            out.peak_memory_bytes = max(out.peak_memory_bytes, trace.peak_memory_bytes)
+            out.seeds = out.seeds + trace.seeds
+            out.seconds = _added(out.seconds, trace.seconds)
+            out.windows = _added(out.windows, trace.windows)
+        return out
+
+
+def _added(a: dict, b: dict) -> dict:
+    return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that CUDA allocated, or the most that the process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # Unix only
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What ran, and on what."""
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "vargen": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": f"{device.type}: {machine}, {torch.get_num_threads()} threads",
+    }
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Images, their tokens (B, rows, columns) int64, and how they came about."""
+
+    images: Any  # a list of PIL images, or a tensor or array, as `output_type` asks
+    tokens: Tensor
+    trace: Trace

@@ -1,0 +1,205 @@
+"""LlamaGen: a Llama decoder over VQ tokens in raster order (arXiv 2406.06525, official repository LlamaGen).
+
+Parameter names and shapes are the official checkpoints'. RMSNorm normalises in float32, casts down, then multiplies
+by its weight; the two-dimensional rotary embedding works in float32. Its table is zero (not the identity) at the
+condition's positions, which is what the published weights were trained with.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vargen.core import Block, Condition, KVCache
+from vargen.models.contract import RasterSpec
+
+
+@dataclass(frozen=True)
+class LlamaGenConfig:
+    """Shapes of a class-conditional LlamaGen; the defaults are GPT-B at 256 pixels with VQ-16."""
+
+    layers: int = 12
+    heads: int = 12
+    width: int = 768
+    side: int = 16  # tokens along one side of the image
+    vocabulary: int = 16384
+    classes: int = 1000  # row `classes` of the class table is the unconditional one
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width of the feed-forward layer: two thirds of four widths, rounded up to a multiple of 256."""
+        return -(-int(8 * self.width / 3) // 256) * 256
+
+
+def rope_table(config: LlamaGenConfig, condition_tokens: int) -> Tensor:
+    """Rotations (T + side^2, head_dim / 2), complex64: row angles, then column angles; zero for the condition."""
+    half = config.head_dim // 2
+    frequencies = config.rope_base ** (-torch.arange(0, half, 2)[: half // 2].float() / half)
+    cells = torch.arange(config.side).float()[:, None] * frequencies  # (side, half / 2)
+    rows = cells[:, None].expand(-1, config.side, -1)
+    columns = cells[None].expand(config.side, -1, -1)
+    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    rotations = torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([rotations.new_zeros(condition_tokens, rotations.shape[-1]), rotations])
+
+
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Rotate neighbouring channel pairs of `x` (R, n, H, D) by complex `rotations` (R or 1, n, 1, D / 2)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotations).flatten(-2).type_as(x)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.heads, self.dim = config.heads, config.head_dim
+        self.wqkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.wo = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor, step: "Step", layer: int) -> Tensor:
+        qk, v = self.wqkv(x).unflatten(-1, (3 * self.heads, self.dim)).split((2 * self.heads, self.heads), dim=2)
+        q, k = rotate(qk, step.rotations).chunk(2, dim=2)  # (R, n, H, D)
+        if step.cache is not None:
+            k, v = step.cache.write(layer, step.rows, k, v, step.stop)
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=step.mask, is_causal=step.cache is None
+        )
+        return self.wo(out.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.width, config.hidden, bias=False)
+        self.w3 = nn.Linear(config.width, config.hidden, bias=False)
+        self.w2 = nn.Linear(config.hidden, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.width, config.norm_eps)
+
+    def forward(self, x: Tensor, step: "Step", layer: int) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), step, layer)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class ClassEmbedder(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(config.classes + 1, config.width)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.embedding_table(labels)[:, None]  # (B, 1, d)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What every layer of one forward shares; built once per step."""
+
+    rotations: Tensor  # (R or 1, n, 1, D / 2) complex
+    mask: Tensor | None = None  # (R, 1, n, stop), added to the attention scores
+    cache: KVCache | None = None
+    rows: Tensor | None = None  # where the cache is written, see KVCache.flat
+    stop: int = 0
+
+
+class LlamaGen(nn.Module):
+    """Class-conditional LlamaGen under the raster contract (`models/contract.py`)."""
+
+    condition_tokens = 1
+
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        if config.width % config.heads or config.head_dim % 4:
+            raise ValueError(f"got width {config.width} and {config.heads} heads, expected a head width in fours")
+        self.config = config
+        self.cls_embedding = ClassEmbedder(config)
+        self.tok_embeddings = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.output = nn.Linear(config.width, config.vocabulary, bias=False)
+        self._rope = rope_table(config, self.condition_tokens)  # a plain attribute: stays float32 under .to(dtype)
+
+    @property
+    def spec(self) -> RasterSpec:
+        c = self.config
+        return RasterSpec(c.side, c.side, c.vocabulary, c.classes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.output.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.output.weight.dtype
+
+    def rope(self) -> Tensor:
+        """The rotation table on the model's device."""
+        if self._rope.device != self.device:
+            self._rope = self._rope.to(self.device)
+        return self._rope
+
+    def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
+        """Embed labels (B,) as (B, 1, d), or as (2B, 1, d) with the unconditional rows behind when `guided`."""
+        if guided:
+            labels = torch.cat([labels, torch.full_like(labels, self.config.classes)])
+        return Condition(self.cls_embedding(labels))
+
+    def make_cache(self, batch: int) -> KVCache:
+        c = self.config
+        rows = self.condition_tokens + self.spec.slots
+        return KVCache(c.layers, batch, rows, c.heads, c.head_dim, dtype=self.dtype, device=self.device)
+
+    def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
+        batch, count, _ = condition.embedding.shape
+        rows = torch.arange(count, device=self.device).expand(batch, -1)
+        return self._run(condition.embedding, rows, cache, 0, count)[:, -1:]
+
+    def decode(self, block: Block, cache: KVCache) -> Tensor:
+        t = self.condition_tokens
+        return self._run(self.tok_embeddings(block.tokens), block.slots + t, cache, block.first + t, block.stop + t)
+
+    def forward(self, labels: Tensor, ids: Tensor) -> Tensor:
+        """Teacher-forced logits (B, N, V) of ids (B, N) under labels (B,); no cache."""
+        x = torch.cat([self.cls_embedding(labels), self.tok_embeddings(ids[:, :-1])], dim=1)
+        return self._layers(x, Step(self.rope()[None, : x.shape[1], None]))
+
+    def _run(self, x: Tensor, rows: Tensor, cache: KVCache, first: int, stop: int) -> Tensor:
+        mask = None
+        if rows.shape[1] > 1 or first + 1 < stop:  # a lone token at the last visible row sees everything
+            hidden = torch.arange(stop, device=rows.device) > rows[..., None]
+            mask = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill_(hidden, float("-inf"))[
+                :, None
+            ]
+        return self._layers(x, Step(self.rope()[rows][:, :, None], mask, cache, cache.flat(rows), stop))
+
+    def _layers(self, x: Tensor, step: Step) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            x = layer(x, step, index)
+        return self.output(self.norm(x)).float()

@@ -1,0 +1,53 @@
+"""The models that ship: the real families at a small size, trained on pocket scenes by `scripts/train_pocket.py`."""
+
+from pathlib import Path
+
+from torch import nn
+
+from vargen import checkpoints
+from vargen.models.classifier import Classifier, ClassifierConfig
+from vargen.models.llamagen import LlamaGen, LlamaGenConfig
+from vargen.scenes import CLASSES
+from vargen.tokenizers.vq import VQConfig, VQTokenizer
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+
+LLAMAGEN = LlamaGenConfig(layers=8, heads=6, width=192, side=16, vocabulary=1024, classes=len(CLASSES))
+LLAMAGEN_SMALL = LlamaGenConfig(layers=3, heads=4, width=128, side=16, vocabulary=1024, classes=len(CLASSES))
+VQ = VQConfig(channels=(24, 48, 80), layers=1, latent_channels=64, codes=1024, code_dim=8, norm_groups=8)
+CLASSIFIER = ClassifierConfig(classes=len(CLASSES))
+
+
+def build(name: str) -> nn.Module:
+    """A shipped model with fresh weights. ValueError lists the names where `name` is none of them."""
+    match name:
+        case "pocket-llamagen":
+            return LlamaGen(LLAMAGEN)
+        case "pocket-llamagen-small":
+            return LlamaGen(LLAMAGEN_SMALL)
+        case "pocket-vq":
+            return VQTokenizer(VQ)
+        case "pocket-classifier":
+            return Classifier(CLASSIFIER)
+    raise ValueError(f"unknown pocket model {name!r}; there are {', '.join(NAMES)}")
+
+
+NAMES = ("pocket-vq", "pocket-classifier", "pocket-llamagen", "pocket-llamagen-small")
+
+
+def load(name: str, path: Path | None = None) -> nn.Module:
+    """A shipped model in float32 and evaluation mode; `path` is another weights file, or a folder with one."""
+    module = build(name)
+    path = _file(name, path)
+    checkpoints.load_into(module, checkpoints.read(path), source=path)
+    return module.eval().requires_grad_(False)
+
+
+def figures(name: str, path: Path | None = None) -> dict[str, float]:
+    """What was measured of a shipped model on held-out scenes, as its weights file records it."""
+    return {key: float(value) for key, value in checkpoints.metadata(_file(name, path)).items()}
+
+
+def _file(name: str, path: Path | None) -> Path:
+    path = path or WEIGHTS
+    return path / f"{name}.safetensors" if path.is_dir() else path

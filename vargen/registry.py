@@ -1,0 +1,96 @@
+"""Names of models and methods, and settings from text. Nothing is imported before it is asked for."""
+
+import dataclasses
+import importlib
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+MODELS = {
+    "pocket-llamagen": "vargen.pipeline:pocket_llamagen",
+    "pocket-llamagen-small": "vargen.pipeline:pocket_llamagen_small",
+}
+METHODS = {
+    "ar": "vargen.samplers.ar:Autoregressive",
+    "sjd": "vargen.samplers.sjd:SpeculativeJacobi",
+    "sjd-coupled": "vargen.samplers.sjd:CoupledJacobi",
+    "sjd-exact": "vargen.samplers.sjd_exact:ExactJacobi",
+}
+
+
+def find(table: dict[str, str], name: str, kind: str) -> Any:
+    """The object that `name` stands for. ValueError lists the known names."""
+    if name not in table:
+        raise ValueError(f"unknown {kind} {name!r}; there are {', '.join(table)}")
+    module, attribute = table[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def method(spec: str, **overrides: Any) -> tuple[type, Any]:
+    """Sampler class and settings of a method such as `sjd-coupled:window=64:guess=above`.
+
+    `overrides` replace settings of the same name and must be settings that the method has. ValueError otherwise.
+    """
+    name, *parts = spec.split(":")
+    sampler = find(METHODS, name, "method")
+    hints = get_type_hints(sampler.Settings)
+    values: dict[str, Any] = {}
+    for part in parts:
+        key, equals, text = part.partition("=")
+        if not equals or not key:
+            raise ValueError(f"got {part!r} in method {spec!r}, expected setting=value")
+        values[key] = text
+    values |= overrides
+    unknown = [key for key in values if key not in hints]
+    if unknown:
+        has = ", ".join(hints) or "none"
+        raise ValueError(f"method {name} has no setting {unknown[0]!r}; its settings: {has}")
+    return sampler, sampler.Settings(**{key: convert(value, hints[key], key) for key, value in values.items()})
+
+
+def convert(value: Any, hint: Any, name: str) -> Any:
+    """`value`, text or already typed, as type `hint`. ValueError names the setting and what it takes."""
+    for option in choices(hint):
+        if isinstance(option, type):
+            parsed = _parse(value, option)
+            if parsed is not None:
+                return parsed
+        elif value == option:
+            return value
+    raise ValueError(f"got {name} {value!r}, expected {describe(hint)}")
+
+
+def choices(hint: Any) -> list[Any]:
+    """The types and literal values that `hint` allows."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return [choice for part in get_args(hint) for choice in choices(part)]
+    return list(get_args(hint)) if get_origin(hint) is Literal else [hint]
+
+
+def describe(hint: Any) -> str:
+    """`hint` in words, for help and errors."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    words = [names.get(option, option) if isinstance(option, type) else str(option) for option in choices(hint)]
+    return " or ".join(map(str, words)) if len(words) < 3 else f"one of {', '.join(map(str, words))}"
+
+
+def _parse(value: Any, kind: type) -> Any:
+    if isinstance(value, kind) and not (kind is not bool and isinstance(value, bool)):
+        return value
+    try:
+        if kind is bool and isinstance(value, str):
+            return {"true": True, "false": False}.get(value.lower())
+        return kind(value) if isinstance(value, str) or (kind is float and isinstance(value, int)) else None
+    except ValueError:
+        return None
+
+
+def settings_of(name: str) -> list[dataclasses.Field]:
+    """The settings that a method has."""
+    return list(dataclasses.fields(find(METHODS, name, "method").Settings))
+
+
+def summary(name: str) -> str:
+    """One line on a method: whether it is exact, and what it does."""
+    sampler = find(METHODS, name, "method")
+    doc = (sampler.__doc__ or "").strip().splitlines()[0]
+    return f"{'exact' if sampler.exact else 'approximate'}: {doc}"

@@ -1,0 +1,56 @@
+"""What a raster sampler is: three methods around its own state. `generate.py` owns the loop and calls the model."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from vargen.core import Block
+from vargen.models.contract import RasterSpec
+from vargen.samplers.warp import Warp
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a sampler is asked to fill: one image per seed."""
+
+    spec: RasterSpec
+    seeds: Tensor  # (B,) int64, on the model's device
+    warp: Warp
+    costs: dict[int, float] | None = None  # measured seconds per step by width of block, where a sampler wants them
+
+    @property
+    def batch(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def device(self) -> torch.device:
+        return self.seeds.device
+
+
+class RasterSampler(Protocol):
+    """A decoding method for raster models. It never calls the model and never touches a layer."""
+
+    exact: ClassVar[bool]  # whether its images follow the law of plain decoding
+    Settings: ClassVar[type]  # a frozen dataclass
+
+    def __init__(self, settings, task: Task) -> None: ...
+
+    @property
+    def settled(self) -> list[int]:
+        """Tokens committed so far, for each row."""
+        ...
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B, slots) int64; row b is final up to `settled[b]`."""
+        ...
+
+    def propose(self) -> Block:
+        """The next tokens to run. Not called once every row is settled."""
+        ...
+
+    def accept(self, logits: Tensor) -> None:
+        """Take the guided logits (B, n, V) of the block just proposed; at first those of slot 0, (B, 1, V)."""
+        ...

@@ -1,0 +1,172 @@
+"""The window that every Jacobi method shares: drafts behind a committed prefix, revised by one forward per step.
+
+Each row b of a batch has its own commit pointer n_b. A block of width w feeds slots n_b - 1 .. n_b + w - 2 and so
+returns the laws of slots n_b .. n_b + w - 1, where the drafts stand. A method only says how drafts are revised
+(`_revise`); the revision is committed up to and including the first draft that changed, and the rest become the next
+drafts. Input slots past the end of the image are clamped to the last one, whose keys no query that matters ever sees.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vargen import noise
+from vargen.core import Block
+from vargen.noise import Purpose
+from vargen.samplers import rules
+from vargen.samplers.contract import Task
+from vargen.samplers.width import WidthPolicy
+
+Guess = Literal["uniform", "left", "above", "sample-left", "sample-above"]
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """The settings of every Jacobi method."""
+
+    window: int | Literal["auto"] = "auto"  # drafts per forward; auto: measured, plain decoding included
+    guess: Guess = "uniform"  # first draft of a slot: uniform, or copied or sampled from the slot to the left or above
+
+    def __post_init__(self) -> None:
+        if self.window != "auto" and self.window < 1:
+            raise ValueError(f"got window {self.window}, expected auto or a number of at least 1")
+
+
+class JacobiWindow(ABC):
+    """Pointers, blocks and first guesses. Subclasses revise; `uses_law` asks for the laws q of the drafts."""
+
+    exact = True
+    uses_law = True
+
+    def __init__(self, settings: WindowSettings, task: Task) -> None:
+        self._settings, self._task = settings, task
+        self._policy = WidthPolicy(settings.window, task.costs, task.spec.slots)
+        self.widest = max(self._policy.widths)
+        padded = task.spec.slots + self.widest  # drafts may stand past the end of the image
+        self._buffer = task.seeds.new_zeros(task.batch, padded)
+        self._offsets = torch.arange(self.widest, device=task.device)
+        self._pointers = task.seeds.new_zeros(task.batch, 1)  # n_b
+        self.settled = [0] * task.batch
+        self._steps = 0
+        self._known = self._pointers  # drafts that stand in each row's window, (B, 1)
+        self._moved = self._pointers  # tokens committed by the last step, (B, 1)
+        self._p: Tensor | None = None  # laws of the last step, (B, w, V)
+        self._q: Tensor | None = None  # laws that the drafts of this step were drawn from, (B, w, V)
+        self._gumbel = noise.Table(noise.gumbel, task.seeds, Purpose.TOKEN, count=padded, size=task.spec.vocabulary)
+        self._uniforms: dict[Purpose, noise.Table] = {}
+        allowed = task.warp.allowed
+        every = torch.ones(task.spec.vocabulary, device=task.device) if allowed is None else allowed.float()
+        self._ids = every.nonzero().flatten()  # what a uniform guess may be
+        self._flat = (every / every.sum())[None, None]  # its law, (1, 1, V)
+        sampled = settings.guess.startswith("sample-")
+        self._laws = torch.zeros(*self._buffer.shape, task.spec.vocabulary, device=task.device) if sampled else None
+
+    @abstractmethod
+    def _revise(self, scores: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
+        """(kept, token), both (B, w), from the warped `scores` (B, w, V) of this step and the `drafts` (B, w).
+
+        With `uses_law`, `_laws_of_step` has the laws.
+        """
+
+    def _laws_of_step(self) -> tuple[Tensor, Tensor]:
+        """p, the new laws, and q, those that the drafts were drawn from, both (B, w, V)."""
+        assert self._p is not None
+        assert self._q is not None
+        return self._p, self._q
+
+    @property
+    def tokens(self) -> Tensor:
+        return self._buffer[:, : self._task.spec.slots]
+
+    def propose(self) -> Block:
+        count = self._task.spec.slots
+        lowest = min(self.settled)
+        width = self._policy.width(count - lowest)
+        if width > 1:
+            self._guess(width)
+        slots = self._slots(width) - 1
+        stop = min(count, max(n for n in self.settled if n < count) + width - 1)
+        return Block(self._buffer.gather(1, slots), slots.clamp(max=count - 1), lowest - 1, max(stop, lowest))
+
+    def accept(self, logits: Tensor) -> None:
+        width = logits.shape[1]
+        scores, slots = self._task.warp.scores(logits), self._slots(width)
+        needed = self._laws is not None or (self.uses_law and width > 1)
+        self._p = scores.softmax(-1) if needed else None
+        if width == 1:  # nothing to verify: draw as plain decoding does
+            revised, moved = self._plain_draw(scores), torch.ones_like(self._pointers)
+        else:
+            kept, revised = self._revise(scores, self._buffer.gather(1, slots))
+            moved = (rules.leading(kept)[:, None] + 1).clamp_(max=width)
+        self._buffer.scatter_(1, slots, revised)
+        if self._laws is not None and self._p is not None:
+            self._laws.scatter_(1, slots[..., None].expand_as(self._p), self._p)
+        self._advance(width, moved)
+
+    def _plain_draw(self, scores: Tensor) -> Tensor:
+        """argmax(log p + g) (B, w), g fixed per slot: the tokens that plain decoding would draw under these laws."""
+        width = scores.shape[1]
+        return (scores + self._gumbel.at(self._slots(width), max(self.settled) + width)).argmax(-1)
+
+    def _advance(self, width: int, moved: Tensor) -> None:
+        """Move the pointers; this is the one place where a step reads the device."""
+        self._known = width - moved
+        self._moved = moved
+        self._pointers = (self._pointers + moved).clamp_(max=self._task.spec.slots)
+        before, self.settled = self.settled, self._pointers.flatten().tolist()
+        gains = [after - n for n, after in zip(before, self.settled, strict=True) if n < self._task.spec.slots]
+        self._policy.observe(width, sum(gains) / len(gains))
+        self._steps += 1
+
+    def _slots(self, width: int) -> Tensor:
+        return self._pointers + self._offsets[:width]  # (B, w)
+
+    def _uniform(self, purpose: Purpose, width: int) -> Tensor:
+        """Fresh uniforms (B, w) for this step: keyed by the row's step and the offset in its window."""
+        if purpose not in self._uniforms:
+            count = self._task.spec.slots + 1
+            self._uniforms[purpose] = noise.Table(
+                noise.uniform, self._task.seeds, purpose, count=count, size=self.widest
+            )
+        return self._uniforms[purpose].until(self._steps + 1)[:, self._steps, :width]
+
+    def _guess(self, width: int) -> None:
+        """Fill the window up to `width` with first guesses, and set the laws that its drafts were drawn from."""
+        slots, fresh = self._slots(width), self._offsets[:width] >= self._known  # (B, w)
+        tokens, law = self._first_drafts(slots)
+        self._buffer.scatter_(1, slots, torch.where(fresh, tokens, self._buffer.gather(1, slots)))
+        if self.uses_law:
+            self._q = self._carry(law, fresh)
+
+    def _first_drafts(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, w), and their laws (B or 1, w or 1, V), for new slots; uniform where the source is outside."""
+        width = slots.shape[1]
+        u = self._uniform(Purpose.GUESS, width)
+        tokens, law = self._ids[(u * len(self._ids)).long()], self._flat
+        if self._settings.guess == "uniform":
+            return tokens, law
+        step = 1 if self._settings.guess.endswith("left") else self._task.spec.columns
+        # The nearest slot to the left or above that already holds a token or a draft: one or more steps back.
+        source = slots - step * ((slots - self._pointers - self._known) // step + 1)
+        inside, source = source >= 0, source.clamp(min=0)
+        if self._laws is None:
+            copied = self._buffer.gather(1, source)
+            peak = torch.zeros(*slots.shape, law.shape[-1], device=law.device).scatter_(2, copied[..., None], 1.0)
+        else:
+            peak = self._laws.gather(1, source[..., None].expand(-1, -1, law.shape[-1]))
+            copied = rules.draw(peak, u)
+        return torch.where(inside, copied, tokens), torch.where(inside[..., None], peak, law)
+
+    def _carry(self, law: Tensor, fresh: Tensor) -> Tensor:
+        """Laws of this step's drafts (B, w, V): those of the last step, moved along, or `law` for `fresh` slots."""
+        batch, width = fresh.shape
+        if self._p is None:
+            return law.expand(batch, width, -1)
+        last = self._p.shape[1]
+        rows = (self._offsets[:width] + self._moved).clamp_(max=last - 1)
+        rows = rows + torch.arange(batch, device=rows.device)[:, None] * last
+        carried = self._p.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (batch, width))
+        return torch.where(fresh[..., None], law, carried)

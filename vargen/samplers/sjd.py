@@ -1,0 +1,80 @@
+"""Speculative Jacobi decoding, SJD (arXiv 2410.01699), and its coupled form (MC-SJD, arXiv 2510.24211; SJD-PAC,
+arXiv 2603.18599).
+
+A window of drafts x_j ~ q_j stands behind the committed tokens. One forward gives their laws p_j. From the left, each
+draft is kept with probability min(1, p_j / q_j), up to the first that is not, whose place is taken by a draw from
+max(p_j - q_j, 0). `coupling` says what becomes of the drafts behind it:
+
+- `none` (SJD): they are drawn afresh from p_j;
+- `maximal`: each is kept or redrawn by the same rule, so that it changes only as far as its law did;
+- `gumbel`: each is argmax(log p_j + g_j), with noise g_j fixed per slot.
+
+In every case the new draft is ~ p_j whether it was kept or not, so q_j = p_j from then on. (Two of three public ports
+keep the old q_j for drafts that were kept but not committed, which biases the result.)
+
+Exact: each committed token is ~ p_j given those before it, at any window, guess, coupling and batch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vargen.noise import Purpose
+from vargen.samplers import rules
+from vargen.samplers.contract import Task
+from vargen.samplers.jacobi import JacobiWindow, WindowSettings
+
+
+@dataclass(frozen=True)
+class SJDSettings(WindowSettings):
+    """Settings of `sjd`."""
+
+
+@dataclass(frozen=True)
+class CoupledSettings(WindowSettings):
+    """Settings of `sjd-coupled`."""
+
+    coupling: Literal["maximal", "gumbel"] = "maximal"  # what ties a revised draft to its predecessor
+
+
+class SpeculativeJacobi(JacobiWindow):
+    """Speculative Jacobi decoding (SJD): drafts behind the first rejection are drawn afresh."""
+
+    Settings = SJDSettings
+
+    def _revise(self, scores: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
+        (p, q), width = self._laws_of_step(), drafts.shape[1]
+        offsets, u_redraw = self._offsets[:width], self._uniform(Purpose.REDRAW, width)
+        kept = rules.accepts(drafts, q, p, self._uniform(Purpose.ACCEPT, width))
+        # Only the first rejection needs the residual: one row of V per image instead of the whole window.
+        first = rules.leading(kept)[:, None].clamp(max=width - 1)  # (B, 1)
+        row = first[..., None].expand(-1, -1, p.shape[-1])
+        token = rules.replace(drafts.gather(1, first), q.gather(1, row), p.gather(1, row), u_redraw.gather(1, first))
+        tokens = torch.where(offsets == first, token, self._redraw(scores, u_redraw))
+        return kept, torch.where(kept & (offsets <= first), drafts, tokens)
+
+    def _redraw(self, scores: Tensor, u: Tensor) -> Tensor:
+        """New drafts (B, w) ~ p."""
+        return rules.draw(self._laws_of_step()[0], u)
+
+
+class CoupledJacobi(SpeculativeJacobi):
+    """Coupled speculative Jacobi decoding: a revised draft changes only as far as its law did."""
+
+    Settings = CoupledSettings
+
+    def __init__(self, settings: CoupledSettings, task: Task) -> None:
+        super().__init__(settings, task)
+        self._maximal = settings.coupling == "maximal"
+
+    def _revise(self, scores: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._maximal:
+            return super()._revise(scores, drafts)
+        (p, q), width = self._laws_of_step(), drafts.shape[1]
+        accept, redraw = self._uniform(Purpose.ACCEPT, width), self._uniform(Purpose.REDRAW, width)
+        return rules.keep(drafts, q, p, accept, redraw)
+
+    def _redraw(self, scores: Tensor, u: Tensor) -> Tensor:
+        return self._plain_draw(scores)

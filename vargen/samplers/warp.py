@@ -1,0 +1,46 @@
+"""From logits to the law that is sampled: allowed ids, temperature, top-k, top-p, in this order.
+
+It is the order of the LlamaGen scripts and of transformers. Guidance is already in the logits. Exactness of any method
+is a statement about the law *after* this step.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Warp:
+    """`top_k` 0 is off, and ties with the k-th logit stay; `top_p` keeps the first id that crosses the threshold."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    allowed: Tensor | None = None  # (V,) bool
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"got temperature {self.temperature}, expected a number above 0")
+        if self.top_k < 0:
+            raise ValueError(f"got top-k {self.top_k}, expected 0 (off) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"got top-p {self.top_p}, expected a number above 0 and at most 1")
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Unnormalised log-probabilities (..., V), -inf where an id is ruled out; `logits` is left alone."""
+        out = logits if self.allowed is None else logits.masked_fill(~self.allowed, float("-inf"))
+        if self.temperature != 1.0:
+            out = out / self.temperature
+        if 0 < self.top_k < out.shape[-1]:
+            least = out.topk(self.top_k, dim=-1).values[..., -1:]
+            out = out.masked_fill(out < least, float("-inf"))
+        if self.top_p < 1.0:
+            p, order = out.softmax(-1).sort(dim=-1, descending=True)
+            beyond = p.cumsum(-1) - p > self.top_p  # the mass before an id already passes the threshold
+            out = out.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
+        return out
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Probabilities (..., V)."""
+        return torch.softmax(self.scores(logits), dim=-1)

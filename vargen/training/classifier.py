@@ -1,0 +1,49 @@
+"""Training of `pocket-classifier`, on scenes under blur, noise and shifts of level: it must judge decoded images."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vargen.models.classifier import Classifier
+from vargen.training.data import HELD_OUT, labels, pick, scenes, to_tensor
+from vargen.training.fit import Schedule, fit
+
+
+def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror half of the images; blur, brighten and roughen each by its own random amount. (B, 3, H, W) in and out."""
+
+    def amount(high: float) -> Tensor:
+        return (torch.rand(len(images), 1, 1, 1, generator=generator) * high).to(images.device)
+
+    images = torch.where(amount(1.0) < 0.5, images.flip(-1), images)
+    images = images.lerp(F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False), amount(1.0))
+    noise = torch.randn(images.shape, generator=generator).to(images.device)
+    return (images + amount(0.15) - 0.075 + amount(0.12) * noise).clamp(-1, 1)
+
+
+def train(
+    model: Classifier, folder: Path, *, steps: int, batch: int, images: int, seed: int, device: torch.device
+) -> None:
+    """Train in place on `images` scenes."""
+    data, classes = scenes(folder, images), labels(images)
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        chosen = pick(len(data), batch, generator)
+        logits = model(disturb(to_tensor(data[chosen], device), generator)).float()
+        target = classes[torch.from_numpy(chosen)].to(device)
+        value = F.cross_entropy(logits, target, label_smoothing=0.02)
+        return value, {"loss": value.item(), "right": (logits.argmax(-1) == target).float().mean().item()}
+
+    schedule = Schedule(steps=steps, rate=2e-3)
+    path = folder / "pocket-classifier.pt"
+    fit(model, loss, schedule, checkpoint=path, seed=seed, device=device, name="pocket-classifier")
+
+
+@torch.no_grad()
+def measure(model: Classifier, folder: Path, *, images: int = 1000, device: torch.device) -> dict[str, float]:
+    """Share of held-out scenes whose class is recognised."""
+    data, classes = scenes(folder, images, HELD_OUT), labels(images)
+    guesses = [model(to_tensor(data[i : i + 100], device)).argmax(-1).cpu() for i in range(0, len(data), 100)]
+    return {"accuracy": (torch.cat(guesses) == classes).float().mean().item(), "images": len(data)}

@@ -1,0 +1,67 @@
+"""One training loop for every pocket model: AdamW, warm-up and cosine decay, a progress bar, exact resume."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vargen.checkpoints import write_atomically
+
+Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]  # one step's randomness -> loss, figures to show
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast; `warmup` and `save_every` are in steps."""
+
+    steps: int
+    rate: float
+    weight_decay: float = 0.02
+    warmup: int = 50
+    save_every: int = 100
+
+    def at(self, step: int) -> float:
+        """Learning rate: linear warm-up, then a cosine to a hundredth."""
+        if step < self.warmup:
+            return self.rate * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def fit(
+    module: nn.Module, loss: Loss, schedule: Schedule, *, checkpoint: Path, seed: int, device: torch.device, name: str
+) -> None:
+    """Train `module` in place with `loss`, resuming from `checkpoint` if it exists.
+
+    A step's randomness depends on (seed, step) alone, so that a resumed run equals an unbroken one.
+    """
+    decayed = [p for p in module.parameters() if p.dim() > 1]
+    rest = [p for p in module.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.95))
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = int(state["step"])
+    module.train()
+    bar = tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, desc=name, mininterval=5)
+    for step in bar:
+        for group in optimiser.param_groups:
+            group["lr"] = schedule.at(step)
+        with torch.autocast(device.type, torch.bfloat16):
+            value, figures = loss(torch.Generator().manual_seed(seed * 1_000_003 + step))
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+        bar.set_postfix({key: f"{number:.3f}" for key, number in figures.items()}, refresh=False)
+        if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
+            state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
+            write_atomically(checkpoint, lambda path, state=state: torch.save(state, path))
+    module.eval()

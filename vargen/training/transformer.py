@@ -1,0 +1,79 @@
+"""Training of `pocket-llamagen` and its small drafter: next-token prediction over the tokens of pocket scenes."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vargen.checkpoints import write_atomically
+from vargen.models.llamagen import LlamaGen
+from vargen.tokenizers.vq import VQTokenizer
+from vargen.training.data import HELD_OUT, labels, pick, scenes, to_tensor
+from vargen.training.fit import Schedule, fit
+
+CLASS_DROPOUT = 0.1  # share of images trained without their class, for guidance
+
+
+@torch.no_grad()
+def tokens(tokenizer: VQTokenizer, folder: Path, count: int, first_seed: int, device: torch.device) -> Tensor:
+    """Ids (count, N) of `data.scenes`, encoded once and kept beside them."""
+    path = folder / f"tokens-{first_seed}-{count}.npy"
+    if not path.exists():
+        data = scenes(folder, count, first_seed)
+        parts = [tokenizer.encode(to_tensor(data[i : i + 100], device)).flatten(1) for i in range(0, count, 100)]
+        ids = torch.cat(parts).cpu().numpy().astype(np.int16)
+        write_atomically(path, lambda temporary: np.save(temporary, ids))
+    return torch.from_numpy(np.load(path).astype(np.int64))
+
+
+def initialise(model: LlamaGen, seed: int) -> None:
+    """Normal with deviation 0.02; the output head starts at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.02, generator=generator)
+    torch.nn.init.zeros_(model.output.weight)
+
+
+def train(
+    model: LlamaGen,
+    tokenizer: VQTokenizer,
+    folder: Path,
+    *,
+    name: str,
+    steps: int,
+    batch: int,
+    images: int,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Train in place on the tokens of `images` scenes."""
+    ids, classes = tokens(tokenizer, folder, images, 0, device), labels(images)
+    initialise(model, seed)
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        chosen = torch.from_numpy(pick(images, batch, generator))
+        dropped = torch.rand(batch, generator=generator) < CLASS_DROPOUT
+        condition = classes[chosen].masked_fill(dropped, model.config.classes)
+        value = _nats(model, condition.to(device), ids[chosen].to(device))
+        return value, {"nats": value.item()}
+
+    schedule = Schedule(steps=steps, rate=2e-3, weight_decay=0.05, warmup=100)
+    fit(model, loss, schedule, checkpoint=folder / f"{name}.pt", seed=seed, device=device, name=name)
+
+
+@torch.no_grad()
+def measure(
+    model: LlamaGen, tokenizer: VQTokenizer, folder: Path, *, images: int = 1000, device: torch.device
+) -> dict[str, float]:
+    """On held-out scenes: the cross-entropy in nats per token, teacher-forced and without guidance."""
+    ids, classes = tokens(tokenizer, folder, images, HELD_OUT, device), labels(images)
+    batches = range(0, images, 50)
+    nats = [_nats(model, classes[i : i + 50].to(device), ids[i : i + 50].to(device)).item() for i in batches]
+    return {"nats_per_token": float(np.mean(nats)), "images": images}
+
+
+def _nats(model: LlamaGen, condition: Tensor, ids: Tensor) -> Tensor:
+    return F.cross_entropy(model(condition, ids).flatten(0, 1), ids.flatten())

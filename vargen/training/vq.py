@@ -1,0 +1,123 @@
+"""Training of `pocket-vq`: reconstruction, a codebook on the sphere, and restarts of codes that nobody uses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vargen.tokenizers.vq import VQTokenizer
+from vargen.training.data import HELD_OUT, pick, scenes, to_tensor
+from vargen.training.fit import Schedule, fit
+
+WARM_STEPS = 100  # the autoencoder alone, before there are codes
+COMMITMENT = 0.02
+EDGES = 0.3  # weight of the gradient term, which keeps texture that squared error would smooth away
+RESTART_EVERY = 20
+
+
+class VQTraining(nn.Module):
+    """The tokenizer with the state that its training needs beside it."""
+
+    usage: Tensor
+    step: Tensor
+
+    def __init__(self, tokenizer: VQTokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.register_buffer("usage", torch.zeros(tokenizer.config.codes))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def loss(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        model = self.tokenizer
+        z = model.latents(images).float()  # (B, D, h, w)
+        codes, commitment, step = z, z.new_zeros(()), int(self.step)
+        if step >= WARM_STEPS:
+            flat = z.permute(0, 2, 3, 1).flatten(0, 2)
+            if step == WARM_STEPS:
+                self._start_codebook(flat.detach(), generator)
+            codes, commitment = self._quantise(z, flat, step, generator)
+        decoded = model.decode_latents(codes).float()
+        squared = (decoded - images).square().mean()
+        self.step += 1
+        value = squared + EDGES * _edges(decoded - images) + commitment
+        figures = {
+            "loss": value.item(),
+            "psnr": 10 * np.log10(4 / squared.item()),
+            "used": (self.usage > 0.05).sum().item(),
+        }
+        return value, figures
+
+    def _quantise(self, z: Tensor, flat: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        quantiser = self.tokenizer.quantize
+        with torch.autocast(z.device.type, enabled=False):
+            with torch.no_grad():
+                ids = quantiser.nearest(flat)
+                self.usage.mul_(0.9).add_(torch.bincount(ids, minlength=len(self.usage)), alpha=0.1)
+                if step % RESTART_EVERY == 0 and step < 4 * WARM_STEPS + 400:
+                    self._restart(flat, generator)
+                    ids = quantiser.nearest(flat)
+            chosen = F.embedding(ids, quantiser.codebook())
+        loss = (
+            COMMITMENT * (0.25 * F.mse_loss(flat, chosen.detach()) + F.mse_loss(chosen, flat.detach())) * flat.shape[-1]
+        )
+        chosen = chosen.unflatten(0, (z.shape[0], *z.shape[2:])).permute(0, 3, 1, 2)
+        return z + (chosen - z).detach(), loss
+
+    @torch.no_grad()
+    def _start_codebook(self, points: Tensor, generator: torch.Generator) -> None:
+        """Spherical k-means from random points."""
+        weight = self.tokenizer.quantize.embedding.weight
+        centres = points[torch.randperm(len(points), generator=generator)[: len(weight)].to(points.device)]
+        for _ in range(10):
+            ids = (points @ centres.T).argmax(-1)
+            sums = torch.zeros_like(centres).index_add_(0, ids, points)
+            centres = torch.where(sums.norm(dim=-1, keepdim=True) > 1e-6, F.normalize(sums, dim=-1), centres)
+        weight.copy_(centres)
+        self.usage.fill_(1.0)
+
+    @torch.no_grad()
+    def _restart(self, points: Tensor, generator: torch.Generator) -> None:
+        """Move codes that were hardly used lately onto random points of this batch."""
+        dead = (self.usage < 0.2).nonzero().flatten()
+        if len(dead):
+            choice = torch.randint(len(points), (len(dead),), generator=generator).to(points.device)
+            self.tokenizer.quantize.embedding.weight[dead] = points[choice]
+            self.usage[dead] = 1.0
+
+
+def _edges(error: Tensor) -> Tensor:
+    across = (error[..., 1:] - error[..., :-1]).abs().mean()
+    return across + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+
+
+def train(
+    tokenizer: VQTokenizer, folder: Path, *, steps: int, batch: int, images: int, seed: int, device: torch.device
+) -> None:
+    """Train in place on `images` scenes."""
+    data = scenes(folder, images)
+    training = VQTraining(tokenizer).to(device)
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        return training.loss(to_tensor(data[pick(len(data), batch, generator)], device), generator)
+
+    schedule = Schedule(steps=steps, rate=1.5e-3, weight_decay=0.0)
+    fit(training, loss, schedule, checkpoint=folder / "pocket-vq.pt", seed=seed, device=device, name="pocket-vq")
+
+
+@torch.no_grad()
+def measure(tokenizer: VQTokenizer, folder: Path, *, images: int = 1000, device: torch.device) -> dict[str, float]:
+    """On held-out scenes: mean PSNR in dB of the images rounded to uint8, and the share of the codebook in use."""
+    data = scenes(folder, images, HELD_OUT)
+    encode: Callable[[Tensor], Tensor] = tokenizer.encode
+    psnr, used = [], torch.zeros(tokenizer.config.codes, dtype=torch.bool)
+    for start in range(0, len(data), 50):
+        original = data[start : start + 50]
+        ids = encode(to_tensor(original, device))
+        used[ids.flatten().cpu().unique()] = True
+        decoded = (tokenizer.decode(ids).clamp(-1, 1) * 127.5 + 127.5).round().permute(0, 2, 3, 1).cpu().numpy()
+        error = ((decoded - original.astype(np.float32)) ** 2).mean((1, 2, 3))
+        psnr += list(10 * np.log10(255**2 / error))
+    return {"psnr_db": float(np.mean(psnr)), "codebook_in_use": used.float().mean().item(), "images": len(data)}
