@@ -9,6 +9,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from vargen.guidance import Guidance
 from vargen.samplers.warp import Warp
 
+IDS = torch.LongTensor()  # what the processors of transformers ask for and do not read
 LOGITS = torch.randn(50, 40, generator=torch.Generator().manual_seed(1)) * 3
 
 
@@ -16,9 +17,9 @@ LOGITS = torch.randn(50, 40, generator=torch.Generator().manual_seed(1)) * 3
 @pytest.mark.parametrize("top_k", [0, 1, 7, 40, 99])
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
 def test_against_transformers(temperature, top_k, top_p):
-    expected = TemperatureLogitsWarper(temperature)(None, LOGITS) if temperature != 1 else LOGITS
-    expected = TopKLogitsWarper(top_k)(None, expected) if top_k else expected
-    expected = TopPLogitsWarper(top_p)(None, expected) if top_p < 1 else expected
+    expected = TemperatureLogitsWarper(temperature)(IDS, LOGITS) if temperature != 1 else LOGITS
+    expected = TopKLogitsWarper(top_k)(IDS, expected) if top_k else expected
+    expected = TopPLogitsWarper(top_p)(IDS, expected) if top_p < 1 else expected
     before = LOGITS.clone()
     torch.testing.assert_close(Warp(temperature, top_k, top_p)(LOGITS), expected.softmax(-1))
     assert torch.equal(LOGITS, before)

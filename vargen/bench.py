@@ -6,11 +6,13 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vargen import cli, registry
 from vargen.checkpoints import write_atomically
-from vargen.core import Trace
+from vargen.core import Generation, Trace
 
 DEFAULT_METHODS = "ar,sjd:window=32,sjd-coupled:window=64:guess=above,sjd-coupled"
 
@@ -33,56 +35,66 @@ def command(argv: list[str]) -> None:
     cli.writable(options.json)
     pipe = cli.load(options)
     pipe.set_progress_bar_config(disable=True)
-    traces = run(pipe, methods, options.num_images, options.batch_size, options.seed, cli.law(options))
+    drawn = run(pipe, methods, options.num_images, options.batch_size, options.seed, cli.law(options))
     result = {
         "model": options.model,
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "images": options.num_images,
         "batch_size": options.batch_size,
         "nats_per_token": pipe.nats_per_token,
-        "machine": machine(traces[methods[0]]),
+        "machine": machine(drawn[methods[0]][0]),
         "command": f"python scripts/benchmark.py {' '.join(argv)}",
-        "rows": rows(traces),
+        "rows": rows(drawn),
     }
     write_atomically(options.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
     print(table(result))
     chart(result, options.json.with_suffix(".png"))
 
 
-def run(pipe: Any, methods: list[str], images: int, batch: int, seed: int, law: dict[str, Any]) -> dict[str, Trace]:
-    """A trace per method over the same classes and seeds; every batch is drawn by all methods before the next."""
+def run(
+    pipe: Any, methods: list[str], images: int, batch: int, seed: int, law: dict[str, Any]
+) -> dict[str, tuple[Trace, Tensor]]:
+    """Trace and tokens per method, over the same classes and seeds; all methods draw a batch before the next."""
     names = pipe.class_names or range(pipe.transformer.spec.classes)
     labels = [names[i % len(names)] for i in range(images)]
 
-    def draw(spec: str, start: int) -> Trace:
+    def draw(spec: str, start: int) -> Generation:
         part = labels[start : start + batch]
         seeds = list(range(seed + start, seed + start + len(part)))
-        return pipe(part, method=spec, seed=seeds, batch_size=batch, **law).trace
+        return pipe(part, method=spec, seed=seeds, batch_size=batch, **law)
 
     for spec in methods:  # warm-up; where a width is chosen, this measures the costs
         for start in {0, (images - 1) // batch * batch}:
             draw(spec, start)
-    traces: dict[str, list[Trace]] = {spec: [] for spec in methods}
+    drawn: dict[str, list[Generation]] = {spec: [] for spec in methods}
     for turn, start in enumerate(tqdm(range(0, images, batch), disable=None)):
         shift = turn % len(methods)  # nobody is always first
         for spec in methods[shift:] + methods[:shift]:
-            traces[spec].append(draw(spec, start))
-    return {spec: Trace.merge(parts) for spec, parts in traces.items()}
+            drawn[spec].append(draw(spec, start))
+    return {
+        spec: (Trace.merge([g.trace for g in parts]), torch.cat([g.tokens for g in parts]).flatten(1))
+        for spec, parts in drawn.items()
+    }
 
 
-def rows(traces: dict[str, Trace]) -> list[dict[str, Any]]:
-    """A row per method; `speedup` is in seconds, against `ar` of the same run, None without one."""
-    reference = next((t.seconds["total"] / t.images for spec, t in traces.items() if spec.split(":")[0] == "ar"), None)
+def rows(drawn: dict[str, tuple[Trace, Tensor]]) -> list[dict[str, Any]]:
+    """A row per method. Against `ar` of the same run: `speedup` in seconds, and the share of images that are equal."""
+    plain = next((pair for spec, pair in drawn.items() if spec.split(":")[0] == "ar"), None)
     out = []
-    for spec, trace in traces.items():
+    for spec, (trace, tokens) in drawn.items():
         seconds = trace.seconds["total"] / trace.images
+        speedup = equal = None
+        if plain is not None:
+            speedup = round(plain[0].seconds["total"] / trace.images / seconds, 3)
+            equal = round((tokens == plain[1]).all(-1).double().mean().item(), 4)
         out.append(
             {
                 "method": spec,
                 "forwards_per_image": round(trace.forwards_per_image, 3),
                 "tokens_per_forward": round(trace.tokens_per_forward, 3),
                 "seconds_per_image": round(seconds, 5),
-                "speedup": None if reference is None else round(reference / seconds, 3),
+                "speedup": speedup,
+                "images_equal_to_ar": equal,
                 "seconds": {key: round(value / trace.images, 5) for key, value in trace.seconds.items()},
                 "windows": trace.windows,
                 "peak_memory_bytes": trace.peak_memory_bytes,

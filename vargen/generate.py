@@ -92,7 +92,7 @@ def step_costs(
     guidance: Guidance,
     widths: Sequence[int],
     *,
-    hopeless: float = 4.0,
+    hopeless: float = 8.0,
     repeats: int = 5,
 ) -> dict[int, float]:
     """Seconds per step, model and sampler together, by width (ascending, 1 first): the least of `repeats`.

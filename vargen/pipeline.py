@@ -273,8 +273,10 @@ def load(
     return pipe
 
 
-def _pocket(name: str, checkpoint: Path | None) -> RasterPipeline:
-    pipe = RasterPipeline(pocket.load(name, checkpoint), pocket.load("pocket-vq"))
+def pocket_pipeline(name: str, checkpoint: Path | None = None) -> RasterPipeline:
+    """The pipeline of a shipped model; `checkpoint` is another weights file, or a folder with all of them."""
+    folder = checkpoint if checkpoint and checkpoint.is_dir() else None
+    pipe = RasterPipeline(pocket.load(name, checkpoint), pocket.load("pocket-vq", folder))
     pipe.name, pipe.recipe, pipe.class_names = name, Recipe(guidance_scale=2.0), pocket.CLASSES
     pipe.nats_per_token = pocket.figures(name).get("nats_per_token") if checkpoint is None else None
     return pipe
@@ -282,9 +284,9 @@ def _pocket(name: str, checkpoint: Path | None) -> RasterPipeline:
 
 def pocket_llamagen(checkpoint: Path | None) -> RasterPipeline:
     """LlamaGen at 3.9 M parameters on pocket scenes, 64x64."""
-    return _pocket("pocket-llamagen", checkpoint)
+    return pocket_pipeline("pocket-llamagen", checkpoint)
 
 
 def pocket_llamagen_small(checkpoint: Path | None) -> RasterPipeline:
     """LlamaGen at 0.8 M parameters on pocket scenes, 64x64; the drafter of pocket-llamagen."""
-    return _pocket("pocket-llamagen-small", checkpoint)
+    return pocket_pipeline("pocket-llamagen-small", checkpoint)

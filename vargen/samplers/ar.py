@@ -5,6 +5,7 @@ where two laws really differ, which keeps it stable under the last-bit differenc
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,8 +22,8 @@ class ARSettings:
 class Autoregressive:
     """Plain decoding, one token per forward."""
 
-    Settings = ARSettings
-    exact = True
+    Settings: ClassVar[type] = ARSettings
+    exact: ClassVar[bool] = True
 
     def __init__(self, settings: ARSettings, task: Task) -> None:
         count = task.spec.slots

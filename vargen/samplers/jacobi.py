@@ -8,7 +8,7 @@ drafts. Input slots past the end of the image are clamped to the last one, whose
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class WindowSettings:
 class JacobiWindow(ABC):
     """Pointers, blocks and first guesses. Subclasses revise; `uses_law` asks for the laws q of the drafts."""
 
-    exact = True
+    exact: ClassVar[bool] = True
     uses_law = True
 
     def __init__(self, settings: WindowSettings, task: Task) -> None:

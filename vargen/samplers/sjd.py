@@ -16,7 +16,7 @@ Exact: each committed token is ~ p_j given those before it, at any window, guess
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class CoupledSettings(WindowSettings):
 class SpeculativeJacobi(JacobiWindow):
     """Speculative Jacobi decoding (SJD): drafts behind the first rejection are drawn afresh."""
 
-    Settings = SJDSettings
+    Settings: ClassVar[type] = SJDSettings
 
     def _revise(self, scores: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
         (p, q), width = self._laws_of_step(), drafts.shape[1]
@@ -63,7 +63,7 @@ class SpeculativeJacobi(JacobiWindow):
 class CoupledJacobi(SpeculativeJacobi):
     """Coupled speculative Jacobi decoding: a revised draft changes only as far as its law did."""
 
-    Settings = CoupledSettings
+    Settings: ClassVar[type] = CoupledSettings
 
     def __init__(self, settings: CoupledSettings, task: Task) -> None:
         super().__init__(settings, task)

@@ -10,6 +10,7 @@ bits. How often that happens is measured in the README.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class ExactSettings(WindowSettings):
 class ExactJacobi(JacobiWindow):
     """Speculative Jacobi decoding that draws the tokens of plain decoding for the same seed."""
 
-    Settings = ExactSettings
+    Settings: ClassVar[type] = ExactSettings
     uses_law = False
 
     def _revise(self, scores: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:

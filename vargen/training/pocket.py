@@ -55,14 +55,31 @@ def train(
         transformer.train(model, tokenizer, work, name=name, **arguments)
     path, tensors = weights / f"{name}.safetensors", {k: v.half().cpu() for k, v in model.state_dict().items()}
     checkpoints.save(path, tensors)
-    figures = _measure(name, load(name, weights).to(device), tokenizer, work, device)  # as it ships, in float16
+    figures: dict[str, float] = _measure(
+        name, load(name, weights).to(device), tokenizer, work, weights, device
+    )  # as it ships, in float16
     checkpoints.save(path, tensors, {key: f"{value:.4f}" for key, value in figures.items()})
     return figures
 
 
-def _measure(name: str, model: Any, tokenizer: Any, work: Path, device: torch.device) -> dict[str, float]:
+def agreement(name: str, *, weights: Path = WEIGHTS, images: int = 500, device: torch.device) -> float:
+    """Share of `images` plain AR samples, at the model's own guidance, that `pocket-classifier` gives the asked class."""
+    from vargen.pipeline import pocket_pipeline
+
+    pipe, judge = pocket_pipeline(name, weights), load("pocket-classifier", weights).to(device)
+    pipe.to(device)
+    labels = [i % len(pipe.class_names) for i in range(images)]
+    drawn = pipe(labels, method="ar", seed=0, batch_size=50, output_type="pt").images
+    guesses = judge(drawn.to(device) * 2 - 1).argmax(-1).cpu()
+    return (guesses == torch.tensor(labels)).float().mean().item()
+
+
+def _measure(
+    name: str, model: Any, tokenizer: Any, work: Path, weights: Path, device: torch.device
+) -> dict[str, float]:
     if name == "pocket-vq":
         return vq.measure(model, work, device=device)
     if name == "pocket-classifier":
         return classifier.measure(model, work, device=device)
-    return transformer.measure(model, tokenizer, work, device=device)
+    nats = transformer.measure(model, tokenizer, work, device=device)
+    return nats | {"class_agreement": agreement(name, weights=weights, device=device)}

@@ -1,0 +1,100 @@
+"""LlamaGen: cached equals uncached in any order of writing, and the engine equals a loop written out by hand."""
+
+import pytest
+import torch
+from small import CONFIG, llamagen
+
+from vargen import generate, noise
+from vargen.core import Block
+from vargen.guidance import Guidance
+from vargen.models.llamagen import LlamaGenConfig, rope_table
+from vargen.samplers.ar import ARSettings, Autoregressive
+from vargen.samplers.contract import Task
+from vargen.samplers.warp import Warp
+
+SLOTS = CONFIG.side**2
+LABELS = torch.tensor([1, 4, 0])
+
+
+def ids() -> torch.Tensor:
+    return torch.randint(CONFIG.vocabulary, (3, SLOTS), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, SLOTS - 1])
+def test_blocks_equal_teacher_forcing(width):
+    model, tokens = llamagen(), ids()
+    full, cache = model(LABELS, tokens), model.make_cache(3)
+    out = [model.prefill(model.class_condition(LABELS, guided=False), cache)]
+    for start in range(0, SLOTS - 1, width):
+        stop = min(start + width, SLOTS - 1)
+        slots = torch.arange(start, stop).expand(3, -1)
+        out.append(model.decode(Block(tokens[:, start:stop], slots, start, stop), cache))
+    torch.testing.assert_close(torch.cat(out, 1), full, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_with_their_own_pointers_and_rejected_drafts():
+    """Each row stands elsewhere, and wrong drafts are written first, then the right tokens in their place."""
+    model, tokens = llamagen(), ids()
+    full, cache = model(LABELS, tokens), model.make_cache(3)
+    cache.keys.fill_(1e3)  # what was never written must never be seen
+    cache.values.fill_(1e6)
+    model.prefill(model.class_condition(LABELS, guided=False), cache)
+    model.decode(Block(tokens[:, :8], torch.arange(8).expand(3, -1), 0, 8), cache)
+    start = torch.tensor([[0], [3], [8]])  # the rows go back to slots that are written already, or ahead
+    slots = start + torch.arange(4)
+    model.decode(Block((tokens.gather(1, slots) + 1) % CONFIG.vocabulary, slots, 0, 12), cache)
+    logits = model.decode(Block(tokens.gather(1, slots), slots, 0, 12), cache)
+    expected = full.gather(1, (slots + 1)[..., None].expand(-1, -1, CONFIG.vocabulary))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_engine_equals_a_plain_loop(scale):
+    model, seeds, warp = llamagen(), torch.tensor([5, 6, 7]), Warp(temperature=0.9, top_k=20)
+    guidance = Guidance(scale)
+    sampler = Autoregressive(ARSettings(), Task(model.spec, seeds, warp))
+    condition = model.class_condition(LABELS, guided=guidance.active)
+    counts = generate.Counts()
+    for _ in generate.raster(model, condition, sampler, guidance, generate.Clock(model.device), counts):
+        pass
+    assert counts.forwards == SLOTS
+    tokens = torch.zeros(3, SLOTS, dtype=torch.int64)
+    nothing = torch.full_like(LABELS, CONFIG.classes)
+    for slot in range(SLOTS):
+        c, u = model(LABELS, tokens)[:, slot], model(nothing, tokens)[:, slot]
+        g = noise.gumbel(seeds, torch.tensor([[slot]]), noise.Purpose.TOKEN, CONFIG.vocabulary)[:, 0]
+        tokens[:, slot] = (warp.scores(u + (c - u) * scale) + g).argmax(-1)
+    assert torch.equal(sampler.tokens, tokens)
+
+
+@pytest.mark.parametrize("dim", [32, 64, 100])
+def test_rope_against_angles_written_out(dim):
+    config = LlamaGenConfig(layers=1, heads=1, width=dim, side=3, vocabulary=4, classes=1)
+    table, half = rope_table(config, 2), dim // 2
+    assert table.shape == (11, half)
+    assert (table[:2] == 0).all()  # the condition's keys and queries are multiplied by zero, as in training
+    for slot in range(9):
+        for k in range(half // 2):
+            theta = 10000.0 ** (-2 * k / half)
+            row, column = divmod(slot, 3)
+            for angle, value in ((row * theta, table[2 + slot, k]), (column * theta, table[2 + slot, half // 2 + k])):
+                expected = torch.polar(torch.tensor(1.0), torch.tensor(angle))
+                torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_official_shapes():
+    """GPT-B's key count and parameter count, from the published table."""
+    with torch.device("meta"):
+        from vargen.models.llamagen import LlamaGen
+
+        model = LlamaGen(LlamaGenConfig())
+    keys = model.state_dict()
+    assert len(keys) == 7 * 12 + 4
+    assert sum(p.numel() for p in model.parameters()) == 110_888_448
+    assert keys["layers.3.attention.wqkv.weight"].shape == (3 * 768, 768)
+    assert keys["cls_embedding.embedding_table.weight"].shape == (1001, 768)
+
+
+def test_impossible_heads():
+    with pytest.raises(ValueError, match="head width"):
+        llamagen(LlamaGenConfig(layers=1, heads=5, width=32))

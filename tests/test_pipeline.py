@@ -1,0 +1,158 @@
+"""The pipeline on a small random model: shapes, seeds, streams, traces, and one sentence for bad input."""
+
+import numpy as np
+import pytest
+import torch
+from small import CONFIG, pipeline
+
+SLOTS = CONFIG.side**2
+FIXED = ["ar", "sjd:window=8", "sjd-coupled:window=8:guess=above", "sjd-exact:window=8"]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipeline()
+
+
+def test_output_types(pipe):
+    kinds = {kind: pipe(["a", 3], seed=1, output_type=kind) for kind in ("pil", "np", "pt", "latent")}
+    assert [image.size for image in kinds["pil"].images] == [(12, 12), (12, 12)]
+    assert kinds["np"].images.shape == (2, 12, 12, 3)
+    assert kinds["pt"].images.shape == (2, 3, 12, 12)
+    assert 0 <= kinds["pt"].images.min() <= kinds["pt"].images.max() <= 1
+    assert torch.equal(kinds["latent"].images, kinds["pil"].tokens.flatten(1))
+    assert kinds["pil"].tokens.shape == (2, 6, 6)
+    pixels = np.asarray(kinds["pil"].images[0])
+    assert np.abs(pixels - kinds["np"].images[0] * 255).max() <= 0.5 + 1e-3  # rounded, not cut off
+
+
+@pytest.mark.parametrize("method", FIXED)
+def test_batch_size_does_not_change_images(pipe, method):
+    labels = ["a", "b", "c", "a", "e"]
+    whole = pipe(labels, method=method, seed=10, output_type="latent").tokens
+    split = pipe(labels, method=method, seed=10, output_type="latent", batch_size=2).tokens
+    assert torch.equal(whole, split)
+    one = pipe(["c"], method=method, seed=12, output_type="latent").tokens
+    assert torch.equal(whole[2], one[0])
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_sjd_exact_equals_ar(pipe, scale):
+    options = {"seed": 3, "num_images_per_prompt": 4, "guidance_scale": scale, "top_k": 30, "output_type": "latent"}
+    reference = pipe(["a", "d"], method="ar", **options).tokens
+    for method in ("sjd-exact", "sjd-exact:window=5:guess=left", "sjd-exact:window=64"):
+        assert torch.equal(pipe(["a", "d"], method=method, **options).tokens, reference)
+
+
+def test_seeds(pipe):
+    def draw(**options):
+        out = pipe("a", num_images_per_prompt=2, method="ar", output_type="latent", **options)
+        return out.tokens, out.trace.seeds
+
+    tokens, seeds = draw(seed=7)
+    assert seeds == [7, 8]
+    for same in ({"seed": [7, 8]}, {"generator": torch.Generator().manual_seed(7)}):
+        again, taken = draw(**same)
+        assert torch.equal(again, tokens)
+        assert taken == seeds
+    free, taken = draw()
+    assert not torch.equal(free, tokens)
+    assert torch.equal(draw(seed=taken)[0], free)  # the trace is enough to draw them again
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    draw(seed=7)
+    assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is nobody's business
+
+
+@pytest.mark.parametrize("method", [*FIXED, "sjd-coupled", "sjd-exact"])
+def test_stream_grows_to_the_image_of_the_call(pipe, method):
+    seen = []
+    partial = None
+    for partial in pipe.stream(["a", "b"], method=method, seed=4):
+        seen.append((list(partial.settled), partial.tokens.clone(), partial.forwards))
+    assert partial is not None
+    assert [forwards for *_, forwards in seen] == list(range(1, len(seen) + 1))
+    assert len(partial.images()) == 2
+    final = seen[-1][1]
+    for settled, tokens, _ in seen:
+        for row, count in enumerate(settled):
+            assert torch.equal(tokens[row, :count], final[row, :count])  # what is settled stays
+    if "window" in method or method == "ar":  # a fixed window always draws the same image
+        assert torch.equal(pipe(["a", "b"], method=method, seed=4, output_type="latent").images, final)
+
+
+def test_cancelling_a_stream_leaves_the_pipeline_usable(pipe):
+    stream = pipe.stream(["a"], method="ar", seed=0)
+    next(stream)
+    stream.close()
+    assert pipe(["a"], method="ar", seed=0).tokens.shape == (1, 6, 6)
+
+
+def test_trace(pipe):
+    trace = pipe(["a", "b", "c"], method="sjd:window=4", seed=0, batch_size=2).trace
+    assert (trace.model, trace.method, trace.images, trace.seeds) == ("small", "sjd:window=4", 3, [0, 1, 2])
+    assert set(trace.seconds) == {"model", "sampler", "decode", "total"}
+    assert trace.seconds["total"] == pytest.approx(sum(trace.seconds[k] for k in ("model", "sampler", "decode")))
+    assert trace.forwards == sum(trace.windows.values())
+    assert SLOTS / 4 <= trace.forwards_per_image <= SLOTS
+    assert trace.tokens_per_forward >= SLOTS / trace.forwards_per_image * 0.999
+    assert trace.peak_memory_bytes > 1 << 20
+    assert trace.settings["window"] == 4
+    assert {"vargen", "torch", "python", "device"} <= set(trace.versions)
+    plain = pipe(["a"], method="ar", seed=0).trace
+    assert (plain.forwards, plain.forwards_per_image, plain.tokens_per_forward) == (SLOTS, SLOTS, 1)
+
+
+def test_rows_of_a_batch_progress_on_their_own(pipe):
+    """The calls of a batch are those of its slowest row, not more, and each row counts its own."""
+    method = "sjd-coupled:window=8"
+    together = pipe("a", num_images_per_prompt=8, method=method, seed=0).trace
+    alone = [pipe("a", method=method, seed=seed).trace.forwards for seed in range(8)]
+    assert together.forwards == max(alone)
+    assert together.forwards_per_image == pytest.approx(sum(alone) / 8)
+    assert min(alone) < max(alone)
+
+
+def test_auto_window_is_measured_once_and_recorded(pipe):
+    first = pipe(["a"], method="sjd-coupled", seed=0).trace
+    second = pipe(["a"], method="sjd-coupled", seed=0).trace
+    assert sum(first.windows.values()) == first.forwards
+    assert first.seconds["calibration"] > 10 * second.seconds["calibration"]
+    assert first.settings["window"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        (["z"], {}, "unknown class 'z'; there are a, b"),
+        ([5], {}, "got class 5, expected 0 to 4"),
+        ([-1], {}, "got class -1"),
+        ([], {}, "no class labels"),
+        (None, {}, "draws classes"),
+        (None, {"prompt": "a boat"}, "takes no prompt"),
+        ("a", {"num_images_per_prompt": 0}, "got 0 images"),
+        ("a", {"batch_size": 0}, "batch size 0"),
+        ("a", {"method": "sjdd"}, "unknown method 'sjdd'; there are ar, sjd"),
+        ("a", {"method": "sjd:window=0"}, "window 0"),
+        ("a", {"method": "sjd:window=many"}, "window 'many'"),
+        ("a", {"method": "sjd:window"}, "expected setting=value"),
+        ("a", {"method": "sjd:width=3"}, "no setting 'width'; its settings: window, guess"),
+        ("a", {"method": "ar", "window": 3}, "no setting 'window'"),
+        ("a", {"method": "sjd:guess=right"}, "guess 'right'"),
+        ("a", {"temperature": 0.0}, "temperature 0.0"),
+        ("a", {"top_p": 1.5}, "top-p 1.5"),
+        ("a", {"top_k": -2}, "top-k -2"),
+        ("a", {"guidance_scale": -1.0}, "guidance scale -1.0"),
+        ("a", {"seed": [1, 2]}, "2 seeds for 1 images"),
+        ("a", {"seed": 1, "generator": torch.Generator()}, "both seed and generator"),
+        ("a", {"output_type": "jpeg"}, "output type 'jpeg'"),
+    ],
+)
+def test_bad_input(pipe, arguments, options, words):
+    with pytest.raises(ValueError, match=words.replace("[", r"\[")):
+        pipe(arguments, **{"method": "ar", **options})
+
+
+def test_sampler_settings_by_keyword(pipe):
+    by_name = pipe("a", method="sjd:window=4:guess=left", seed=0, output_type="latent").images
+    assert torch.equal(pipe("a", method="sjd", window=4, guess="left", seed=0, output_type="latent").images, by_name)

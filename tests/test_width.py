@@ -1,0 +1,59 @@
+"""The choice of a window: it settles on what pays, and an experiment never costs more than it may."""
+
+import pytest
+
+from vargen.samplers.width import LADDER, LOSS_ALLOWED, WidthPolicy
+
+SLOTS = 256
+
+
+def decode(costs: dict[int, float], settle) -> tuple[float, WidthPolicy]:
+    """Seconds to fill an image whose steps of width w settle `settle(w)` tokens."""
+    policy, done, seconds = WidthPolicy("auto", costs, SLOTS), 0.0, 0.0
+    while done < SLOTS:
+        width = policy.width(SLOTS - int(done))
+        gain = 1.0 if width == 1 else min(settle(width), width)
+        policy.observe(width, gain)
+        done, seconds = done + gain, seconds + costs[width]
+    return seconds, policy
+
+
+def linear(slope: float) -> dict[int, float]:
+    return {w: 1 + slope * (w - 1) for w in LADDER}
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.01, 0.03, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("gain", [0.0, 0.3, 1.0, 3.0])
+def test_never_more_than_five_per_cent_slower_than_plain(slope, gain):
+    costs = linear(slope)
+    seconds, _ = decode(costs, lambda w: 1 + gain * (1 - 1 / w))
+    assert seconds <= SLOTS * costs[1] * 1.05
+
+
+def test_a_free_window_is_taken_whole():
+    seconds, policy = decode(linear(0.0), lambda w: 1 + w / 16)
+    assert policy.width(SLOTS) == 64
+    assert seconds < SLOTS / 3
+
+
+def test_an_expensive_window_is_never_tried():
+    seconds, policy = decode(linear(1.0), lambda w: 4.0)
+    assert policy.width(SLOTS) == 1
+    assert seconds == SLOTS
+
+
+def test_a_disappointing_window_is_given_up_within_the_allowance():
+    costs = linear(0.02)
+    seconds, policy = decode(costs, lambda w: 1.0)
+    assert policy.width(SLOTS) == 1
+    assert seconds - SLOTS <= LOSS_ALLOWED * SLOTS + max(costs.values())
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 7, 64, 100])
+def test_fixed_window_narrows_only_where_the_image_ends(window):
+    policy = WidthPolicy(window, None, SLOTS)
+    for remaining in range(1, SLOTS):
+        width = policy.width(remaining)
+        assert min(window, max(remaining, 2)) <= width <= window or window == width == 1
+    policy.observe(window, 1.0)
+    assert policy.width(SLOTS) == window
