@@ -49,9 +49,9 @@ def test_grid_singles_texts_and_trace(tmp_path, capsys):
     assert not list(tmp_path.rglob(".*"))  # nothing temporary is left
 
 
-def test_default_is_one_image_of_each_class(tmp_path):
+def test_default_is_two_images_of_each_class(tmp_path):
     run("--model", "small", "--method", "ar", "--out", tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").size == (60, 12)
+    assert Image.open(tmp_path / "a.png").size == (120, 12)
 
 
 def test_same_seed_same_file(tmp_path):

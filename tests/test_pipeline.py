@@ -5,6 +5,8 @@ import pytest
 import torch
 from small import CONFIG, pipeline
 
+from vargen.models.llamagen import LlamaGen
+
 SLOTS = CONFIG.side**2
 FIXED = ["ar", "sjd:window=8", "sjd-coupled:window=8:guess=above", "sjd-exact:window=8"]
 
@@ -111,6 +113,23 @@ def test_rows_of_a_batch_progress_on_their_own(pipe):
     assert together.forwards == max(alone)
     assert together.forwards_per_image == pytest.approx(sum(alone) / 8)
     assert min(alone) < max(alone)
+
+
+@pytest.mark.parametrize("method", ["sjd:window=5", "sjd-coupled:window=64", "sjd-exact:window=2"])
+def test_blocks_keep_the_bounds_they_state(pipe, method, monkeypatch):
+    """Rows of one batch stand far apart, and some are finished: every slot lies in [first, stop) and in the image."""
+    decode, widths = LlamaGen.decode, set()
+
+    def checked(self, block, cache):
+        assert block.first <= int(block.slots.min())
+        assert int(block.slots.max()) < block.stop <= SLOTS
+        widths.add(block.tokens.shape[1])
+        return decode(self, block, cache)
+
+    monkeypatch.setattr(LlamaGen, "decode", checked)
+    pipe("a", num_images_per_prompt=16, method=method, seed=0, output_type="latent")
+    assert max(widths) <= SLOTS + 64
+    assert len(widths) > 1 or "window=2" in method  # wide windows narrow where the image ends
 
 
 def test_auto_window_is_measured_once_and_recorded(pipe):

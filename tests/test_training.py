@@ -77,7 +77,8 @@ def test_transformer_loss_falls_and_measures(tmp_path):
     ).eval()
     config = LlamaGenConfig(layers=1, heads=2, width=32, side=16, vocabulary=16, classes=len(CLASSES))
     model = llamagen(config).requires_grad_(True)
-    transformer.train(model, tokenizer, tmp_path, name="m", steps=30, batch=8, images=20, seed=0, device=CPU)
+    ids = transformer.tokens(tokenizer, tmp_path, 20, 0, CPU)
+    transformer.train(model, ids, tmp_path, name="m", steps=30, batch=8, seed=0, device=CPU)
     with torch.no_grad():
         figures = transformer.measure(model, tokenizer, tmp_path, images=50, device=CPU)
     assert figures["nats_per_token"] < 2.6  # log 16 = 2.77

@@ -92,7 +92,7 @@ def sample(argv: list[str]) -> None:
     add_law(parser)
     parser.add_argument("--class", dest="classes", action="append", help="name or index; repeat for several")
     parser.add_argument("--prompt", help="what to draw, for a model that takes text")
-    parser.add_argument("--num-images", type=int, help="in all; the classes take turns (default: one of each)")
+    parser.add_argument("--num-images", type=int, help="in all; the classes take turns (default: two of each)")
     parser.add_argument("--out", type=Path, default=Path("out/sample.png"), help="the grid; single files beside it")
     parser.add_argument("--trace", type=Path, help="write what was measured as JSON")
     parser.add_argument("--list", action="store_true", help="show models and methods")
@@ -124,7 +124,7 @@ def _hint(method: str, setting: str) -> Any:
 def _draw(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     pipe = load(options)
     classes = options.classes or (list(pipe.class_names) if options.prompt is None else None)
-    count = options.num_images or len(classes or [0])
+    count = options.num_images or 2 * len(classes or [0])
     labels = None if classes is None else [classes[i % len(classes)] for i in range(count)]
     if options.batch_size < 1:
         raise ValueError(f"got --batch-size {options.batch_size}, expected at least 1")

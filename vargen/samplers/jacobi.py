@@ -3,7 +3,7 @@
 Each row b of a batch has its own commit pointer n_b. A block of width w feeds slots n_b - 1 .. n_b + w - 2 and so
 returns the laws of slots n_b .. n_b + w - 1, where the drafts stand. A method only says how drafts are revised
 (`_revise`); the revision is committed up to and including the first draft that changed, and the rest become the next
-drafts. Input slots past the end of the image are clamped to the last one, whose keys no query that matters ever sees.
+drafts.
 """
 
 from abc import ABC, abstractmethod
@@ -88,8 +88,9 @@ class JacobiWindow(ABC):
         if width > 1:
             self._guess(width)
         slots = self._slots(width) - 1
+        # Past the end of the image, and in finished rows, slots are clamped: what is written there is never seen.
         stop = min(count, max(n for n in self.settled if n < count) + width - 1)
-        return Block(self._buffer.gather(1, slots), slots.clamp(max=count - 1), lowest - 1, max(stop, lowest))
+        return Block(self._buffer.gather(1, slots), slots.clamp(max=stop - 1), lowest - 1, stop)
 
     def accept(self, logits: Tensor) -> None:
         width = logits.shape[1]

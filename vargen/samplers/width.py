@@ -11,8 +11,8 @@ from typing import Literal
 
 LADDER = (1, 4, 8, 16, 32, 64)
 # Tokens beyond the first that a step settles, relative to width 16: measured on pocket-llamagen with sjd-coupled.
-EXTRA = {1: 0.0, 4: 0.55, 8: 0.8, 16: 1.0, 32: 1.15, 64: 1.35}
-PRIOR_EXTRA, PRIOR_STEPS = 0.8, 6.0  # before anything is observed, and how many steps that belief is worth
+EXTRA = {1: 0.0, 4: 0.4, 8: 0.7, 16: 1.0, 32: 1.3, 64: 1.4}
+PRIOR_EXTRA, PRIOR_STEPS = 1.8, 6.0  # before anything is observed, and how many steps that belief is worth
 LOSS_ALLOWED = 0.03
 REVIEW_EVERY = 8  # steps between changes of width
 

@@ -1,16 +1,19 @@
-"""How each shipped model is trained; the recipes are those of the committed weights."""
+"""How each shipped model is trained and measured; the recipes are those of the committed weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from vargen import checkpoints
+from vargen.models.classifier import Classifier
+from vargen.models.llamagen import LlamaGen
 from vargen.models.pocket import WEIGHTS, build, load
+from vargen.pipeline import pocket_pipeline
+from vargen.tokenizers.vq import VQTokenizer
 from vargen.training import classifier, transformer, vq
 
-__all__ = ["RECIPES", "WEIGHTS", "train"]
+__all__ = ["RECIPES", "WEIGHTS", "measure", "train"]
 
 
 @dataclass(frozen=True)
@@ -33,39 +36,43 @@ def train(
 ) -> dict[str, float]:
     """Train one model, write its float16 weights, and return its figures on held-out scenes.
 
-    The transformers need `pocket-vq`'s weights in `weights`. Stopped runs resume from `work`.
+    The transformers need `pocket-vq` and `pocket-classifier` in `weights`. Stopped runs resume from `work`.
     """
-    recipe = RECIPES[name]
-    model: Any = build(name).to(device)
-    work.mkdir(parents=True, exist_ok=True)
-    weights.mkdir(parents=True, exist_ok=True)
-    arguments = {
-        "steps": steps or recipe.steps,
-        "batch": recipe.batch,
-        "images": recipe.images,
-        "seed": seed,
-        "device": device,
-    }
-    tokenizer: Any = load("pocket-vq", weights).to(device) if name.startswith("pocket-llamagen") else None
-    if name == "pocket-vq":
-        vq.train(model, work, **arguments)
-    elif name == "pocket-classifier":
-        classifier.train(model, work, **arguments)
+    for folder in (work, weights):
+        folder.mkdir(parents=True, exist_ok=True)
+    recipe, model = RECIPES[name], build(name).to(device)
+    steps, batch, images = steps or recipe.steps, recipe.batch, recipe.images
+    if isinstance(model, VQTokenizer):
+        vq.train(model, work, steps=steps, batch=batch, images=images, seed=seed, device=device)
+    elif isinstance(model, Classifier):
+        classifier.train(model, work, steps=steps, batch=batch, images=images, seed=seed, device=device)
+    elif isinstance(model, LlamaGen):
+        ids = transformer.tokens(_tokenizer(weights, device), work, images, 0, device)
+        transformer.train(model, ids, work, name=name, steps=steps, batch=batch, seed=seed, device=device)
+    checkpoints.save(
+        weights / f"{name}.safetensors", {key: value.half().cpu() for key, value in model.state_dict().items()}
+    )
+    return measure(name, work=work, weights=weights, device=device)
+
+
+def measure(name: str, *, work: Path, weights: Path, device: torch.device) -> dict[str, float]:
+    """Figures of the weights as they ship, rounded to float16, on held-out scenes; noted in the weights file as well."""
+    model = load(name, weights).to(device)
+    if isinstance(model, VQTokenizer):
+        figures = vq.measure(model, work, device=device)
+    elif isinstance(model, Classifier):
+        figures = classifier.measure(model, work, device=device)
     else:
-        transformer.train(model, tokenizer, work, name=name, **arguments)
-    path, tensors = weights / f"{name}.safetensors", {k: v.half().cpu() for k, v in model.state_dict().items()}
-    checkpoints.save(path, tensors)
-    figures: dict[str, float] = _measure(
-        name, load(name, weights).to(device), tokenizer, work, weights, device
-    )  # as it ships, in float16
-    checkpoints.save(path, tensors, {key: f"{value:.4f}" for key, value in figures.items()})
+        assert isinstance(model, LlamaGen)
+        figures = transformer.measure(model, _tokenizer(weights, device), work, device=device)
+        figures["class_agreement"] = agreement(name, weights, device=device)
+    path = weights / f"{name}.safetensors"
+    checkpoints.save(path, checkpoints.read(path), {key: f"{value:.4f}" for key, value in figures.items()})
     return figures
 
 
-def agreement(name: str, *, weights: Path = WEIGHTS, images: int = 500, device: torch.device) -> float:
-    """Share of `images` plain AR samples, at the model's own guidance, that `pocket-classifier` gives the asked class."""
-    from vargen.pipeline import pocket_pipeline
-
+def agreement(name: str, weights: Path, *, images: int = 500, device: torch.device) -> float:
+    """Share of plain AR samples, at the model's recipe, in which `pocket-classifier` sees the class asked for."""
     pipe, judge = pocket_pipeline(name, weights), load("pocket-classifier", weights).to(device)
     pipe.to(device)
     labels = [i % len(pipe.class_names) for i in range(images)]
@@ -74,12 +81,7 @@ def agreement(name: str, *, weights: Path = WEIGHTS, images: int = 500, device: 
     return (guesses == torch.tensor(labels)).float().mean().item()
 
 
-def _measure(
-    name: str, model: Any, tokenizer: Any, work: Path, weights: Path, device: torch.device
-) -> dict[str, float]:
-    if name == "pocket-vq":
-        return vq.measure(model, work, device=device)
-    if name == "pocket-classifier":
-        return classifier.measure(model, work, device=device)
-    nats = transformer.measure(model, tokenizer, work, device=device)
-    return nats | {"class_agreement": agreement(name, weights=weights, device=device)}
+def _tokenizer(weights: Path, device: torch.device) -> VQTokenizer:
+    model = load("pocket-vq", weights).to(device)
+    assert isinstance(model, VQTokenizer)
+    return model

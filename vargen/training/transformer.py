@@ -39,18 +39,17 @@ def initialise(model: LlamaGen, seed: int) -> None:
 
 def train(
     model: LlamaGen,
-    tokenizer: VQTokenizer,
+    ids: Tensor,
     folder: Path,
     *,
     name: str,
     steps: int,
     batch: int,
-    images: int,
     seed: int,
     device: torch.device,
 ) -> None:
-    """Train in place on the tokens of `images` scenes."""
-    ids, classes = tokens(tokenizer, folder, images, 0, device), labels(images)
+    """Train in place on tokens `ids` (images, N) of `data.scenes`."""
+    images, classes = len(ids), labels(len(ids))
     initialise(model, seed)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -1,0 +1,97 @@
+"""The models that ship: they load, they keep within their size, and they draw what they are asked for."""
+
+import pytest
+import torch
+
+import vargen
+from vargen.models import pocket
+from vargen.scenes import CLASSES, draw_many
+from vargen.training.data import HELD_OUT, to_tensor
+
+CPU = torch.device("cpu")
+LABELS = [i % len(CLASSES) for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = vargen.load("pocket-llamagen", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return to_tensor(draw_many(LABELS, [HELD_OUT + 5000 + i for i in range(len(LABELS))]), CPU)
+
+
+@pytest.fixture(scope="module")
+def plain(pipe):
+    return pipe(LABELS, method="ar", seed=0, batch_size=20, output_type="pt")
+
+
+@torch.inference_mode()
+def seen_as_asked(images):
+    guesses = pocket.load("pocket-classifier")(images * 2 - 1).argmax(-1)
+    return (guesses == torch.tensor(LABELS)).float().mean().item()
+
+
+def test_sizes():
+    count = {name: sum(p.numel() for p in pocket.build(name).parameters()) for name in pocket.NAMES}
+    assert 3e6 <= count["pocket-llamagen"] <= 5e6
+    assert count["pocket-llamagen-small"] <= count["pocket-llamagen"] / 4
+    assert sum((pocket.WEIGHTS / f"{name}.safetensors").stat().st_size for name in pocket.NAMES) <= 14e6
+
+
+def test_unknown_name_lists_the_names():
+    with pytest.raises(ValueError, match="there are pocket-vq, pocket-classifier"):
+        pocket.build("pocket-dalle")
+
+
+@torch.inference_mode()
+def test_tokenizer(scenes):
+    vq = pocket.load("pocket-vq")
+    ids = vq.encode(scenes)
+    assert ids.shape == (len(LABELS), 16, 16)
+    error = ((vq.decode(ids).clamp(-1, 1) - scenes) / 2).square().mean((1, 2, 3))
+    assert (-10 * error.log10()).mean() >= 25  # dB
+    assert ids.unique().numel() >= 512
+
+
+@torch.inference_mode()
+def test_classifier(scenes):
+    assert seen_as_asked((scenes + 1) / 2) >= 0.95
+
+
+def test_samples_show_the_class_asked_for(plain):
+    assert seen_as_asked(plain.images) >= 0.85  # 90% on 500 images; here 40, so a slip or two more may show
+
+
+def test_sjd_exact_equals_ar_token_for_token(pipe, plain):
+    for options in ({"window": 16}, {"window": 32, "guess": "above"}):
+        out = pipe(LABELS, method="sjd-exact", seed=0, batch_size=8, output_type="latent", **options)
+        assert torch.equal(out.tokens, plain.tokens)
+        assert out.trace.forwards_per_image < 0.8 * plain.trace.forwards_per_image
+
+
+def test_targets_in_forwards(pipe):
+    """The figures of the README, on fewer images."""
+
+    def forwards(method):
+        return pipe(LABELS[:10], method=method, seed=0, batch_size=10, output_type="latent").trace.forwards_per_image
+
+    sjd, coupled = forwards("sjd:window=32"), forwards("sjd-coupled:window=64")
+    assert sjd <= 0.6 * 256
+    assert coupled <= 0.45 * 256
+    assert forwards("sjd-coupled:window=32") <= sjd
+
+
+def test_nats_per_token_are_recorded(pipe):
+    assert pipe.nats_per_token >= 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_precisions_draw(dtype):
+    pipe = vargen.load("pocket-llamagen", device="cpu", dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe(["beach"], method="sjd-coupled:window=16", seed=0, output_type="pt")
+    assert torch.isfinite(out.images).all()
