@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: sample test clean
+.NOTPARALLEL:
 
 sample: .venv/installed
 	$(BIN)/python scripts/sample.py --method sjd --out out/sample.png
@@ -13,16 +14,17 @@ test: .venv/installed-dev
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest
 
-.venv/bin/python:
-	$(PYTHON) -m venv .venv
+.venv/made:
+	$(PYTHON) -m venv --clear .venv
+	touch $@
 
-.venv/installed: pyproject.toml | .venv/bin/python
+.venv/installed: pyproject.toml | .venv/made
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-.venv/installed-dev: pyproject.toml | .venv/bin/python
+.venv/installed-dev: pyproject.toml | .venv/made
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small import llamagen
 
-from vargen import checkpoints
+from vargen import checkpoints, files
 
 
 def refused(state, tmp_path):
@@ -79,7 +79,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        checkpoints.write_atomically(path, fail)
+        files.write_atomically(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
@@ -89,7 +89,7 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
     path.write_text("old")
     code = f"""
         import os, pathlib, signal
-        from vargen.checkpoints import write_atomically
+        from vargen.files import write_atomically
         def write(temporary):
             temporary.write_text("ha")
             os.kill(os.getpid(), signal.SIGKILL)

@@ -92,6 +92,9 @@ def test_help_shows_the_settings_of_the_method(capsys):
         (["--model", "small", "--method", "ar", "--window", "4"], "unrecognized arguments: --window 4"),
         (["--model", "small", "--temperature", "0"], "temperature 0.0"),
         (["--model", "small", "--top-p", "0"], "top-p 0.0"),
+        (["--model", "small", "--guidance-scale", "nan"], "guidance scale nan"),
+        (["--model", "small", "--method", "sjd:window=4:window=8"], "window stands twice"),
+        (["--model", "small", "--device", "mps"], "unknown device 'mps'"),
         (["--model", "small", "--top-p", "1.01"], "top-p 1.01"),
         (["--model", "small", "--top-k", "-1"], "top-k -1"),
         (["--model", "small", "--guidance-scale", "-1"], "guidance scale -1.0"),
@@ -100,7 +103,7 @@ def test_help_shows_the_settings_of_the_method(capsys):
     ],
 )
 def test_bad_input(argv, words, tmp_path, capsys):
-    out = tmp_path / "out.png"
+    out = tmp_path / "new" / "out.png"
     with pytest.raises(SystemExit) as stop:
         run(*argv, "--out", out)
     error = capsys.readouterr().err
@@ -108,7 +111,7 @@ def test_bad_input(argv, words, tmp_path, capsys):
     assert error.startswith("vargen: ")
     assert words in error
     assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("*"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -151,7 +154,7 @@ def test_interrupt_keeps_finished_images(tmp_path, monkeypatch, capsys):
         run("--model", "small", "--method", "ar", "--num-images", 6, "--batch-size", 2, "--out", tmp_path / "a.png")
     assert stop.value.code == 130
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"a-{i}.png" for i in range(4)]
-    assert "finished images are kept" in capsys.readouterr().err
+    assert "what was finished is kept" in capsys.readouterr().err
 
 
 def test_benchmark(tmp_path, capsys):
@@ -187,7 +190,7 @@ def test_benchmark_bad_input(argv, words, tmp_path, capsys):
         run("--model", "small", *argv, "--json", tmp_path / "b.json", command=bench.command)
     assert stop.value.code == 2
     assert words in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_scripts_end_with_a_sentence_and_no_traceback(tmp_path):

@@ -7,10 +7,11 @@ import pytest
 import torch
 from toy import images, p_value
 
-from vargen.samplers import rules
+from vargen.samplers import jacobi, rules
 from vargen.samplers.ar import ARSettings, Autoregressive
 from vargen.samplers.sjd import CoupledJacobi, CoupledSettings, SJDSettings, SpeculativeJacobi
 from vargen.samplers.sjd_exact import ExactJacobi, ExactSettings
+from vargen.samplers.width import WidthPolicy
 
 LEVEL = 1e-5
 COUNTS = {1: 800, 4: 3200, 16: 12800}  # images: a batch costs as much as one
@@ -52,6 +53,27 @@ def test_keeping_the_old_law_of_kept_drafts_is_caught(monkeypatch):
 
     monkeypatch.setattr(CoupledJacobi, "_revise", wrong)
     assert p_value(images(CoupledJacobi, CoupledSettings(window=4), 12800, 16)) < LEVEL
+
+
+class Switching(WidthPolicy):
+    """Widths that jump about as commits go: drafts are dropped, guessed again, and single steps come between."""
+
+    def __init__(self, window, costs, slots):
+        super().__init__(4, None, slots)
+        self.widths, self._seen = (1, 2, 3, 4), 0
+
+    def width(self, remaining):
+        return (3, 1, 4, 2)[(self._seen + remaining) % 4]
+
+    def observe(self, width, committed):
+        self._seen += committed
+
+
+@pytest.mark.parametrize("name", ["sjd", "sjd-above", "maximal", "maximal-sample-above", "gumbel"])
+def test_law_while_the_width_changes(name, monkeypatch):
+    monkeypatch.setattr(jacobi, "WidthPolicy", Switching)
+    sampler, settings = METHODS[name]
+    assert p_value(images(sampler, settings, 12800, 16)) > LEVEL
 
 
 @pytest.mark.parametrize("guess", ["uniform", "left", "above", "sample-left", "sample-above"])

@@ -48,6 +48,26 @@ def test_rows_with_their_own_pointers_and_rejected_drafts():
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_sees_hides_what_it_does_not_name():
+    """Token 2 sees slots 0 and 2 only: as if slot 1 had never been."""
+    model, tokens = llamagen(), ids()
+    slots = torch.arange(3).expand(3, -1)
+    causal = torch.ones(3, SLOTS, dtype=torch.bool).tril()
+
+    def last(tokens, sees):
+        cache = model.make_cache(3)
+        model.prefill(model.class_condition(LABELS, guided=False), cache)
+        return model.decode(Block(tokens[:, :3], slots, 0, 3, sees), cache)[:, 2]
+
+    torch.testing.assert_close(last(tokens, causal.expand(3, -1, -1)), last(tokens, None))
+    causal[2, 1] = False
+    other = tokens.clone()
+    other[:, 1] = (other[:, 1] + 1) % CONFIG.vocabulary
+    hidden = causal.expand(3, -1, -1)
+    torch.testing.assert_close(last(tokens, hidden), last(other, hidden))
+    assert not torch.allclose(last(tokens, None), last(tokens, hidden))
+
+
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_engine_equals_a_plain_loop(scale):
     model, seeds, warp = llamagen(), torch.tensor([5, 6, 7]), Warp(temperature=0.9, top_k=20)

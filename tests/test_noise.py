@@ -67,9 +67,9 @@ def test_uniform_is_below_one():
 
 @pytest.mark.parametrize("ahead", [1, 3, 32])
 def test_table_equals_the_function(ahead):
-    table = noise.Table(noise.gumbel, SEEDS, Purpose.TOKEN, count=10, size=4, ahead=ahead)
-    expected = noise.gumbel(SEEDS, torch.arange(10)[None], Purpose.TOKEN, 4)
-    for stop in (1, 2, 2, 7, 10):
-        assert torch.equal(table.until(stop)[:, :stop], expected[:, :stop])
-    slots = torch.tensor([[0, 3], [9, 1], [2, 2], [5, 6]])
-    assert torch.equal(table.at(slots, 10), expected.gather(1, slots[..., None].expand(-1, -1, 4)))
+    table = noise.Table(noise.gumbel, SEEDS, Purpose.TOKEN, size=4, ahead=ahead)
+    expected = noise.gumbel(SEEDS, torch.arange(60)[None], Purpose.TOKEN, 4)
+    for first, stop in ((0, 1), (0, 2), (1, 2), (1, 7), (6, 10), (50, 52), (51, 60)):
+        assert torch.equal(table.between(first, stop), expected[:, first:stop])
+    slots = torch.tensor([[51, 53], [59, 52], [52, 52], [55, 56]])
+    assert torch.equal(table.at(slots, 51, 60), expected.gather(1, slots[..., None].expand(-1, -1, 4)))

@@ -1,10 +1,14 @@
 """The pipeline on a small random model: shapes, seeds, streams, traces, and one sentence for bad input."""
 
+import re
+import time
+
 import numpy as np
 import pytest
 import torch
 from small import CONFIG, pipeline
 
+import vargen
 from vargen.models.llamagen import LlamaGen
 
 SLOTS = CONFIG.side**2
@@ -29,13 +33,15 @@ def test_output_types(pipe):
 
 
 @pytest.mark.parametrize("method", FIXED)
-def test_batch_size_does_not_change_images(pipe, method):
+def test_batch_size_and_order_do_not_change_images(pipe, method):
     labels = ["a", "b", "c", "a", "e"]
     whole = pipe(labels, method=method, seed=10, output_type="latent").tokens
     split = pipe(labels, method=method, seed=10, output_type="latent", batch_size=2).tokens
     assert torch.equal(whole, split)
     one = pipe(["c"], method=method, seed=12, output_type="latent").tokens
     assert torch.equal(whole[2], one[0])
+    backwards = pipe(labels[::-1], method=method, seed=[14, 13, 12, 11, 10], output_type="latent").tokens
+    assert torch.equal(whole, backwards.flip(0))
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
@@ -149,7 +155,7 @@ def test_auto_window_is_measured_once_and_recorded(pipe):
         ([], {}, "no class labels"),
         (None, {}, "draws classes"),
         (None, {"prompt": "a boat"}, "takes no prompt"),
-        ("a", {"num_images_per_prompt": 0}, "got 0 images"),
+        ("a", {"num_images_per_prompt": 0}, "number of images 0, expected at least 1"),
         ("a", {"batch_size": 0}, "batch size 0"),
         ("a", {"method": "sjdd"}, "unknown method 'sjdd'; there are ar, sjd"),
         ("a", {"method": "sjd:window=0"}, "window 0"),
@@ -165,11 +171,66 @@ def test_auto_window_is_measured_once_and_recorded(pipe):
         ("a", {"seed": [1, 2]}, "2 seeds for 1 images"),
         ("a", {"seed": 1, "generator": torch.Generator()}, "both seed and generator"),
         ("a", {"output_type": "jpeg"}, "output type 'jpeg'"),
+        ("a", {"method": None}, "method None"),
+        ("a", {"method": "sjd:window=4:window=8"}, "window stands twice"),
+        ("a", {"guidance_scale": 1e38}, "guidance scale 1e+38"),
+        ("a", {"temperature": "1"}, "temperature '1'"),
+        ("a", {"top_k": 5.5}, "top-k 5.5"),
+        ("a", {"batch_size": 1.5}, "batch size 1.5"),
+        ("a", {"num_images_per_prompt": 1.5}, "number of images 1.5"),
+        ("a", {"seed": "12"}, "seed '12'"),
+        ("a", {"seed": [1.5]}, "seed 1.5"),
+        ([3.7], {}, "class 3.7"),
+        ([None], {}, "class None"),
+        ([True], {}, "class True"),
+        (2.5, {}, "class labels 2.5"),
+        ("²", {}, "unknown class '²'"),
+        ("--5", {}, "unknown class '--5'"),
     ],
 )
 def test_bad_input(pipe, arguments, options, words):
-    with pytest.raises(ValueError, match=words.replace("[", r"\[")):
+    with pytest.raises(ValueError, match=re.escape(words)):
         pipe(arguments, **{"method": "ar", **options})
+
+
+def test_numbers_of_other_libraries(pipe):
+    expected = pipe([3], method="ar", seed=5, output_type="latent").images
+    for label, seed in ((np.int64(3), np.int64(5)), (torch.tensor([3]), torch.tensor([5])), ("3", [5])):
+        assert torch.equal(pipe(label, method="ar", seed=seed, output_type="latent").images, expected)
+
+
+def test_bad_input_to_a_stream_is_refused_at_the_call(pipe):
+    with pytest.raises(ValueError, match="no setting 'output_type'"):
+        pipe.stream(["a"], method="ar", output_type="np")
+
+
+def test_stream_leaves_out_the_seconds_of_its_reader(pipe):
+    final = next(stream := pipe.stream(["a"], method="ar", seed=0))
+    for final in stream:  # noqa: B007
+        time.sleep(0.01)
+    assert sum(final.trace.seconds.values()) < SLOTS * 0.01
+    assert final.trace.forwards == SLOTS
+
+
+def test_window_of_one_is_plain_decoding(pipe):
+    plain = pipe("a", method="ar", seed=0, output_type="latent").images
+    for method in ("sjd:window=1", "sjd-coupled:window=1", "sjd-exact:window=1"):
+        assert torch.equal(pipe("a", method=method, seed=0, output_type="latent").images, plain)
+
+
+def test_a_window_wider_than_the_image_is_the_image(pipe):
+    out = pipe("a", method="sjd:window=1000000000", seed=0, output_type="latent")
+    assert max(out.trace.windows) <= SLOTS
+
+
+def test_diffusers_habits(pipe):
+    with pytest.raises(ValueError, match="not saved as a folder"):
+        pipe.save_pretrained("somewhere")
+    with pytest.raises(ValueError, match="unknown model"):
+        type(pipe).from_pretrained("nope", torch_dtype=torch.float32)
+    for name in ("mps", "bogus", "cuda:99"):
+        with pytest.raises(ValueError, match="device"):
+            vargen.load("pocket-llamagen", device=name)
 
 
 def test_sampler_settings_by_keyword(pipe):

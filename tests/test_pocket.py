@@ -6,6 +6,7 @@ import torch
 import vargen
 from vargen.models import pocket
 from vargen.scenes import CLASSES, draw_many
+from vargen.tokenizers.vq import VQTokenizer
 from vargen.training.data import HELD_OUT, to_tensor
 
 CPU = torch.device("cpu")
@@ -50,6 +51,7 @@ def test_unknown_name_lists_the_names():
 @torch.inference_mode()
 def test_tokenizer(scenes):
     vq = pocket.load("pocket-vq")
+    assert isinstance(vq, VQTokenizer)
     ids = vq.encode(scenes)
     assert ids.shape == (len(LABELS), 16, 16)
     error = ((vq.decode(ids).clamp(-1, 1) - scenes) / 2).square().mean((1, 2, 3))

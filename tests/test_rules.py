@@ -23,9 +23,15 @@ def kept_probability(p, q):
 
 
 def test_kept_mass_plus_residual_mass_is_p():
+    """`accepts` turns over exactly at min(1, p / q), and that mass and the residual's share of the rest add up to p."""
     p, q = laws()
-    kept = torch.minimum(p, q)  # q(x) min(1, p(x) / q(x))
-    rest = (p - q).clamp(min=0)
+    share = (p / q).clamp(max=1)
+    ids = torch.arange(p.shape[-1]).expand(p.shape)
+    wide = (*p.shape, p.shape[-1])
+    for factor, expected in ((1 - 1e-12, share > 0), (1 + 1e-12, share == 1)):
+        u = (share * factor).clamp(max=1 - 1e-16)
+        assert torch.equal(rules.accepts(ids, q[:, None].expand(wide), p[:, None].expand(wide), u), expected)
+    kept, rest = q * share, rules.residual(p, q)
     total = kept + (1 - kept.sum(-1, keepdim=True)) * rest / rest.sum(-1, keepdim=True)
     torch.testing.assert_close(total, p, rtol=0, atol=1e-12)
 

@@ -1,15 +1,19 @@
 """Training: a resumed run equals an unbroken one, and a few steps learn something."""
 
+import numpy as np
 import pytest
 import torch
 from small import CONFIG, llamagen, vq
 from torch import nn
 
+from vargen.models.llamagen import LlamaGenConfig
 from vargen.scenes import CLASSES
+from vargen.tokenizers.vq import VQConfig, VQTokenizer
 from vargen.training import classifier, data, transformer
 from vargen.training import vq as vq_training
 from vargen.training.fit import Schedule, fit
 
+SMALL_VQ = VQConfig(channels=(8, 8, 8), layers=1, latent_channels=8, codes=16, code_dim=4, norm_groups=4)
 CPU = torch.device("cpu")
 
 
@@ -26,7 +30,7 @@ def linear(folder, steps, schedule_steps=20, stop_at=None):
         return value, {"loss": value.item()}
 
     schedule = Schedule(steps=steps, rate=0.1, warmup=2, save_every=5)
-    fit(module, loss, schedule, checkpoint=folder / "m.pt", seed=3, device=CPU, name="m")
+    fit(module, loss, schedule, checkpoint=folder / "m.pt", seed=3, device=CPU, name="m", data="noise")
     return module, seen
 
 
@@ -40,6 +44,27 @@ def test_resumed_equals_unbroken(tmp_path):
     assert rest == seen[10:]  # the last checkpoint was written after ten steps
     assert torch.equal(whole.weight, again.weight)
     assert seen[-1] < 0.2 * seen[0]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    linear(tmp_path, 5)
+    with pytest.raises(ValueError, match=r"m\.pt is of another run"):
+        linear(tmp_path, 7)
+    with pytest.raises(ValueError, match="0 steps"):
+        linear(tmp_path, 0)
+
+
+def test_cached_tokens_belong_to_their_tokenizer(tmp_path):
+    first, second = (VQTokenizer(SMALL_VQ).eval() for _ in range(2))
+    ids = transformer.tokens(first, tmp_path, 10, 0, CPU)
+    assert torch.equal(transformer.tokens(first, tmp_path, 10, 0, CPU), ids)
+    assert not torch.equal(transformer.tokens(second, tmp_path, 10, 0, CPU), ids)
+
+
+def test_cached_scenes_of_other_code_are_drawn_again(tmp_path):
+    right = np.array(data.scenes(tmp_path, 20))
+    np.save(tmp_path / "scenes-0-20.npy", 255 - right)
+    assert (data.scenes(tmp_path, 20) == right).all()
 
 
 def test_scenes_are_drawn_once_and_held_out_seeds_differ(tmp_path):
@@ -69,12 +94,7 @@ def test_codebook_starts_from_the_data_and_dead_codes_move():
 
 
 def test_transformer_loss_falls_and_measures(tmp_path):
-    from vargen.models.llamagen import LlamaGenConfig
-    from vargen.tokenizers.vq import VQConfig, VQTokenizer
-
-    tokenizer = VQTokenizer(
-        VQConfig(channels=(8, 8, 8), layers=1, latent_channels=8, codes=16, code_dim=4, norm_groups=4)
-    ).eval()
+    tokenizer = VQTokenizer(SMALL_VQ).eval()
     config = LlamaGenConfig(layers=1, heads=2, width=32, side=16, vocabulary=16, classes=len(CLASSES))
     model = llamagen(config).requires_grad_(True)
     ids = transformer.tokens(tokenizer, tmp_path, 20, 0, CPU)

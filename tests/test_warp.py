@@ -25,6 +25,12 @@ def test_against_transformers(temperature, top_k, top_p):
     assert torch.equal(LOGITS, before)
 
 
+def test_tiny_temperature_is_greedy():
+    p = Warp(temperature=1e-39)(LOGITS)
+    assert torch.equal(p.argmax(-1), LOGITS.argmax(-1))
+    assert torch.allclose(p.max(-1).values, torch.ones(50))
+
+
 def test_ties_with_the_last_kept_logit_stay():
     assert (Warp(top_k=2)(torch.tensor([3.0, 1.0, 1.0, 0.0])) > 0).tolist() == [True, True, True, False]
 

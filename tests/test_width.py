@@ -1,5 +1,6 @@
 """The choice of a window: it settles on what pays, and an experiment never costs more than it may."""
 
+import numpy as np
 import pytest
 
 from vargen.samplers.width import LADDER, LOSS_ALLOWED, WidthPolicy
@@ -13,7 +14,7 @@ def decode(costs: dict[int, float], settle) -> tuple[float, WidthPolicy]:
     while done < SLOTS:
         width = policy.width(SLOTS - int(done))
         gain = 1.0 if width == 1 else min(settle(width), width)
-        policy.observe(width, gain)
+        policy.observe(width, int(done + gain) - int(done))
         done, seconds = done + gain, seconds + costs[width]
     return seconds, policy
 
@@ -28,6 +29,23 @@ def test_never_more_than_five_per_cent_slower_than_plain(slope, gain):
     costs = linear(slope)
     seconds, _ = decode(costs, lambda w: 1 + gain * (1 - 1 / w))
     assert seconds <= SLOTS * costs[1] * 1.05
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16, 64])
+@pytest.mark.parametrize("chance", [0.1, 0.3, 0.6])
+def test_ragged_batches_are_not_slower_either(batch, chance):
+    """Rows settle at random, each at a rate of its own; a batch waits for its slowest row."""
+    random = np.random.default_rng(0)
+    for trial in range(20):
+        costs, settled, seconds = linear(0.03 + 0.01 * trial), np.zeros(batch, int), 0.0
+        policy, rates = WidthPolicy("auto", costs, SLOTS), chance * random.uniform(0.5, 1.5, batch)
+        while settled.min() < SLOTS:
+            width, before = policy.width(SLOTS - settled.min()), settled.min()
+            kept = random.random((batch, width - 1)) < rates[:, None]
+            settled = np.minimum(SLOTS, settled + 1 + kept.cumprod(1).sum(1).astype(int))
+            policy.observe(width, settled.min() - before)
+            seconds += costs[width]
+        assert seconds <= SLOTS * costs[1] * 1.05
 
 
 def test_a_free_window_is_taken_whole():
@@ -55,5 +73,5 @@ def test_fixed_window_narrows_only_where_the_image_ends(window):
     for remaining in range(1, SLOTS):
         width = policy.width(remaining)
         assert min(window, max(remaining, 2)) <= width <= window or window == width == 1
-    policy.observe(window, 1.0)
+    policy.observe(window, 1)
     assert policy.width(SLOTS) == window

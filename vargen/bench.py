@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vargen import cli, registry
-from vargen.checkpoints import write_atomically
+from vargen import cli
 from vargen.core import Generation, Trace
+from vargen.files import check_writable, write_atomically
 
 DEFAULT_METHODS = "ar,sjd:window=32,sjd-coupled:window=64:guess=above,sjd-coupled"
 
@@ -26,13 +26,13 @@ def command(argv: list[str]) -> None:
     parser.add_argument("--num-images", type=int, default=20, help="per method")
     parser.add_argument("--json", type=Path, required=True, help="results; a bar chart goes beside it as PNG")
     options = parser.parse_args(argv)
-    methods = options.methods.split(",")
-    for spec in methods:
-        registry.method(spec)
-    for name in ("num_images", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"got --{name.replace('_', '-')} {getattr(options, name)}, expected at least 1")
-    cli.writable(options.json)
+    methods = [name.strip() for name in options.methods.split(",")]
+    if len(set(methods)) < len(methods):
+        raise ValueError(f"a method stands twice in --methods {options.methods}")
+    cli.check(options, [(name, {}) for name in methods])
+    if options.json.suffix == ".png":
+        raise ValueError(f"got --json {options.json}, but the chart takes that name: use .json")
+    check_writable([options.json, options.json.with_suffix(".png")])
     pipe = cli.load(options)
     pipe.set_progress_bar_config(disable=True)
     drawn = run(pipe, methods, options.num_images, options.batch_size, options.seed, cli.law(options))
@@ -97,7 +97,6 @@ def rows(drawn: dict[str, tuple[Trace, Tensor]]) -> list[dict[str, Any]]:
                 "images_equal_to_ar": equal,
                 "seconds": {key: round(value / trace.images, 5) for key, value in trace.seconds.items()},
                 "windows": trace.windows,
-                "peak_memory_bytes": trace.peak_memory_bytes,
             }
         )
     return out

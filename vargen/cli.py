@@ -4,25 +4,28 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vargen import registry
-from vargen.checkpoints import write_atomically
-from vargen.core import Trace
+from vargen import __version__, registry
+from vargen.files import check_writable, write_atomically
+
+if TYPE_CHECKING:  # torch is slow to import, and many complaints need no model
+    from vargen.core import Trace
 
 
 def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run a command; bad input ends it with one sentence and status 2, Ctrl-C with status 130."""
     try:
         run(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:  # the reader of our output has gone; the files are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print(f"vargen: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("vargen: stopped; finished images are kept", file=sys.stderr)
+        print("vargen: stopped; what was finished is kept", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -53,19 +56,8 @@ def load(options: argparse.Namespace) -> Any:
 
     import vargen
 
-    device = None if options.device is None else _device(options.device)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    return vargen.load(options.model, device=device, dtype=dtype, checkpoint=options.checkpoint)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}, expected cpu, cuda or cuda:0") from None
-    return name
+    return vargen.load(options.model, device=options.device, dtype=dtype, checkpoint=options.checkpoint)
 
 
 def law(options: argparse.Namespace) -> dict[str, Any]:
@@ -106,13 +98,23 @@ def sample(argv: list[str]) -> None:
     if options.list:
         print(listing())
         return
-    if options.num_images is not None and options.num_images < 1:
-        raise ValueError(f"got --num-images {options.num_images}, expected at least 1")
     settings = {s.name: value for s in known if (value := getattr(options, s.name)) is not None}
-    registry.method(options.method, **settings)  # refuse bad settings before anything is loaded
-    for path in filter(None, (options.out, options.trace)):
-        writable(path)
+    check(options, [(options.method, settings)])
+    if options.out.suffix not in ("", ".png"):
+        raise ValueError(f"got --out {options.out}, expected a name that ends in .png")
     _draw(options, settings)
+
+
+def check(options: argparse.Namespace, methods: list[tuple[str, dict[str, Any]]]) -> None:
+    """Refuse what can be refused before a model is loaded."""
+    from vargen import request
+
+    registry.find(registry.MODELS, options.model, "model")
+    for name, settings in methods:
+        request.method(name, request.Recipe(), law(options), settings)
+    for flag in ("num_images", "batch_size"):
+        if getattr(options, flag) is not None:
+            request.whole(getattr(options, flag), f"--{flag.replace('_', '-')}", least=1)
 
 
 def _hint(method: str, setting: str) -> Any:
@@ -122,29 +124,31 @@ def _hint(method: str, setting: str) -> Any:
 
 
 def _draw(options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from vargen import request
+    from vargen.core import Trace
+
     pipe = load(options)
-    classes = options.classes or (list(pipe.class_names) if options.prompt is None else None)
-    count = options.num_images or 2 * len(classes or [0])
-    labels = None if classes is None else [classes[i % len(classes)] for i in range(count)]
-    if options.batch_size < 1:
-        raise ValueError(f"got --batch-size {options.batch_size}, expected at least 1")
+    classes = options.classes or list(pipe.class_names) or list(range(pipe.transformer.spec.classes))
+    for name in classes:  # all of them, before the first image is drawn
+        request.label(name, pipe.class_names, pipe.transformer.spec.classes)
+    count = options.num_images or 2 * len(classes)
+    singles = [options.out.with_name(f"{options.out.stem}-{i}.png") for i in range(count if count > 1 else 0)]
+    check_writable([path for path in (options.out, *singles, options.trace) if path])
     images, traces = [], []
     for start in range(0, count, options.batch_size):
-        part = slice(start, start + options.batch_size)
-        seeds = [options.seed + i for i in range(count)][part]
+        part = range(start, min(start + options.batch_size, count))
         out = pipe(
-            labels[part] if labels else None,
+            None if options.prompt else [classes[i % len(classes)] for i in part],
             prompt=options.prompt,
             method=options.method,
-            seed=seeds,
+            seed=[options.seed + i for i in part],
             batch_size=options.batch_size,
             **law(options),
             **settings,
         )
-        for index, image in enumerate(out.images, start):
-            if count > 1:
-                single = options.out.with_name(f"{options.out.stem}-{index}{options.out.suffix or '.png'}")
-                save_png(single, image, _texts(out.trace, out.trace.seeds[index - start : index - start + 1]))
+        for index, image, seed in zip(part, out.images, out.trace.seeds, strict=True):
+            if singles:
+                save_png(singles[index], image, _texts(out.trace, [seed]))
         images += out.images
         traces.append(out.trace)
     trace = Trace.merge(traces)
@@ -154,15 +158,16 @@ def _draw(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     print(report(trace, options.out))
 
 
-def report(trace: Trace, out: Path) -> str:
-    """One line on a run."""
+def report(trace: "Trace", out: Path) -> str:
+    """One line on a run; the widths of its blocks show what an automatic window chose."""
+    widths = ", ".join(f"{count} of width {width}" for width, count in sorted(trace.windows.items()))
     return (
         f"{out}: {trace.images} images by {trace.method}, {trace.forwards_per_image:.1f} forwards per image, "
-        f"{trace.tokens_per_forward:.2f} tokens per forward, {trace.seconds['total']:.2f} s"
+        f"{trace.tokens_per_forward:.2f} tokens per forward, {trace.seconds['total']:.2f} s (blocks: {widths})"
     )
 
 
-def _texts(trace: Trace, seeds: list[int]) -> dict[str, str]:
+def _texts(trace: "Trace", seeds: list[int]) -> dict[str, str]:
     seed = ",".join(map(str, seeds))
     return {"seed": seed, "model": trace.model, "method": trace.method, "settings": json.dumps(trace.settings)}
 
@@ -189,30 +194,23 @@ def save_png(path: Path, image: Any, texts: dict[str, str]) -> None:
     write_atomically(path, lambda temporary: image.save(temporary, format="PNG", pnginfo=info))
 
 
-def writable(path: Path) -> None:
-    """Make the folder of `path`. ValueError where a file cannot be written there."""
-    if path.is_dir():
-        raise ValueError(f"cannot write {path}: it is a folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"cannot write to {path.parent}: {os.strerror(error.errno or 0)}") from None
+def models(argv: list[str]) -> None:
+    """Show models and methods."""
+    Parser(prog="models", description="Show models and methods.").parse_args(argv)
+    print(listing())
 
 
 def main() -> None:
     """The console script."""
     from vargen import bench
 
-    commands: dict[str, Callable[[list[str]], None]] = {
-        "sample": sample,
-        "bench": bench.command,
-        "models": lambda _: print(listing()),
-    }
+    commands: dict[str, Callable[[list[str]], None]] = {"sample": sample, "bench": bench.command, "models": models}
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(f"usage: vargen {{{','.join(commands)}}} [flags]; each takes --help")
+        return
+    if name == "--version":
+        print(__version__)
         return
 
     def run(argv: list[str]) -> None:

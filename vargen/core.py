@@ -41,7 +41,6 @@ class Condition:
     """What the image is conditioned on, embedded: (R, T, d), R the conditional rows, then the unconditional ones."""
 
     embedding: Tensor
-    mask: Tensor | None = None  # (R, T) bool, True where a token may be seen; None: everywhere
 
 
 class KVCache:
@@ -86,7 +85,7 @@ class Trace:
     forwards: int = 0  # calls of the large model, the prefill included
     forwards_per_image: float = 0.0  # mean over images of the calls during which that image was being decoded
     tokens_per_forward: float = 0.0  # tokens of an image over its forwards, mean over images
-    seconds: dict[str, float] = field(default_factory=dict)  # total, model, sampler, decode
+    seconds: dict[str, float] = field(default_factory=dict)  # total, model, sampler, decode; calibration at first
     peak_memory_bytes: int = 0
     seeds: list[int] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -118,8 +117,14 @@ def _added(a: dict, b: dict) -> dict:
     return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting anew, where the device counts."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that CUDA allocated, or the most that the process held."""
+    """Bytes: the most that CUDA allocated since the last reset; on a CPU, the most that the process ever held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # Unix only

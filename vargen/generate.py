@@ -36,13 +36,18 @@ class Clock:
         """Book the time since the last lap under `name`."""
         self._marks.append((name, self._now()))
 
+    def skip(self) -> None:
+        """Book the time since the last lap under nothing: it was the caller's."""
+        self.lap("")
+
     def seconds(self) -> dict[str, float]:
         """What was booked, by name."""
         if self._cuda:
             torch.cuda.synchronize()
         out: dict[str, float] = {}
         for (_, start), (name, end) in pairwise(self._marks):
-            out[name] = out.get(name, 0.0) + _between(start, end)
+            if name:
+                out[name] = out.get(name, 0.0) + _between(start, end)
         return out
 
 
@@ -78,6 +83,7 @@ def raster(
         sampler.accept(logits)
         clock.lap("sampler")
         yield
+        clock.skip()
         if min(sampler.settled) >= slots:
             return
         block = sampler.propose()
@@ -110,7 +116,7 @@ def step_costs(
             times.append(_now(model.device) - start)
         if len(times) > 2:
             costs[width] = min(times[2:])
-        if width != 1 and costs.get(width, 0) > hopeless * costs[1]:
+        if 1 in costs and costs.get(width, 0) > hopeless * costs[1]:
             break
     return costs
 

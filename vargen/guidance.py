@@ -14,8 +14,8 @@ class Guidance:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.scale < float("inf"):
-            raise ValueError(f"got guidance scale {self.scale}, expected a number of at least 0")
+        if not 0 <= self.scale <= 1000:
+            raise ValueError(f"got guidance scale {self.scale}, expected a number from 0 to 1000")
 
     @property
     def active(self) -> bool:

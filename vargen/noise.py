@@ -8,10 +8,13 @@ hardly ever shows.
 """
 
 import math
+from collections.abc import Callable
 from enum import IntEnum
 
 import torch
 from torch import Tensor
+
+Kind = Callable[[Tensor, Tensor, int, int], Tensor]  # uniform, gumbel or normal
 
 
 class Purpose(IntEnum):
@@ -71,27 +74,28 @@ def normal(seed: Tensor, slot: Tensor, purpose: int, size: int = 1) -> Tensor:
 
 
 class Table:
-    """Noise for slots 0 .. count - 1 of each row, computed `ahead` slots at a time and kept.
+    """Noise for the slots that a batch is busy with, computed `ahead` slots at a time.
 
     A decoding step at batch 1 costs about a millisecond on a CPU; twenty small operations for every step's noise would
-    show. `kind` is `uniform`, `gumbel` or `normal`.
+    show. Noise of slots below the last `first` is dropped. `kind` is `uniform`, `gumbel` or `normal`.
     """
 
-    def __init__(self, kind, seed: Tensor, purpose: int, *, count: int, size: int, ahead: int = 32) -> None:
-        self._kind, self._seed, self._purpose = kind, seed, purpose
-        self._ahead, self._count, self._size, self._filled = ahead, count, size, 0
-        self._values = torch.empty(len(seed), count, size, device=seed.device)
+    def __init__(self, kind: Kind, seed: Tensor, purpose: int, *, size: int, ahead: int = 32) -> None:
+        self._kind, self._seed, self._purpose, self._size, self._ahead = kind, seed, purpose, size, ahead
+        self._first = self._stop = 0
+        self._values = torch.empty(len(seed), 0, size, device=seed.device)
 
-    def until(self, stop: int) -> Tensor:
-        """All values (B, count, size), of which slots below `stop` are filled."""
-        while self._filled < min(stop, self._count):
-            end = min(self._count, max(stop, self._filled + self._ahead))
-            slots = torch.arange(self._filled, end, device=self._seed.device)
-            self._values[:, self._filled : end] = self._kind(self._seed, slots[None], self._purpose, self._size)
-            self._filled = end
-        return self._values
+    def between(self, first: int, stop: int) -> Tensor:
+        """Values (B, stop - first, size) of slots `first` to `stop` - 1; `first` never goes back."""
+        if stop > self._stop:
+            start, end = max(first, self._stop), stop + self._ahead
+            slots = torch.arange(start, end, device=self._seed.device)
+            fresh = self._kind(self._seed, slots[None], self._purpose, self._size)
+            kept = self._values[:, first - self._first :] if first < self._stop else self._values[:, :0]
+            self._values, self._first, self._stop = torch.cat([kept, fresh], 1), first, end
+        return self._values[:, first - self._first : stop - self._first]
 
-    def at(self, slots: Tensor, stop: int) -> Tensor:
-        """Values (B, n, size) at `slots` (B, n), all below `stop`."""
-        index = slots[..., None].expand(-1, -1, self._size)
-        return self.until(stop).gather(1, index)
+    def at(self, slots: Tensor, first: int, stop: int) -> Tensor:
+        """Values (B, n, size) at `slots` (B, n), which lie between `first` and `stop` - 1."""
+        values = self.between(first, stop)
+        return values.gather(1, (slots - first)[..., None].expand(-1, -1, self._size))

@@ -38,6 +38,8 @@ def method(spec: str, **overrides: Any) -> tuple[type, Any]:
         key, equals, text = part.partition("=")
         if not equals or not key:
             raise ValueError(f"got {part!r} in method {spec!r}, expected setting=value")
+        if key in values:
+            raise ValueError(f"setting {key} stands twice in method {spec!r}")
         values[key] = text
     values |= overrides
     unknown = [key for key in values if key not in hints]

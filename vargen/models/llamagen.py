@@ -179,21 +179,23 @@ class LlamaGen(nn.Module):
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
         batch, count, _ = condition.embedding.shape
         rows = torch.arange(count, device=self.device).expand(batch, -1)
-        return self._run(condition.embedding, rows, cache, 0, count)[:, -1:]
+        return self._run(condition.embedding, rows, cache, 0, count, None)[:, -1:]
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:
-        t = self.condition_tokens
-        return self._run(self.tok_embeddings(block.tokens), block.slots + t, cache, block.first + t, block.stop + t)
+        t, x, sees = self.condition_tokens, self.tok_embeddings(block.tokens), block.sees
+        if sees is not None:  # the condition is always seen
+            sees = F.pad(sees[..., : block.stop], (t, 0), value=True)
+        return self._run(x, block.slots + t, cache, block.first + t, block.stop + t, sees)
 
     def forward(self, labels: Tensor, ids: Tensor) -> Tensor:
         """Teacher-forced logits (B, N, V) of ids (B, N) under labels (B,); no cache."""
         x = torch.cat([self.cls_embedding(labels), self.tok_embeddings(ids[:, :-1])], dim=1)
         return self._layers(x, Step(self.rope()[None, : x.shape[1], None]))
 
-    def _run(self, x: Tensor, rows: Tensor, cache: KVCache, first: int, stop: int) -> Tensor:
+    def _run(self, x: Tensor, rows: Tensor, cache: KVCache, first: int, stop: int, sees: Tensor | None) -> Tensor:
         mask = None
-        if rows.shape[1] > 1 or first + 1 < stop:  # a lone token at the last visible row sees everything
-            hidden = torch.arange(stop, device=rows.device) > rows[..., None]
+        if sees is not None or rows.shape[1] > 1 or first + 1 < stop:  # a lone token at the last row sees everything
+            hidden = torch.arange(stop, device=rows.device) > rows[..., None] if sees is None else ~sees
             mask = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill_(hidden, float("-inf"))[
                 :, None
             ]

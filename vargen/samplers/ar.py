@@ -30,9 +30,7 @@ class Autoregressive:
         self._warp, self._next = task.warp, 0
         self.tokens = task.seeds.new_zeros(task.batch, count)
         self._slots = task.seeds.new_zeros(task.batch, 1) + -1
-        self._gumbel = noise.Table(
-            noise.gumbel, task.seeds, noise.Purpose.TOKEN, count=count, size=task.spec.vocabulary
-        )
+        self._gumbel = noise.Table(noise.gumbel, task.seeds, noise.Purpose.TOKEN, size=task.spec.vocabulary)
 
     @property
     def settled(self) -> list[int]:
@@ -44,7 +42,7 @@ class Autoregressive:
 
     def accept(self, logits: Tensor) -> None:
         n = self._next
-        g = self._gumbel.until(n + 1)[:, n : n + 1]
+        g = self._gumbel.between(n, n + 1)
         self.tokens[:, n : n + 1] = (self._warp.scores(logits) + g).argmax(-1)
         self._next += 1
         self._slots = self._slots + 1

@@ -55,7 +55,7 @@ class JacobiWindow(ABC):
         self._moved = self._pointers  # tokens committed by the last step, (B, 1)
         self._p: Tensor | None = None  # laws of the last step, (B, w, V)
         self._q: Tensor | None = None  # laws that the drafts of this step were drawn from, (B, w, V)
-        self._gumbel = noise.Table(noise.gumbel, task.seeds, Purpose.TOKEN, count=padded, size=task.spec.vocabulary)
+        self._gumbel = noise.Table(noise.gumbel, task.seeds, Purpose.TOKEN, size=task.spec.vocabulary)
         self._uniforms: dict[Purpose, noise.Table] = {}
         allowed = task.warp.allowed
         every = torch.ones(task.spec.vocabulary, device=task.device) if allowed is None else allowed.float()
@@ -110,16 +110,15 @@ class JacobiWindow(ABC):
     def _plain_draw(self, scores: Tensor) -> Tensor:
         """argmax(log p + g) (B, w), g fixed per slot: the tokens that plain decoding would draw under these laws."""
         width = scores.shape[1]
-        return (scores + self._gumbel.at(self._slots(width), max(self.settled) + width)).argmax(-1)
+        return (scores + self._gumbel.at(self._slots(width), min(self.settled), max(self.settled) + width)).argmax(-1)
 
     def _advance(self, width: int, moved: Tensor) -> None:
         """Move the pointers; this is the one place where a step reads the device."""
         self._known = width - moved
         self._moved = moved
         self._pointers = (self._pointers + moved).clamp_(max=self._task.spec.slots)
-        before, self.settled = self.settled, self._pointers.flatten().tolist()
-        gains = [after - n for n, after in zip(before, self.settled, strict=True) if n < self._task.spec.slots]
-        self._policy.observe(width, sum(gains) / len(gains))
+        slowest, self.settled = min(self.settled), self._pointers.flatten().tolist()
+        self._policy.observe(width, min(self.settled) - slowest)
         self._steps += 1
 
     def _slots(self, width: int) -> Tensor:
@@ -128,11 +127,8 @@ class JacobiWindow(ABC):
     def _uniform(self, purpose: Purpose, width: int) -> Tensor:
         """Fresh uniforms (B, w) for this step: keyed by the row's step and the offset in its window."""
         if purpose not in self._uniforms:
-            count = self._task.spec.slots + 1
-            self._uniforms[purpose] = noise.Table(
-                noise.uniform, self._task.seeds, purpose, count=count, size=self.widest
-            )
-        return self._uniforms[purpose].until(self._steps + 1)[:, self._steps, :width]
+            self._uniforms[purpose] = noise.Table(noise.uniform, self._task.seeds, purpose, size=self.widest)
+        return self._uniforms[purpose].between(self._steps, self._steps + 1)[:, 0, :width]
 
     def _guess(self, width: int) -> None:
         """Fill the window up to `width` with first guesses, and set the laws that its drafts were drawn from."""

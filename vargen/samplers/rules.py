@@ -27,9 +27,14 @@ def accepts(draft: Tensor, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
     return u * q.gather(-1, index).squeeze(-1) < p.gather(-1, index).squeeze(-1)
 
 
+def residual(p: Tensor, q: Tensor) -> Tensor:
+    """What a rejected draft is replaced from, (..., V), not normalised: max(p - q, 0)."""
+    return (p - q).clamp_(min=0)
+
+
 def replace(draft: Tensor, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
-    """A token (...) from max(p - q, 0), normalised; the draft where nothing is left because p = q up to rounding."""
-    token, total = _draw((p - q).clamp_(min=0), u)
+    """A token (...) from the residual; the draft where nothing is left because p = q up to rounding."""
+    token, total = _draw(residual(p, q), u)
     return torch.where(total > 0, token, draft)
 
 

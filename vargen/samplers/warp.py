@@ -31,7 +31,7 @@ class Warp:
         """Unnormalised log-probabilities (..., V), -inf where an id is ruled out; `logits` is left alone."""
         out = logits if self.allowed is None else logits.masked_fill(~self.allowed, float("-inf"))
         if self.temperature != 1.0:
-            out = out / self.temperature
+            out = (out - out.amax(-1, keepdim=True)) / self.temperature  # the maximum is 0: nothing can overflow
         if 0 < self.top_k < out.shape[-1]:
             least = out.topk(self.top_k, dim=-1).values[..., -1:]
             out = out.masked_fill(out < least, float("-inf"))

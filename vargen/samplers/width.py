@@ -21,14 +21,14 @@ class WidthPolicy:
     """The width of each block. `window` fixed: always that, narrower where an image ends; auto: by `costs`."""
 
     def __init__(self, window: int | Literal["auto"], costs: dict[int, float] | None, slots: int) -> None:
-        self.auto = window == "auto" and costs is not None
+        self.auto = window == "auto" and bool(costs)
         self._costs = costs or {}  # of the widths that are worth a try; 1 among them
         self._slots = slots
         if window == "auto":
-            self.widths = (
-                tuple(sorted(self._costs)) if self.auto else (4, 8, 16)
-            )  # without measurements, a width that suits most
+            # Without measurements, a width that suits most.
+            self.widths = tuple(sorted(self._costs)) if self.auto else (4, 8, 16)
         else:  # a fixed window never narrows to 1: a step of width 1 draws without looking at the draft
+            window = min(window, slots)
             self.widths = (*(w for w in LADDER if 1 < w < window), window)
         self._extra, self._weight = PRIOR_EXTRA * PRIOR_STEPS, PRIOR_STEPS
         self._loss, self._steps = 0.0, 0
@@ -40,8 +40,8 @@ class WidthPolicy:
             return 1
         return next(w for w in self.widths if w >= max(2, min(remaining, self._current)))
 
-    def observe(self, width: int, committed: float) -> None:
-        """Note that a step of `width` committed so many tokens per unfinished row."""
+    def observe(self, width: int, committed: int) -> None:
+        """Note that a step of `width` took the row furthest behind so many tokens on: it is what a batch waits for."""
         if not self.auto or width == 1:
             return
         self._extra = self._extra * 0.95 + (committed - 1) / EXTRA[width]

@@ -38,7 +38,8 @@ def train(
 
     schedule = Schedule(steps=steps, rate=2e-3)
     path = folder / "pocket-classifier.pt"
-    fit(model, loss, schedule, checkpoint=path, seed=seed, device=device, name="pocket-classifier")
+    run = {"name": "pocket-classifier", "data": f"{images} scenes, batch {batch}", "seed": seed}
+    fit(model, loss, schedule, checkpoint=path, device=device, **run)
 
 
 @torch.no_grad()

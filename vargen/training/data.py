@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vargen.checkpoints import write_atomically
+from vargen.files import write_atomically
 from vargen.scenes import CLASSES, draw_many
 
 HELD_OUT = 1 << 30  # seeds from here on are never trained on
@@ -15,9 +15,12 @@ HELD_OUT = 1 << 30  # seeds from here on are never trained on
 def scenes(folder: Path, count: int, first_seed: int = 0) -> np.ndarray:
     """`count` scenes (count, 64, 64, 3) uint8, memory-mapped; scene i has label i mod 10 and seed `first_seed` + i."""
     path = folder / f"scenes-{first_seed}-{count}.npy"
-    if not path.exists():
-        seeds = np.arange(first_seed, first_seed + count)
-        images = draw_many((seeds - first_seed) % len(CLASSES), seeds)
+    seeds = np.arange(first_seed, first_seed + count)
+    classes = seeds - first_seed
+    few = min(count, len(CLASSES))
+    probe = draw_many(classes[:few] % len(CLASSES), seeds[:few])
+    if not path.exists() or not np.array_equal(np.load(path, mmap_mode="r")[:few], probe):  # none, or of other code
+        images = draw_many(classes % len(CLASSES), seeds)
         write_atomically(path, lambda temporary: np.save(temporary, images))
     return np.load(path, mmap_mode="r")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vargen.checkpoints import write_atomically
+from vargen.files import write_atomically
 
 Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]  # one step's randomness -> loss, figures to show
 
@@ -24,6 +24,10 @@ class Schedule:
     warmup: int = 50
     save_every: int = 100
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"got {self.steps} steps, expected at least 1")
+
     def at(self, step: int) -> float:
         """Learning rate: linear warm-up, then a cosine to a hundredth."""
         if step < self.warmup:
@@ -33,9 +37,19 @@ class Schedule:
 
 
 def fit(
-    module: nn.Module, loss: Loss, schedule: Schedule, *, checkpoint: Path, seed: int, device: torch.device, name: str
+    module: nn.Module,
+    loss: Loss,
+    schedule: Schedule,
+    *,
+    name: str,
+    data: str,
+    checkpoint: Path,
+    seed: int,
+    device: torch.device,
 ) -> None:
-    """Train `module` in place with `loss`, resuming from `checkpoint` if it exists.
+    """Train `module` in place with `loss`, resuming from `checkpoint` if it exists and is of the same run.
+
+    A run is told by name, seed, schedule and a description of the `data`; ValueError where the checkpoint's differs.
 
     A step's randomness depends on (seed, step) alone, so that a resumed run equals an unbroken one.
     """
@@ -43,9 +57,11 @@ def fit(
     rest = [p for p in module.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.95))
-    start = 0
+    start, run = 0, f"{name}, seed {seed}, {data}, {schedule}"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state["run"] != run:
+            raise ValueError(f"{checkpoint} is of another run ({state['run']}): remove it to start {run}")
         module.load_state_dict(state["module"])
         optimiser.load_state_dict(state["optimiser"])
         start = int(state["step"])
@@ -62,6 +78,6 @@ def fit(
         optimiser.step()
         bar.set_postfix({key: f"{number:.3f}" for key, number in figures.items()}, refresh=False)
         if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
-            state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
+            state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1, "run": run}
             write_atomically(checkpoint, lambda path, state=state: torch.save(state, path))
     module.eval()

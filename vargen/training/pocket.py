@@ -26,7 +26,7 @@ class Recipe:
 RECIPES = {
     "pocket-vq": Recipe(steps=1000, batch=48, images=20_000),
     "pocket-classifier": Recipe(steps=600, batch=64, images=20_000),
-    "pocket-llamagen": Recipe(steps=2000, batch=32, images=20_000),
+    "pocket-llamagen": Recipe(steps=1500, batch=32, images=20_000),
     "pocket-llamagen-small": Recipe(steps=1500, batch=32, images=20_000),
 }
 
@@ -41,7 +41,7 @@ def train(
     for folder in (work, weights):
         folder.mkdir(parents=True, exist_ok=True)
     recipe, model = RECIPES[name], build(name).to(device)
-    steps, batch, images = steps or recipe.steps, recipe.batch, recipe.images
+    steps, batch, images = recipe.steps if steps is None else steps, recipe.batch, recipe.images
     if isinstance(model, VQTokenizer):
         vq.train(model, work, steps=steps, batch=batch, images=images, seed=seed, device=device)
     elif isinstance(model, Classifier):
@@ -56,7 +56,7 @@ def train(
 
 
 def measure(name: str, *, work: Path, weights: Path, device: torch.device) -> dict[str, float]:
-    """Figures of the weights as they ship, rounded to float16, on held-out scenes; noted in the weights file as well."""
+    """Figures of the weights as they ship, in float16, on held-out scenes; noted in the weights file as well."""
     model = load(name, weights).to(device)
     if isinstance(model, VQTokenizer):
         figures = vq.measure(model, work, device=device)

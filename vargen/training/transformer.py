@@ -1,5 +1,6 @@
 """Training of `pocket-llamagen` and its small drafter: next-token prediction over the tokens of pocket scenes."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vargen.checkpoints import write_atomically
+from vargen.files import write_atomically
 from vargen.models.llamagen import LlamaGen
 from vargen.tokenizers.vq import VQTokenizer
 from vargen.training.data import HELD_OUT, labels, pick, scenes, to_tensor
@@ -18,8 +19,9 @@ CLASS_DROPOUT = 0.1  # share of images trained without their class, for guidance
 
 @torch.no_grad()
 def tokens(tokenizer: VQTokenizer, folder: Path, count: int, first_seed: int, device: torch.device) -> Tensor:
-    """Ids (count, N) of `data.scenes`, encoded once and kept beside them."""
-    path = folder / f"tokens-{first_seed}-{count}.npy"
+    """Ids (count, N) of `data.scenes`, encoded once and kept beside them under a digest of the tokenizer."""
+    weights = b"".join(value.cpu().numpy().tobytes() for value in tokenizer.state_dict().values())
+    path = folder / f"tokens-{first_seed}-{count}-{hashlib.sha256(weights).hexdigest()[:8]}.npy"
     if not path.exists():
         data = scenes(folder, count, first_seed)
         parts = [tokenizer.encode(to_tensor(data[i : i + 100], device)).flatten(1) for i in range(0, count, 100)]
@@ -60,7 +62,8 @@ def train(
         return value, {"nats": value.item()}
 
     schedule = Schedule(steps=steps, rate=2e-3, weight_decay=0.05, warmup=100)
-    fit(model, loss, schedule, checkpoint=folder / f"{name}.pt", seed=seed, device=device, name=name)
+    run = {"name": name, "data": f"{images} scenes, batch {batch}", "seed": seed}
+    fit(model, loss, schedule, checkpoint=folder / f"{name}.pt", device=device, **run)
 
 
 @torch.no_grad()

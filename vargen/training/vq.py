@@ -104,7 +104,8 @@ def train(
         return training.loss(to_tensor(data[pick(len(data), batch, generator)], device), generator)
 
     schedule = Schedule(steps=steps, rate=1.5e-3, weight_decay=0.0)
-    fit(training, loss, schedule, checkpoint=folder / "pocket-vq.pt", seed=seed, device=device, name="pocket-vq")
+    run = {"name": "pocket-vq", "data": f"{images} scenes, batch {batch}", "seed": seed}
+    fit(training, loss, schedule, checkpoint=folder / "pocket-vq.pt", device=device, **run)
 
 
 @torch.no_grad()

@@ -1,0 +1,121 @@
+"""A call's arguments, checked: one clear sentence for anything that is out of range, before any work is done."""
+
+import operator
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vargen import registry
+from vargen.guidance import Guidance
+from vargen.samplers.warp import Warp
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is sampled unless the caller says otherwise."""
+
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with its settings, and the law that it is to draw from."""
+
+    name: str  # as given, settings included
+    sampler: type
+    settings: Any
+    warp: Warp
+    guidance: Guidance
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Every setting by name."""
+        warp = {key: value for key, value in asdict(self.warp).items() if key != "allowed"}
+        return {"guidance_scale": self.guidance.scale, **warp, **asdict(self.settings)}
+
+
+def method(name: str, recipe: Recipe, law: dict[str, Any], settings: dict[str, Any]) -> Method:
+    """`name` with `settings`, under `recipe` where `law` (guidance_scale, temperature, top_k, top_p) has None."""
+    if not isinstance(name, str):
+        raise ValueError(f"got method {name!r}, expected a name such as sjd-coupled:window=16")
+    sampler, chosen = registry.method(name, **settings)
+    used = asdict(recipe) | {key: value for key, value in law.items() if value is not None}
+    temperature, top_p = number(used["temperature"], "temperature"), number(used["top_p"], "top-p")
+    warp = Warp(temperature=temperature, top_k=whole(used["top_k"], "top-k"), top_p=top_p)
+    return Method(name, sampler, chosen, warp, Guidance(number(used["guidance_scale"], "guidance scale")))
+
+
+def whole(value: Any, name: str, *, least: int | None = None) -> int:
+    """`value` as an int. ValueError where it is no whole number or below `least`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        found = operator.index(value)
+    except TypeError:
+        raise ValueError(f"got {name} {value!r}, expected a whole number") from None
+    if least is not None and found < least:
+        raise ValueError(f"got {name} {found}, expected at least {least}")
+    return found
+
+
+def number(value: Any, name: str) -> float:
+    """`value` as a float. ValueError where it is no number."""
+    if isinstance(value, bool | str):
+        raise ValueError(f"got {name} {value!r}, expected a number")
+    try:
+        return float(value)
+    except TypeError:
+        raise ValueError(f"got {name} {value!r}, expected a number") from None
+
+
+def seeds(count: int, seed: Any, generator: Any) -> list[int]:
+    """One seed per image, as int64: from a first seed, a list of seeds, generators, or drawn afresh."""
+    if generator is not None:
+        if seed is not None:
+            raise ValueError("got both seed and generator, expected one of them")
+        one = isinstance(generator, torch.Generator)
+        seed = generator.initial_seed() if one else [g.initial_seed() for g in generator]
+    if seed is None:
+        seed = secrets.randbits(32)
+    if isinstance(seed, Sequence | np.ndarray | torch.Tensor) and not isinstance(seed, str):
+        found = [whole(s, "seed") for s in seed]
+    else:
+        first = whole(seed, "seed")
+        found = [first + i for i in range(count)]
+    if len(found) != count:
+        raise ValueError(f"got {len(found)} seeds for {count} images, expected one each")
+    return [(s + (1 << 63)) % (1 << 64) - (1 << 63) for s in found]
+
+
+def labels(values: Any, each: Any, names: Sequence[str], count: int) -> list[int]:
+    """Class indices, `each` times over; `values` are indices or names, one or several."""
+    if isinstance(values, str | int | np.integer):
+        values = [values]
+    try:
+        many = list(values)
+    except TypeError:
+        raise ValueError(f"got class labels {values!r}, expected indices or names") from None
+    if not many:
+        raise ValueError("got no class labels, expected at least one")
+    each = whole(each, "number of images", least=1)
+    return [label(value, names, count) for value in many for _ in range(each)]
+
+
+def label(value: Any, names: Sequence[str], count: int) -> int:
+    """The index of a class given by index or name. ValueError lists the names."""
+    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value):
+        if value not in names:
+            raise ValueError(f"unknown class {value!r}; there are {', '.join(names) or 'no names'}")
+        return list(names).index(value)
+    index = int(value) if isinstance(value, str) else whole(value, "class")
+    if not 0 <= index < count:
+        raise ValueError(f"got class {index}, expected 0 to {count - 1}")
+    return index
