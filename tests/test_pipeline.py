@@ -224,6 +224,10 @@ def test_a_window_wider_than_the_image_is_the_image(pipe):
 
 
 def test_diffusers_habits(pipe):
+    assert pipe.to("cpu") is pipe
+    assert pipe.device.type == "cpu"
+    half = pipeline().to(torch.bfloat16)
+    assert half("a", method="ar", seed=0).images[0].size == (12, 12)
     with pytest.raises(ValueError, match="not saved as a folder"):
         pipe.save_pretrained("somewhere")
     with pytest.raises(ValueError, match="unknown model"):

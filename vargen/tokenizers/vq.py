@@ -7,6 +7,7 @@ configuration alone tells the published tokenizers from `pocket-vq`.
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
@@ -60,6 +61,14 @@ class VQTokenizer(nn.Module):
         self.quant_conv = nn.Conv2d(config.latent_channels, config.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.latent_channels, 1)
         self.quantize = Quantizer(config.codes, config.code_dim)
+
+    @property
+    def device(self) -> torch.device:
+        return self.quant_conv.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.quant_conv.weight.dtype
 
     def latents(self, images: Tensor) -> Tensor:
         """Unquantised points on the sphere, (B, D, h, w), of `images` (B, 3, H, W) in [-1, 1]."""
