@@ -60,6 +60,17 @@ def test_an_expensive_window_is_never_tried():
     assert seconds == SLOTS
 
 
+def test_a_poor_stretch_does_not_end_the_trial():
+    """A few steps that settle one token each, as at the top of a picture, then steps that settle three."""
+    policy, done = WidthPolicy("auto", linear(0.07), SLOTS), 0
+    for step in range(60):
+        width = policy.width(SLOTS - done)
+        gain = 1 if step < 12 else min(3, width)
+        policy.observe(width, gain)
+        done += gain
+    assert policy.width(SLOTS - done) > 1
+
+
 def test_a_disappointing_window_is_given_up_within_the_allowance():
     costs = linear(0.02)
     seconds, policy = decode(costs, lambda w: 1.0)

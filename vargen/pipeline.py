@@ -246,5 +246,5 @@ def pocket_llamagen(checkpoint: Path | None) -> RasterPipeline:
 
 
 def pocket_llamagen_small(checkpoint: Path | None) -> RasterPipeline:
-    """LlamaGen at 0.8 M parameters on pocket scenes, 64x64; the drafter of pocket-llamagen."""
+    """LlamaGen at 0.8 M parameters on pocket scenes, 64x64: a drafter, less sure of its classes."""
     return pocket_pipeline("pocket-llamagen-small", checkpoint)

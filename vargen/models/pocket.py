@@ -13,7 +13,7 @@ from vargen.tokenizers.vq import VQConfig, VQTokenizer
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
 LLAMAGEN = LlamaGenConfig(layers=8, heads=6, width=192, side=16, vocabulary=1024, classes=len(CLASSES))
-LLAMAGEN_SMALL = LlamaGenConfig(layers=3, heads=4, width=128, side=16, vocabulary=1024, classes=len(CLASSES))
+LLAMAGEN_SMALL = LlamaGenConfig(layers=2, heads=4, width=128, side=16, vocabulary=1024, classes=len(CLASSES))
 VQ = VQConfig(channels=(24, 48, 80), layers=1, latent_channels=64, codes=1024, code_dim=8, norm_groups=8)
 CLASSIFIER = ClassifierConfig(classes=len(CLASSES))
 

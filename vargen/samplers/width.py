@@ -11,10 +11,10 @@ from typing import Literal
 
 LADDER = (1, 4, 8, 16, 32, 64)
 # Tokens beyond the first that a step settles, relative to width 16: measured on pocket-llamagen with sjd-coupled.
-EXTRA = {1: 0.0, 4: 0.4, 8: 0.7, 16: 1.0, 32: 1.3, 64: 1.4}
-PRIOR_EXTRA, PRIOR_STEPS = 1.8, 6.0  # before anything is observed, and how many steps that belief is worth
+EXTRA = {1: 0.0, 4: 0.45, 8: 0.7, 16: 1.0, 32: 1.2, 64: 1.3}
+PRIOR_EXTRA, PRIOR_STEPS = 1.5, 6.0  # before anything is observed, and how many steps that belief is worth
 LOSS_ALLOWED = 0.03
-REVIEW_EVERY = 8  # steps between changes of width
+REVIEW_EVERY = 4  # steps between changes of width
 
 
 class WidthPolicy:
@@ -32,7 +32,7 @@ class WidthPolicy:
             self.widths = (*(w for w in LADDER if 1 < w < window), window)
         self._extra, self._weight = PRIOR_EXTRA * PRIOR_STEPS, PRIOR_STEPS
         self._loss, self._steps = 0.0, 0
-        self._current = self._best() if self.auto else self.widths[-1]
+        self._current = self._best(self.widths) if self.auto else self.widths[-1]
 
     def width(self, remaining: int) -> int:
         """Width of the next block when the row furthest behind has `remaining` slots to fill."""
@@ -51,8 +51,8 @@ class WidthPolicy:
         if self._loss > LOSS_ALLOWED * self._slots:
             self._current = 1
         elif self._steps % REVIEW_EVERY == 0:
-            self._current = self._best()
+            self._current = self._best(self.widths[1:])  # a poor stretch alone does not end it: the loss does
 
-    def _best(self) -> int:
+    def _best(self, widths: tuple[int, ...]) -> int:
         extra = self._extra / self._weight
-        return max(self.widths, key=lambda w: (1 + extra * EXTRA[w]) / self._costs[w])
+        return max(widths, key=lambda w: (1 + extra * EXTRA[w]) / self._costs[w])
