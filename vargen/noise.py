@@ -76,8 +76,8 @@ def normal(seed: Tensor, slot: Tensor, purpose: int, size: int = 1) -> Tensor:
 class Table:
     """Noise for the slots that a batch is busy with, computed `ahead` slots at a time.
 
-    A decoding step at batch 1 costs about a millisecond on a CPU; twenty small operations for every step's noise would
-    show. Noise of slots below the last `first` is dropped. `kind` is `uniform`, `gumbel` or `normal`.
+    A decoding step of a small model costs a few milliseconds on a CPU; twenty small operations for every step's noise
+    would show. Noise of slots below the last `first` is dropped. `kind` is `uniform`, `gumbel` or `normal`.
     """
 
     def __init__(self, kind: Kind, seed: Tensor, purpose: int, *, size: int, ahead: int = 32) -> None:
