@@ -3,7 +3,8 @@
 import torch
 
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
-from vargen.pipeline import RasterPipeline, Recipe
+from vargen.pipeline import RasterPipeline
+from vargen.presets.contract import Preset, Recipe
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
 
 CONFIG = LlamaGenConfig(layers=2, heads=2, width=32, side=6, vocabulary=48, classes=5)
@@ -27,12 +28,19 @@ def vq() -> VQTokenizer:
 
 def pipeline() -> RasterPipeline:
     """12x12 pixels, 6x6 tokens."""
-    pipe = RasterPipeline(llamagen(), vq())
-    pipe.name, pipe.recipe, pipe.class_names = "small", Recipe(guidance_scale=2.0), ("a", "b", "c", "d", "e")
+    pipe = RasterPipeline(llamagen(), vq(), preset=PRESETS["small"])
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def load(checkpoint: object) -> RasterPipeline:
-    """A small random model, for tests of the command line."""
-    return pipeline()
+PRESETS = {
+    "small": Preset(
+        "small",
+        "A small random model, for tests.",
+        {"default": Recipe(guidance_scale=2.0), "plain": Recipe(image_size=20)},
+        CONFIG.classes,
+        lambda sources, device, dtype: pipeline(),
+        lambda: ("a", "b", "c", "d", "e"),
+        (0, 1, 2, 3, 4),
+    )
+}

@@ -7,24 +7,29 @@ import textwrap
 
 import pytest
 import torch
-from small import llamagen
+from small import CONFIG, llamagen, vq
 
 from vargen import checkpoints, files
+from vargen.models.llamagen import LAYOUT, LlamaGen
 
 
-def refused(state, tmp_path):
+def refused(state, tmp_path, why="does not fit LlamaGen"):
     path = tmp_path / "model.safetensors"
     checkpoints.save(path, state)
-    with pytest.raises(ValueError, match="does not fit LlamaGen") as error:
-        checkpoints.load_into(llamagen(), checkpoints.read(path), source=path)
+    with pytest.raises(ValueError, match=why) as error:
+        checkpoints.load_into(llamagen(), path)
     assert str(path) in str(error.value)
     return str(error.value)
+
+
+def same(model, other):
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 def test_round_trip_in_half_precision(tmp_path):
     model, other, path = llamagen(), llamagen(scale=0.1), tmp_path / "model.safetensors"
     checkpoints.save(path, {k: v.half() for k, v in model.state_dict().items()}, {"nats": "1.5"})
-    checkpoints.load_into(other, checkpoints.read(path), source=path)
+    checkpoints.load_into(other, path)
     assert checkpoints.metadata(path) == {"nats": "1.5"}
     for key, value in other.state_dict().items():
         assert value.dtype == torch.float32
@@ -57,17 +62,128 @@ def test_missing_file_and_folder(tmp_path):
             checkpoints.read(path)
 
 
-def test_a_pickle_is_not_executed(tmp_path):
-    path, proof = tmp_path / "evil.safetensors", tmp_path / "executed"
+class Evil:
+    """Makes a folder when it is unpickled."""
 
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(proof),)
+    def __init__(self, proof):
+        self.proof = proof
 
-    torch.save(Evil(), path)
-    with pytest.raises(ValueError, match="is damaged"):
+    def __reduce__(self):
+        return os.mkdir, (str(self.proof),)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "safetensors"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_is_not_executed(tmp_path, suffix, zipped):
+    path, proof = tmp_path / f"evil.{suffix}", tmp_path / "executed"
+    state = {**llamagen().state_dict(), "norm.bias": Evil(proof)}
+    torch.save({"model": state}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"mkdir.*nothing in it was run|is damaged") as error:
         checkpoints.read(path)
+    assert str(path) in str(error.value)
     assert not proof.exists()
+    if suffix != "safetensors":
+        torch.load(path, weights_only=False)  # the trap does work
+        assert proof.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("nest", [lambda s: s, *(lambda s, n=n: {n: s, "epoch": 3} for n in checkpoints.NESTING)])
+def test_nested_and_flat_files(tmp_path, nest, zipped):
+    model, other, path = llamagen(), llamagen(scale=0.1), tmp_path / "model.pt"
+    torch.save(nest(model.state_dict()), path, _use_new_zipfile_serialization=zipped)
+    checkpoints.load_into(other, path)
+    same(model, other)
+
+
+def test_the_first_nesting_wins(tmp_path):
+    model, other, path = llamagen(), llamagen(scale=0.1), tmp_path / "model.pt"
+    torch.save({"ema": llamagen(scale=3.0).state_dict(), "model": model.state_dict()}, path)
+    checkpoints.load_into(other, path)
+    same(model, other)
+
+
+def test_a_sharded_training_run_s_file(tmp_path):
+    """FSDP writes tensors that carry attributes, so that the pickle names torch's rebuild helper."""
+    model, other, path = llamagen(), llamagen(scale=0.1), tmp_path / "model.pt"
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    for value in state.values():
+        value.tag = "shard"
+    torch.save(state, path)
+    assert b"_rebuild_from_type_v2" in path.read_bytes()
+    checkpoints.load_into(other, path)
+    same(model, other)
+    assert not hasattr(other.output.weight, "tag")
+
+
+def test_what_the_official_code_leaves_in_files_is_ignored(tmp_path):
+    model, other, path = llamagen(), llamagen(scale=0.1), tmp_path / "model.pt"
+    extra = {"freqs_cis": torch.zeros(3), "layers.1.attention.kv_cache.k_cache": torch.zeros(2)}
+    torch.save({"model": model.state_dict() | extra}, path)
+    checkpoints.load_into(other, path, LAYOUT)
+    same(model, other)
+    with pytest.raises(ValueError, match="unexpected freqs_cis"):
+        checkpoints.load_into(other, path)
+
+
+def test_wrong_families_are_told_in_one_sentence(tmp_path):
+    message = refused(vq().state_dict(), tmp_path, "none of LlamaGen's")
+    assert "it begins with" in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([torch.zeros(3)], "a list"),
+        ({}, "a table of nothing"),
+        ({"model": {}}, "a table of nothing"),
+        ({"optimizer": {"step": 3}, "epoch": 4}, "a table of 'optimizer', 'epoch'"),
+        ({"a": torch.zeros(1), "b": None}, "a table of 'a', 'b'"),
+        ({3: torch.zeros(1)}, "a table of 3"),
+    ],
+)
+def test_files_without_weights(tmp_path, content, words):
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=words):
+        checkpoints.read(path)
+
+
+def test_values_that_are_no_weights(tmp_path):
+    state = llamagen().state_dict()
+    state["norm.weight"] = torch.zeros(32, dtype=torch.int64)
+    state["output.weight"] = state["output.weight"].to_sparse()
+    path = tmp_path / "model.pt"
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="does not fit") as error:
+        checkpoints.load_into(llamagen(), path)
+    assert "norm.weight is torch.int64, expected floating-point" in str(error.value)
+    assert "output.weight is no plain dense tensor" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cast_while_loading(tmp_path, dtype):
+    model, path = llamagen(), tmp_path / "model.pt"
+    torch.save({"model": model.state_dict()}, path)
+    with torch.device("meta"):
+        other = LlamaGen(CONFIG)
+    checkpoints.load_into(other, path, dtype=dtype)
+    path.unlink()  # nothing of the file is needed any more
+    for key, value in other.state_dict().items():
+        assert value.dtype == dtype
+        assert torch.equal(value, model.state_dict()[key].to(dtype))
+    other.prefill(other.class_condition(torch.tensor([1]), guided=True), other.make_cache(2))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.999])
+def test_truncated_pytorch_files_are_named(tmp_path, share, zipped):
+    path = tmp_path / "model.pt"
+    torch.save({"model": llamagen().state_dict()}, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=f"{path}"):
+        checkpoints.load_into(llamagen(), path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def _small_model(monkeypatch):
-    monkeypatch.setitem(registry.MODELS, "small", "small:load")
+    monkeypatch.setitem(registry.MODELS, "small", "small:PRESETS")
 
 
 def run(*argv: object, command=cli.sample) -> None:
@@ -78,12 +78,12 @@ def test_help_shows_the_settings_of_the_method(capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--model", "nope"], "unknown model 'nope'; there are pocket-llamagen"),
+        (["--model", "nope"], "unknown model 'nope' (of 29)"),
         (["--method", "nope"], "unknown method 'nope'; there are ar, sjd"),
         (["--model", "small", "--class", "z"], "unknown class 'z'; there are a, b, c, d, e"),
         (["--model", "small", "--class", "5"], "got class 5, expected 0 to 4"),
         (["--model", "small", "--class=-1"], "got class -1"),
-        (["--model", "small", "--prompt", "a boat"], "takes no prompt"),
+        (["--model", "small", "--prompt", "a boat"], "takes no --prompt"),
         (["--model", "small", "--num-images", "0"], "--num-images 0"),
         (["--model", "small", "--num-images", "x"], "invalid int value: 'x'"),
         (["--model", "small", "--batch-size", "0"], "--batch-size 0"),

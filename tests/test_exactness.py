@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy import images, p_value
 
+from vargen.guidance import Guidance
 from vargen.samplers import jacobi, rules
 from vargen.samplers.ar import ARSettings, Autoregressive
 from vargen.samplers.sjd import CoupledJacobi, CoupledSettings, SJDSettings, SpeculativeJacobi
@@ -33,6 +34,20 @@ METHODS = {
 def test_law_of_whole_images(name, batch):
     sampler, settings = METHODS[name]
     assert p_value(images(sampler, settings, COUNTS[batch], batch)) > LEVEL
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("interval", [0, 1])
+@pytest.mark.parametrize("name", ["ar", "sjd", "maximal", "gumbel", "exact"])
+def test_law_where_guidance_ends_early(name, interval, batch):
+    (sampler, settings), guidance = METHODS[name], Guidance(1.7, interval)
+    assert p_value(images(sampler, settings, COUNTS[batch], batch, guidance=guidance), guidance) > LEVEL
+
+
+def test_one_token_more_under_guidance_is_caught():
+    drawn = images(Autoregressive, ARSettings(), 800, 16, guidance=Guidance(1.7, 1))
+    with pytest.raises(AssertionError, match="the law rules out"):  # top-k keeps other ids there
+        p_value(drawn, Guidance(1.7, 0))
 
 
 @pytest.mark.parametrize("name", ["sjd", "maximal", "gumbel"])

@@ -20,10 +20,14 @@ def ids() -> torch.Tensor:
     return torch.randint(CONFIG.vocabulary, (3, SLOTS), generator=torch.Generator().manual_seed(2))
 
 
+def forced(model, labels, tokens):
+    return model(model.class_condition(labels, guided=False), tokens)
+
+
 @pytest.mark.parametrize("width", [1, 2, 5, SLOTS - 1])
 def test_blocks_equal_teacher_forcing(width):
     model, tokens = llamagen(), ids()
-    full, cache = model(LABELS, tokens), model.make_cache(3)
+    full, cache = forced(model, LABELS, tokens), model.make_cache(3)
     out = [model.prefill(model.class_condition(LABELS, guided=False), cache)]
     for start in range(0, SLOTS - 1, width):
         stop = min(start + width, SLOTS - 1)
@@ -35,7 +39,7 @@ def test_blocks_equal_teacher_forcing(width):
 def test_rows_with_their_own_pointers_and_rejected_drafts():
     """Each row stands elsewhere, and wrong drafts are written first, then the right tokens in their place."""
     model, tokens = llamagen(), ids()
-    full, cache = model(LABELS, tokens), model.make_cache(3)
+    full, cache = forced(model, LABELS, tokens), model.make_cache(3)
     cache.keys.fill_(1e3)  # what was never written must never be seen
     cache.values.fill_(1e6)
     model.prefill(model.class_condition(LABELS, guided=False), cache)
@@ -81,7 +85,7 @@ def test_engine_equals_a_plain_loop(scale):
     tokens = torch.zeros(3, SLOTS, dtype=torch.int64)
     nothing = torch.full_like(LABELS, CONFIG.classes)
     for slot in range(SLOTS):
-        c, u = model(LABELS, tokens)[:, slot], model(nothing, tokens)[:, slot]
+        c, u = forced(model, LABELS, tokens)[:, slot], forced(model, nothing, tokens)[:, slot]
         g = noise.gumbel(seeds, torch.tensor([[slot]]), noise.Purpose.TOKEN, CONFIG.vocabulary)[:, 0]
         tokens[:, slot] = (warp.scores(u + (c - u) * scale) + g).argmax(-1)
     assert torch.equal(sampler.tokens, tokens)
@@ -89,8 +93,8 @@ def test_engine_equals_a_plain_loop(scale):
 
 @pytest.mark.parametrize("dim", [32, 64, 100])
 def test_rope_against_angles_written_out(dim):
-    config = LlamaGenConfig(layers=1, heads=1, width=dim, side=3, vocabulary=4, classes=1)
-    table, half = rope_table(config, 2), dim // 2
+    config = LlamaGenConfig(1, 1, dim, 3, vocabulary=4, caption_width=8, caption_tokens=2)
+    table, half = rope_table(config), dim // 2
     assert table.shape == (11, half)
     assert (table[:2] == 0).all()  # the condition's keys and queries are multiplied by zero, as in training
     for slot in range(9):

@@ -52,39 +52,42 @@ class ToyModel:
         spelled = keys[:, :, 0, 0] @ self._spell[: block.stop, : block.stop]  # (R, stop)
         target = (block.slots + 1).clamp(max=SLOTS - 1)
         index = self._starts[target] + spelled.long().gather(1, target - 1)
-        index[len(index) // 2 :] += len(self._rows) // 2  # the unconditional rows
+        index[cache.keys.shape[1] // 2 :] += len(self._rows) // 2  # the unconditional rows, unless they were dropped
         return self._rows[index]
 
 
 @cache
-def law() -> np.ndarray:
-    """Probabilities (256,) of all images under WARP and GUIDANCE, in float64."""
+def law(guidance: Guidance = GUIDANCE) -> np.ndarray:
+    """Probabilities (256,) of all images under WARP and `guidance`, in float64."""
     p = torch.ones(1, dtype=torch.float64)
-    for logits in tables():
+    for slot, logits in enumerate(tables()):
         conditional, unconditional = logits.double()
-        mixed = unconditional + (conditional - unconditional) * GUIDANCE.scale
+        guided = guidance.interval < 0 or slot - 1 <= guidance.interval
+        mixed = unconditional + (conditional - unconditional) * (guidance.scale if guided else 1.0)
         p = (p[:, None] * WARP(mixed)).flatten()
     return p.numpy()
 
 
-def images(sampler_class, settings, count: int, batch: int, first_seed: int = 0) -> np.ndarray:
+def images(
+    sampler_class, settings, count: int, batch: int, first_seed: int = 0, guidance: Guidance = GUIDANCE
+) -> np.ndarray:
     """Indices (count,) into `law` of sampled images, decoded `batch` at a time."""
     model, out, powers = ToyModel(), [], IDS ** torch.arange(SLOTS - 1, -1, -1)
     for start in range(first_seed, first_seed + count, batch):
         seeds = torch.arange(start, min(start + batch, first_seed + count))
         sampler = sampler_class(settings, Task(model.spec, seeds, WARP))
         condition = model.class_condition(seeds, guided=True)
-        for _ in generate.raster(model, condition, sampler, GUIDANCE, generate.Clock(model.device), generate.Counts()):
+        for _ in generate.raster(model, condition, sampler, guidance, generate.Clock(model.device), generate.Counts()):
             pass
         out.append((sampler.tokens * powers).sum(-1))
     return torch.cat(out).numpy()
 
 
-def p_value(observed: np.ndarray) -> float:
+def p_value(observed: np.ndarray, guidance: Guidance = GUIDANCE) -> float:
     """Chi-square of image counts against `law`, images expected fewer than five times taken together."""
     from scipy.stats import chisquare
 
-    counts, expected = np.bincount(observed, minlength=IDS**SLOTS).astype(float), law() * len(observed)
+    counts, expected = np.bincount(observed, minlength=IDS**SLOTS).astype(float), law(guidance) * len(observed)
     assert counts[expected == 0].sum() == 0, "an image that the law rules out was drawn"
     large = expected >= 5
     merged = (np.append(x[large], x[~large].sum()) for x in (counts, expected))

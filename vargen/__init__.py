@@ -8,15 +8,15 @@ image = pipe(class_labels=["beach"], method="sjd-coupled", seed=0).images[0]
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["load", "load_tokenizer"]
 
 if TYPE_CHECKING:
-    from vargen.pipeline import load
+    from vargen.loading import load, load_tokenizer
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # on demand: the pipeline brings torch and diffusers with it
-        from vargen.pipeline import load
+    if name in __all__:  # on demand: they bring torch and diffusers with them
+        from vargen import loading
 
-        return load
+        return getattr(loading, name)
     raise AttributeError(f"module 'vargen' has no attribute {name!r}")

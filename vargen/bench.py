@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vargen import cli
+from vargen import cli, registry
 from vargen.core import Generation, Trace
 from vargen.files import check_writable, write_atomically
 
@@ -22,6 +22,7 @@ def command(argv: list[str]) -> None:
     parser = cli.Parser(prog="bench", description="Compare methods on one model, in one process, in turn.")
     cli.add_law(parser)
     parser.set_defaults(batch_size=1)
+    cli.add_subjects(parser)
     parser.add_argument("--methods", default=DEFAULT_METHODS, help="separated by commas; settings after colons")
     parser.add_argument("--num-images", type=int, default=20, help="per method")
     parser.add_argument("--json", type=Path, required=True, help="results; a bar chart goes beside it as PNG")
@@ -30,12 +31,13 @@ def command(argv: list[str]) -> None:
     if len(set(methods)) < len(methods):
         raise ValueError(f"a method stands twice in --methods {options.methods}")
     cli.check(options, [(name, {}) for name in methods])
+    chosen = cli.subjects(options, registry.preset(options.model))
     if options.json.suffix == ".png":
         raise ValueError(f"got --json {options.json}, but the chart takes that name: use .json")
     check_writable([options.json, options.json.with_suffix(".png")])
     pipe = cli.load(options)
     pipe.set_progress_bar_config(disable=True)
-    drawn = run(pipe, methods, options.num_images, options.batch_size, options.seed, cli.law(options))
+    drawn = run(pipe, chosen, methods, options.num_images, options.batch_size, options.seed, cli.law(options))
     result = {
         "model": options.model,
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
@@ -52,16 +54,15 @@ def command(argv: list[str]) -> None:
 
 
 def run(
-    pipe: Any, methods: list[str], images: int, batch: int, seed: int, law: dict[str, Any]
+    pipe: Any, chosen: list[Any], methods: list[str], images: int, batch: int, seed: int, law: dict[str, Any]
 ) -> dict[str, tuple[Trace, Tensor]]:
-    """Trace and tokens per method, over the same classes and seeds; all methods draw a batch before the next."""
-    names = pipe.class_names or range(pipe.transformer.spec.classes)
-    labels = [names[i % len(names)] for i in range(images)]
+    """Trace and tokens per method, over the same subjects and seeds; all methods draw a batch before the next."""
+    wanted = cli.inputs(pipe, chosen)
 
     def draw(spec: str, start: int) -> Generation:
-        part = labels[start : start + batch]
-        seeds = list(range(seed + start, seed + start + len(part)))
-        return pipe(part, method=spec, seed=seeds, batch_size=batch, **law)
+        part = range(start, min(start + batch, images))
+        seeds = [seed + i for i in part]
+        return pipe(**wanted([i % len(chosen) for i in part]), method=spec, seed=seeds, batch_size=batch, **law)
 
     for spec in methods:  # warm-up; where a width is chosen, this measures the costs
         for start in {0, (images - 1) // batch * batch}:

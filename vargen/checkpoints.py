@@ -1,14 +1,52 @@
-"""Reading and writing weights: strict about keys and shapes, never unpickling code, atomic on disk."""
+"""Reading and writing weights: strict about keys and shapes, never running code from a file, atomic on disk.
 
-from collections.abc import Mapping
+A published file differs from our module by a `Layout`: a table of names, kept beside the module that it describes.
+Complaints name the keys as the file has them.
+"""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch._tensor import _rebuild_from_type_v2
 
 from vargen.files import write_atomically
+
+NESTING = ("model", "module", "state_dict", "ema")  # where training scripts put the weights, in order of precedence
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a published file names what our module holds."""
+
+    rename: tuple[tuple[str, str], ...] = ()  # regular expressions on our key, applied in turn, give the file's
+    pointwise: str | None = None  # the file's keys that are 1x1 convolutions there and linear layers here
+    ignored: str | None = None  # the file's keys that hold no weights
+
+    def published(self, key: str) -> str:
+        """The file's name of our `key`."""
+        for pattern, replacement in self.rename:
+            key = re.sub(pattern, replacement, key)
+        return key
+
+    def expected(self, module: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """The keys that a file must have, each with our key and the shape in the file."""
+        out = {}
+        for ours, value in module.state_dict().items():
+            key, shape = self.published(ours), tuple(value.shape)
+            out[key] = (ours, (*shape, 1, 1) if self.pointwise and re.search(self.pointwise, key) else shape)
+        assert len(out) == len(module.state_dict()), "two of our keys have one published name"
+        return out
+
+
+PLAIN = Layout()
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -17,32 +55,145 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] 
     write_atomically(path, lambda temporary: save_file(contiguous, temporary, dict(metadata or {})))
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. ValueError, naming the file, where it is missing or damaged."""
-    if not path.is_file():
-        raise ValueError(f"no weights file {path}")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"the weights file {path} is damaged: {error}") from error
-
-
 def metadata(path: Path) -> dict[str, str]:
     """The text that a safetensors file carries beside its tensors."""
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, source: Path) -> None:
-    """Load `tensors` strictly, in float32. ValueError names every missing, unexpected or misshapen key."""
-    expected = module.state_dict()
-    problems = [f"missing {key}" for key in expected if key not in tensors]
-    problems += [f"unexpected {key}" for key in tensors if key not in expected]
-    problems += [
-        f"{key} is {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in tensors and tensors[key].shape != value.shape
-    ]
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of a PyTorch file, bare or nested as training scripts do it.
+
+    They are mapped, not read: bytes come from the disk when they are used. ValueError, naming the file, where it is
+    missing, damaged, holds no weights, or asks for code to be run (which never happens).
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights file {path}")
+    try:
+        loaded = load_file(path) if _is_safetensors(path) else _unpickle(path)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
+        what = f"asks for {wanted[1]}" if wanted else f"is no plain table of tensors ({_first_line(error)})"
+        raise ValueError(f"the weights file {path} {what}: it was refused and nothing in it was run") from None
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, LookupError, AttributeError, TypeError) as e:
+        raise ValueError(f"the weights file {path} is damaged: {_first_line(e)}") from None
+    return _tensors(loaded, path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if len(start) < 9:
+        raise EOFError("it ends before its header")
+    return start[8:] == b"{"
+
+
+def _unpickle(path: Path) -> object:
+    """FSDP's files rebuild their tensors through a helper that not every release of torch allows by itself."""
+    with torch.serialization.safe_globals([_rebuild_from_type_v2]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_mapped(path))
+
+
+def _is_mapped(path: Path) -> bool:
+    return zipfile.is_zipfile(path) or _is_safetensors(path)  # PyTorch's files from before 2020 are read whole
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(loaded, Mapping):
+        nested = [loaded[name] for name in NESTING if isinstance(loaded.get(name), Mapping)]
+        table = nested[0] if nested else loaded
+        if table and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in table.items()):
+            return dict(table)
+        inside = f"a table of {', '.join(map(repr, list(table)[:5])) or 'nothing'}"
+    else:
+        inside = f"a {type(loaded).__name__}"
+    raise ValueError(
+        f"the weights file {path} holds {inside}, expected tensors by name, bare or under {', '.join(NESTING)}"
+    )
+
+
+def load_into(
+    module: nn.Module,
+    path: Path,
+    layout: Layout = PLAIN,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Give `module`, best built on the meta device, the weights of a file, in `dtype` on `device`.
+
+    Strict: ValueError names every missing, unexpected or misshapen key. Beside what the weights themselves take on
+    `device`, at most about a sixteenth of the file is held at a time.
+    """
+    mapped, state, expected = read(path), module.state_dict(), layout.expected(module)
+    _check(type(module).__name__, mapped, expected, layout, path)
+    sizes = {key: mapped[key].nbytes for key in expected}
+    del mapped
+    loaded = {}
+    for keys in _portions(sizes, sum(sizes.values()) // (16 if _is_mapped(path) else 1)):
+        mapped = read(path)  # mapped anew for each portion, so that the pages of the last one are given back
+        for key in keys:
+            ours = expected[key][0]
+            value = mapped.pop(key).detach().as_subclass(Tensor)  # neither a Parameter nor what FSDP made of it
+            loaded[ours] = value.to(device, dtype, copy=True).reshape(state[ours].shape)
+            del value
+        del mapped
+    module.load_state_dict(loaded, assign=True)
+    assert not any(value.is_meta for value in module.state_dict().values())
+
+
+def _portions(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
+    """Keys in groups of about `limit` bytes, at least one each."""
+    group, held = [], 0
+    for key, size in sizes.items():
+        if group and held + size > limit:
+            yield group
+            group, held = [], 0
+        group.append(key)
+        held += size
+    if group:
+        yield group
+
+
+def _check(
+    name: str,
+    found: dict[str, Tensor],
+    expected: dict[str, tuple[str, tuple[int, ...]]],
+    layout: Layout,
+    path: Path,
+) -> None:
+    if not found.keys() & expected.keys():
+        raise ValueError(
+            f"the weights file {path} is none of {name}'s: not one key fits (it begins with {next(iter(found))}, "
+            f"expected keys such as {next(iter(expected))})"
+        )
+    problems = [f"missing {key}" for key in expected if key not in found]
+    ignored = re.compile(layout.ignored or r"(?!)")
+    problems += [f"unexpected {key}" for key in found if key not in expected and not ignored.fullmatch(key)]
+    for key, (_, shape) in expected.items():
+        if key in found:
+            value = found[key]
+            if value.is_meta or value.layout is not torch.strided or value.is_quantized:
+                problems.append(f"{key} is no plain dense tensor")
+            elif value.shape != shape:
+                problems.append(f"{key} is {tuple(value.shape)}, expected {shape}")
+            elif not value.is_floating_point():
+                problems.append(f"{key} is {value.dtype}, expected floating-point numbers")
     if problems:
-        raise ValueError(f"the weights file {source} does not fit {type(module).__name__}: {'; '.join(problems)}")
-    module.load_state_dict({key: value.to(torch.float32) for key, value in tensors.items()})
+        raise ValueError(f"the weights file {path} does not fit {name}: {'; '.join(problems)}")
+
+
+def fetch(repository: str, file: str, revision: str) -> Path:
+    """A published file's path on this machine, downloaded once. ValueError where it cannot be had."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision))
+    except Exception as error:  # the network's many complaints, all with the same remedy
+        raise ValueError(
+            f"cannot download {file} of {repository} ({_first_line(error)}): name a local copy instead"
+        ) from None

@@ -13,6 +13,7 @@ from vargen.files import check_writable, write_atomically
 
 if TYPE_CHECKING:  # torch is slow to import, and many complaints need no model
     from vargen.core import Trace
+    from vargen.presets.contract import Preset
 
 
 def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -39,8 +40,12 @@ class Parser(argparse.ArgumentParser):
 def add_law(parser: argparse.ArgumentParser) -> None:
     """Flags that every sampling command has."""
     parser.add_argument("--model", default="pocket-llamagen", help="name of a model, see --list")
-    parser.add_argument("--checkpoint", type=Path, help="weights file to use instead of the published one")
+    parser.add_argument("--checkpoint", type=Path, help="weights file to use instead of downloading the published one")
+    parser.add_argument("--tokenizer-checkpoint", type=Path, help="the same for the image tokenizer")
+    parser.add_argument("--text-encoder", help="folder or repository of a T5 encoder, instead of the published one")
+    parser.add_argument("--preset", help="a published recipe of the model, see --list; default: the first")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance; 1 is off")
+    parser.add_argument("--cfg-interval", type=int, help="last token to be guided, as LlamaGen counts them; -1: all")
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--top-k", type=int, help="0 is off")
     parser.add_argument("--top-p", type=float)
@@ -50,6 +55,12 @@ def add_law(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="images decoded together")
 
 
+def add_subjects(parser: argparse.ArgumentParser) -> None:
+    """Flags that say what is drawn."""
+    parser.add_argument("--class", dest="classes", action="append", help="name or index; repeat for several")
+    parser.add_argument("--prompt", action="append", help="for a model that takes text; repeat for several")
+
+
 def load(options: argparse.Namespace) -> Any:
     """The pipeline that the flags ask for."""
     import torch
@@ -57,19 +68,22 @@ def load(options: argparse.Namespace) -> Any:
     import vargen
 
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    return vargen.load(options.model, device=options.device, dtype=dtype, checkpoint=options.checkpoint)
+    files = {key: getattr(options, key) for key in ("checkpoint", "tokenizer_checkpoint", "text_encoder")}
+    return vargen.load(options.model, device=options.device, dtype=dtype, **files)
 
 
 def law(options: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of the pipeline from the flags of `add_law`."""
-    return {name: getattr(options, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
+    from vargen.presets.contract import LAW
+
+    return {"preset": options.preset, **{name: getattr(options, name) for name in LAW}}
 
 
 def listing() -> str:
-    """Every model and method with a line each."""
-    lines = ["models:"]
-    for name in registry.MODELS:
-        lines.append(f"  {name:24} {(registry.find(registry.MODELS, name, 'model').__doc__ or '').splitlines()[0]}")
+    """Every model, with its presets, and every method, a line each."""
+    lines = ["models, and the presets of each:"]
+    for preset in map(registry.preset, registry.MODELS):
+        lines.append(f"  {preset.name:24} {preset.summary} [{', '.join(preset.recipes)}]")
     lines.append("methods:")
     lines += [f"  {name:24} {registry.summary(name)}" for name in registry.METHODS]
     return "\n".join(lines)
@@ -82,9 +96,9 @@ def sample(argv: list[str]) -> None:
     method, _ = first.parse_known_args(argv)
     parser = Parser(prog="sample", description="Draw images.", parents=[first])
     add_law(parser)
-    parser.add_argument("--class", dest="classes", action="append", help="name or index; repeat for several")
-    parser.add_argument("--prompt", help="what to draw, for a model that takes text")
-    parser.add_argument("--num-images", type=int, help="in all; the classes take turns (default: two of each)")
+    add_subjects(parser)
+    parser.add_argument("--num-images", type=int, help="in all; classes or prompts take turns (default: two of each)")
+    parser.add_argument("--image-size", type=int, help="resize to so many pixels a side (default: as the preset says)")
     parser.add_argument("--out", type=Path, default=Path("out/sample.png"), help="the grid; single files beside it")
     parser.add_argument("--trace", type=Path, help="write what was measured as JSON")
     parser.add_argument("--list", action="store_true", help="show models and methods")
@@ -100,21 +114,36 @@ def sample(argv: list[str]) -> None:
         return
     settings = {s.name: value for s in known if (value := getattr(options, s.name)) is not None}
     check(options, [(options.method, settings)])
+    chosen = subjects(options, registry.preset(options.model))
     if options.out.suffix not in ("", ".png"):
         raise ValueError(f"got --out {options.out}, expected a name that ends in .png")
-    _draw(options, settings)
+    _draw(options, settings, chosen)
 
 
 def check(options: argparse.Namespace, methods: list[tuple[str, dict[str, Any]]]) -> None:
     """Refuse what can be refused before a model is loaded."""
     from vargen import request
 
-    registry.find(registry.MODELS, options.model, "model")
+    recipe = registry.preset(options.model).choose(options.preset)
     for name, settings in methods:
-        request.method(name, request.Recipe(), law(options), settings)
-    for flag in ("num_images", "batch_size"):
-        if getattr(options, flag) is not None:
+        request.method(name, recipe, law(options), settings)
+    for flag in ("num_images", "batch_size", "image_size"):
+        if getattr(options, flag, None) is not None:
             request.whole(getattr(options, flag), f"--{flag.replace('_', '-')}", least=1)
+
+
+def subjects(options: argparse.Namespace, preset: "Preset") -> list[Any]:
+    """The class indices or the prompts that the flags ask for."""
+    from vargen import request
+
+    if preset.classes:
+        if options.prompt:
+            raise ValueError(f"{preset.name} draws classes and takes no --prompt: give --class")
+        names = preset.names()
+        return [request.label(value, names, preset.classes) for value in options.classes or preset.examples]
+    if options.classes or not options.prompt:
+        raise ValueError(f"{preset.name} draws what a prompt says: give --prompt" + " and no --class")
+    return request.prompts(options.prompt)
 
 
 def _hint(method: str, setting: str) -> Any:
@@ -123,26 +152,23 @@ def _hint(method: str, setting: str) -> Any:
     return get_type_hints(registry.find(registry.METHODS, method, "method").Settings)[setting]
 
 
-def _draw(options: argparse.Namespace, settings: dict[str, Any]) -> None:
-    from vargen import request
+def _draw(options: argparse.Namespace, settings: dict[str, Any], chosen: list[Any]) -> None:
     from vargen.core import Trace
 
-    pipe = load(options)
-    classes = options.classes or list(pipe.class_names) or list(range(pipe.transformer.spec.classes))
-    for name in classes:  # all of them, before the first image is drawn
-        request.label(name, pipe.class_names, pipe.transformer.spec.classes)
-    count = options.num_images or 2 * len(classes)
+    count = options.num_images or 2 * len(chosen)
     singles = [options.out.with_name(f"{options.out.stem}-{i}.png") for i in range(count if count > 1 else 0)]
     check_writable([path for path in (options.out, *singles, options.trace) if path])
+    pipe = load(options)
+    wanted = inputs(pipe, chosen)
     images, traces = [], []
     for start in range(0, count, options.batch_size):
         part = range(start, min(start + options.batch_size, count))
         out = pipe(
-            None if options.prompt else [classes[i % len(classes)] for i in part],
-            prompt=options.prompt,
+            **wanted([i % len(chosen) for i in part]),
             method=options.method,
             seed=[options.seed + i for i in part],
             batch_size=options.batch_size,
+            image_size=options.image_size,
             **law(options),
             **settings,
         )
@@ -156,6 +182,18 @@ def _draw(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     if options.trace:
         write_atomically(options.trace, lambda path: path.write_text(trace.json()))
     print(report(trace, options.out))
+
+
+def inputs(pipe: Any, chosen: list[Any]) -> Callable[[list[int]], dict[str, Any]]:
+    """A call's arguments for some of the `chosen` classes or prompts, by their numbers in that list.
+
+    Prompts are all encoded now, and the text encoder's memory is given back before the first image is drawn.
+    """
+    if pipe.transformer.spec.classes:
+        return lambda some: {"class_labels": [chosen[i] for i in some]}
+    states, mask = pipe.encode_prompt(chosen)
+    pipe.release_text_encoder()
+    return lambda some: {"prompt_embeds": states[some], "prompt_attention_mask": mask[some]}
 
 
 def report(trace: "Trace", out: Path) -> str:

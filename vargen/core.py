@@ -8,6 +8,7 @@ computed at slot s are the law of slot s + 1, and those of the last condition to
 import json
 import platform
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ class Block:
     """Tokens for one forward pass.
 
     `first` and `stop` are bounds on the slots that the host knows without reading the device: no slot lies below
-    `first` or at or beyond `stop`. They spare work (a shorter cache, no mask) and never change a result.
+    `first` or at or beyond `stop`. They spare work (a shorter cache, no mask, no unconditional rows where guidance has
+    ended) and never change a result. From block to block `first` never falls.
     """
 
     tokens: Tensor  # (B, n) int64
@@ -41,13 +43,17 @@ class Condition:
     """What the image is conditioned on, embedded: (R, T, d), R the conditional rows, then the unconditional ones."""
 
     embedding: Tensor
+    padding: Tensor | None = None  # (R, T) bool: rows of the condition that nobody may see
 
 
 class KVCache:
     """Keys and values of every layer, (layers, R, S, heads, head_dim), allocated once and written by row.
 
-    A rejected token needs no roll-back: it lies behind every later query until the next write covers it.
+    A rejected token needs no roll-back: it lies behind every later query until the next write covers it. A block of
+    fewer rows than the cache has uses its first ones.
     """
+
+    padding: Tensor | None = None  # of the condition, see `Condition`; set by the prefill
 
     def __init__(
         self, layers: int, batch: int, rows: int, heads: int, dim: int, *, dtype: torch.dtype, device: torch.device
@@ -64,7 +70,7 @@ class KVCache:
 
     def flat(self, rows: Tensor) -> Tensor:
         """Index (R * n,) into batch and rows together, for `write`, from cache rows (R, n)."""
-        return (rows + self._offset).flatten()
+        return (rows + self._offset[: len(rows)]).flatten()
 
     def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]:
         """Write k and v (R, n, heads, dim) at `flat`; return the layer's first `stop` rows, (R, stop, heads, dim)."""
@@ -72,7 +78,7 @@ class KVCache:
         keys, values = self.keys[layer], self.values[layer]
         keys.view(-1, *k.shape[2:]).index_copy_(0, flat, k.flatten(0, 1))
         values.view(-1, *v.shape[2:]).index_copy_(0, flat, v.flatten(0, 1))
-        return keys[:, :stop], values[:, :stop]
+        return keys[: len(k), :stop], values[: len(k), :stop]
 
 
 @dataclass
@@ -127,6 +133,10 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the most that CUDA allocated since the last reset; on a CPU, the most that the process ever held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: `ru_maxrss` would count what the parent process held
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     import resource  # Unix only
 
     unit = 1 if platform.system() == "Darwin" else 1024

@@ -75,8 +75,8 @@ def raster(
     model: RasterModel, condition: Condition, sampler: RasterSampler, guidance: Guidance, clock: Clock, counts: Counts
 ) -> Iterator[None]:
     """Decode a batch; yields after each forward, when `sampler` holds what is settled. Stop iterating to cancel."""
-    slots = model.spec.slots
-    cache = model.make_cache(condition.embedding.shape[0])
+    slots, rows = model.spec.slots, condition.embedding.shape[0]
+    cache = model.make_cache(rows)
     logits = guidance.mix(model.prefill(condition, cache))
     while True:
         counts.note(logits.shape[1], [n < slots for n in sampler.settled])
@@ -89,7 +89,10 @@ def raster(
             return
         block = sampler.propose()
         clock.lap("sampler")
-        logits = guidance.mix(model.decode(guidance.spread(block), cache))
+        spread = guidance.spread(block)
+        assert len(spread.slots) <= rows, "rows that were dropped cannot come back: their cache has holes"
+        rows = len(spread.slots)
+        logits = guidance.mix(model.decode(spread, cache), block)
 
 
 def step_costs(

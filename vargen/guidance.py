@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from vargen.core import Block
@@ -9,25 +10,37 @@ from vargen.core import Block
 
 @dataclass(frozen=True)
 class Guidance:
-    """`u + (c - u) * scale`. At scale 1 there is no unconditional half: its rows are never computed."""
+    """`u + (c - u) * scale`. At scale 1 there is no unconditional half: its rows are never computed.
+
+    `interval` ends guidance early, as LlamaGen's `cfg_interval` does: tokens 0 to interval + 1 are guided (published
+    so: token 0 is not counted), those behind are not; -1 guides all. Once every row of a batch is past the end, the
+    unconditional rows are dropped.
+    """
 
     scale: float = 1.0
+    interval: int = -1
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale <= 1000:
             raise ValueError(f"got guidance scale {self.scale}, expected a number from 0 to 1000")
+        if self.interval < -1:
+            raise ValueError(f"got cfg interval {self.interval}, expected -1 (off) or more")
 
     @property
     def active(self) -> bool:
         return self.scale != 1.0
 
     def spread(self, block: Block) -> Block:
-        """The block for every model row: doubled when guidance is active."""
-        return block.twice() if self.active else block
+        """The block for every model row: doubled where guidance shapes the law behind one of its slots."""
+        ended = 0 <= self.interval < block.first
+        return block.twice() if self.active and not ended else block
 
-    def mix(self, logits: Tensor) -> Tensor:
-        """Logits (R, n, V) of all rows to guided logits (B, n, V), float32."""
-        if not self.active:
+    def mix(self, logits: Tensor, block: Block | None = None) -> Tensor:
+        """Logits (R, n, V) of all rows to guided logits (B, n, V), float32, for `block` or for the prefill."""
+        if not self.active or (block is not None and len(logits) == len(block.slots)):
             return logits.float()
         conditional, unconditional = logits.float().chunk(2)
-        return unconditional.lerp(conditional, self.scale)
+        mixed = unconditional.lerp(conditional, self.scale)
+        if block is None or self.interval < 0:
+            return mixed
+        return torch.where((block.slots <= self.interval)[..., None], mixed, conditional)

@@ -1,20 +1,22 @@
 """What a user touches: `vargen.load(name)` gives a diffusers pipeline that draws, or streams, images."""
 
+import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vargen import generate, registry, request
+from vargen import generate, request
 from vargen.core import Generation, Trace, peak_memory, reset_peak_memory, versions
-from vargen.models import pocket
-from vargen.request import Method, Recipe
+from vargen.models import t5
+from vargen.presets.contract import LAW, Preset, Recipe
+from vargen.request import Method
 from vargen.samplers.contract import RasterSampler, Task
 from vargen.samplers.width import LADDER
 
@@ -40,20 +42,40 @@ class Partial:
 
 
 class RasterPipeline(DiffusionPipeline):
-    """Draws images with a raster model; components `transformer` and `tokenizer` as in any diffusers pipeline."""
+    """Draws images with a raster model; components `transformer` and `tokenizer` (of images) as in any diffusers
+    pipeline, and `text_encoder` with `text_tokenizer` where the model takes prompts.
+    """
 
-    def __init__(self, transformer: nn.Module, tokenizer: nn.Module) -> None:
+    _optional_components: ClassVar = ["text_encoder", "text_tokenizer"]
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        tokenizer: nn.Module,
+        text_encoder: nn.Module | None = None,
+        text_tokenizer: Any = None,
+        *,
+        preset: Preset | None = None,
+    ) -> None:
         super().__init__()
-        self.register_modules(transformer=transformer, tokenizer=tokenizer)
-        self.name, self.recipe = "custom", Recipe()
-        self.class_names: tuple[str, ...] = ()
+        self.register_modules(
+            transformer=transformer, tokenizer=tokenizer, text_encoder=text_encoder, text_tokenizer=text_tokenizer
+        )
+        self.preset = preset or _custom(transformer)
         self.nats_per_token: float | None = None  # cross-entropy on held-out images, where it is known
         self._costs: dict[Any, dict[int, float]] = {}
         self._processor = VaeImageProcessor()
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called; empty where they have no names or the model takes prompts."""
+        return tuple(self.preset.names())
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """The same as `vargen.load`; `torch_dtype` is another name of `dtype`, as in diffusers."""
+        from vargen.loading import load
+
         if "torch_dtype" in kwargs:
             kwargs["dtype"] = kwargs.pop("torch_dtype")
         return load(pretrained_model_name_or_path, **kwargs)
@@ -68,51 +90,74 @@ class RasterPipeline(DiffusionPipeline):
         class_labels: Sequence[int | str] | int | str | None = None,
         *,
         prompt: Sequence[str] | str | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
         method: str = DEFAULT_METHOD,
+        preset: str | None = None,
         num_images_per_prompt: int = 1,
         guidance_scale: float | None = None,
+        cfg_interval: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        image_size: int | None = None,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 16,
         output_type: str = "pil",
         **settings: Any,
     ) -> Generation:
-        """Draw `num_images_per_prompt` images of each class.
+        """Draw `num_images_per_prompt` images of each class, or of each prompt where the model takes text.
 
-        `class_labels` are indices or names. Image i takes seed `seed + i`, or `seed[i]`; without a seed, or with
-        `generator` (whose initial seed is used), the trace tells which seeds were taken. `method` is a name with
-        settings, `sjd-coupled:window=16`; `settings` are the same by keyword. None takes the model's recipe.
-        `output_type` is pil, np (B, H, W, 3) or pt (B, 3, H, W), both in [0, 1], or latent (tokens alone, (B, slots)).
-        ValueError in one sentence for anything out of range.
+        `class_labels` are indices or names. Text is `prompt`, or `prompt_embeds` (B, T, C) with
+        `prompt_attention_mask` (B, T), both from `encode_prompt`. Image i takes seed `seed + i`, or `seed[i]`; without
+        a seed, or with `generator` (whose initial seed is used), the trace tells which seeds were taken. `method` is a
+        name with settings, `sjd-coupled:window=16`; `settings` are the same by keyword. None takes the value of
+        `preset`, one of the model's published recipes, by default the first. `image_size` in pixels resizes (bicubic,
+        before rounding). `output_type` is pil, np (B, H, W, 3) or pt (B, 3, H, W), both in [0, 1], or latent (tokens
+        alone, (B, slots)). ValueError in one sentence for anything out of range.
         """
-        law = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        chosen = request.method(method, self.recipe, law, settings)
-        labels = self._labels(class_labels, prompt, num_images_per_prompt)
-        seeds = request.seeds(len(labels), seed, generator)
+        law = {
+            "guidance_scale": guidance_scale,
+            "cfg_interval": cfg_interval,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
+        recipe = self.preset.choose(preset)
+        chosen = request.method(method, recipe, law, settings)
         batch = request.whole(batch_size, "batch size", least=1)
+        size = recipe.image_size if image_size is None else request.whole(image_size, "image size", least=1)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"got output type {output_type!r}, expected pil, np, pt or latent")
+        clock = generate.Clock(self.transformer.device)
+        inputs = self._inputs(class_labels, prompt, (prompt_embeds, prompt_attention_mask), num_images_per_prompt)
+        clock.lap("text")
+        seeds = request.seeds(len(inputs[0]), seed, generator)
         spec, parts = self.transformer.spec, []
-        with tqdm(total=len(labels) * spec.slots, unit="token", **self._bar()) as bar:
-            for start in range(0, len(labels), batch):
-                final = None
-                for final in self._decode(chosen, labels[start : start + batch], seeds[start : start + batch]):
+        with tqdm(total=len(seeds) * spec.slots, unit="token", **self._bar()) as bar:
+            for start in range(0, len(seeds), batch):
+                final, some = None, slice(start, start + batch)
+                for final in self._decode(chosen, tuple(part[some] for part in inputs), seeds[some]):
                     bar.update(start * spec.slots + sum(final.settled) - bar.n)
                 assert final is not None
-                parts.append(self._finish(final, output_type))
+                parts.append(self._finish(final, output_type, size))
         tokens = torch.cat([part.tokens for part in parts]).unflatten(1, (spec.rows, spec.columns))
-        images = _join([part.images for part in parts], output_type)
-        return Generation(images, tokens, Trace.merge([part.trace for part in parts]))
+        trace = Trace.merge([part.trace for part in parts])
+        if prompt is not None:
+            trace.seconds |= clock.seconds()
+            trace.seconds["total"] += trace.seconds["text"]
+        return Generation(_join([part.images for part in parts], output_type), tokens, trace)
 
     def stream(
         self,
         class_labels: Any = None,
         *,
         prompt: Any = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
         method: str = DEFAULT_METHOD,
+        preset: str | None = None,
         num_images_per_prompt: int = 1,
         seed: Any = None,
         generator: Any = None,
@@ -120,37 +165,68 @@ class RasterPipeline(DiffusionPipeline):
     ) -> Iterator[Partial]:
         """As a call, for one batch, but yields a `Partial` after each forward; stop iterating to cancel.
 
-        `options` are the law (guidance_scale, temperature, top_k, top_p) and the method's settings.
+        `options` are the law (guidance_scale, cfg_interval, temperature, top_k, top_p) and the method's settings.
         """
-        law = {name: options.pop(name, None) for name in asdict(self.recipe)}
-        chosen = request.method(method, self.recipe, law, options)
-        labels = self._labels(class_labels, prompt, num_images_per_prompt)
-        return self._decode(chosen, labels, request.seeds(len(labels), seed, generator))
+        law = {name: options.pop(name, None) for name in LAW}
+        chosen = request.method(method, self.preset.choose(preset), law, options)
+        inputs = self._inputs(class_labels, prompt, (prompt_embeds, prompt_attention_mask), num_images_per_prompt)
+        return self._decode(chosen, inputs, request.seeds(len(inputs[0]), seed, generator))
+
+    def encode_prompt(self, prompt: Sequence[str] | str) -> tuple[Tensor, Tensor]:
+        """Text states (B, T, C) and the mask (B, T) of the words in them, for `prompt_embeds` and its mask."""
+        if self.text_encoder is None:
+            raise ValueError(f"{self.preset.name} has no text encoder here: it was released or never loaded")
+        tokens = self.transformer.config.condition_tokens
+        return t5.encode(request.prompts(prompt), self.text_encoder, self.text_tokenizer, tokens)
+
+    def release_text_encoder(self) -> None:
+        """Give the text encoder's memory back; from now on the pipeline takes `prompt_embeds` only."""
+        self.register_modules(text_encoder=None, text_tokenizer=None)
+        gc.collect()
+        if self.transformer.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def decode(self, tokens: Tensor, output_type: str) -> Any:
-        """Images of tokens (B, slots)."""
+    def decode(self, tokens: Tensor, output_type: str, image_size: int | None = None) -> Any:
+        """Images of tokens (B, slots), resized to `image_size` pixels a side if it is given."""
         spec = self.transformer.spec
-        images = self.tokenizer.decode(tokens.unflatten(1, (spec.rows, spec.columns)))
-        return self._processor.postprocess(images.float(), output_type=output_type)
+        images = self.tokenizer.decode(tokens.unflatten(1, (spec.rows, spec.columns))).float()
+        if image_size is not None and images.shape[-2:] != (image_size, image_size):
+            images = F.interpolate(images, size=(image_size, image_size), mode="bicubic")  # before rounding: published
+        return self._processor.postprocess(images, output_type=output_type)
 
     def _bar(self) -> dict[str, Any]:
         return {"leave": False, "disable": None, **getattr(self, "_progress_bar_config", {})}
 
-    def _labels(self, values: Any, prompt: Any, each: Any) -> list[int]:
-        if prompt is not None:
-            raise ValueError(f"{self.name} draws classes and takes no prompt: give a class")
-        if values is None:
-            raise ValueError(f"{self.name} draws classes: give at least one")
-        return request.labels(values, each, self.class_names, self.transformer.spec.classes)
+    def _inputs(self, classes: Any, prompt: Any, encoded: tuple[Any, Any], each: Any) -> tuple[Tensor, ...]:
+        """What is drawn, a row per image: labels (B,), or text states (B, T, C) and their mask (B, T)."""
+        name, spec = self.preset.name, self.transformer.spec
+        each = request.whole(each, "number of images", least=1)
+        texts = [value is not None for value in (prompt, *encoded)]
+        if spec.classes:
+            if any(texts):
+                raise ValueError(f"{name} draws classes and takes no prompt: give a class")
+            if classes is None:
+                raise ValueError(f"{name} draws classes: give at least one")
+            labels = request.labels(classes, each, self.class_names, spec.classes)
+            return (torch.tensor(labels, device=self.transformer.device),)
+        if classes is not None:
+            raise ValueError(f"{name} draws what a prompt says and takes no class: give a prompt")
+        if any(texts[1:]) == texts[0]:
+            raise ValueError(f"{name} draws what a prompt says: give either a prompt or prompt_embeds with its mask")
+        shapes = self.transformer.config
+        found = self.encode_prompt(prompt) if texts[0] else encoded
+        states, mask = request.text_states(*found, shapes.condition_tokens, shapes.caption_width)
+        return tuple(part.to(self.transformer.device).repeat_interleave(each, dim=0) for part in (states, mask))
 
     @torch.inference_mode()
-    def _decode(self, method: Method, labels: list[int], seeds: list[int]) -> Iterator[Partial]:
+    def _decode(self, method: Method, inputs: tuple[Tensor, ...], seeds: list[int]) -> Iterator[Partial]:
         model, device = self.transformer, self.transformer.device
-        trace = Trace(self.name, method.name, len(labels), seeds=seeds, settings=method.described)
+        trace = Trace(self.preset.name, method.name, len(seeds), seeds=seeds, settings=method.described)
         reset_peak_memory(device)
         clock, counts = generate.Clock(device), generate.Counts()
-        condition = model.class_condition(torch.tensor(labels, device=device), guided=method.guidance.active)
+        embed = model.class_condition if model.spec.classes else model.text_condition
+        condition = embed(*inputs, guided=method.guidance.active)
         task = Task(model.spec, torch.tensor(seeds, device=device), method.warp)
         if getattr(method.settings, "window", None) == "auto":
             task = replace(task, costs=self._step_costs(method, condition, task))
@@ -167,7 +243,7 @@ class RasterPipeline(DiffusionPipeline):
     def _step_costs(self, method: Method, condition: Any, task: Task) -> dict[int, float]:
         """Seconds per step by width, measured once for this model, device, batch and method."""
         model, warp = self.transformer, method.warp
-        law = (method.guidance.active, warp.top_k > 0, warp.top_p < 1)
+        law = (method.guidance.active, method.guidance.interval, warp.top_k > 0, warp.top_p < 1)
         key = (method.sampler, method.settings, str(model.device), model.dtype, task.batch, law)
         if key not in self._costs:
 
@@ -177,10 +253,10 @@ class RasterPipeline(DiffusionPipeline):
             self._costs[key] = generate.step_costs(model, condition, fixed, method.guidance, LADDER)
         return self._costs[key]
 
-    def _finish(self, final: Partial, output_type: str) -> Generation:
+    def _finish(self, final: Partial, output_type: str, image_size: int | None) -> Generation:
         device, trace = self.transformer.device, final.trace
         clock = generate.Clock(device)
-        images = final.tokens if output_type == "latent" else self.decode(final.tokens, output_type)
+        images = final.tokens if output_type == "latent" else self.decode(final.tokens, output_type, image_size)
         clock.lap("decode")
         seconds = trace.seconds | clock.seconds()
         trace.seconds = {**seconds, "total": sum(seconds.values())}
@@ -195,56 +271,10 @@ def _join(images: list[Any], output_type: str) -> Any:
     return torch.cat(tensors).numpy() if output_type == "np" else torch.cat(tensors)
 
 
-def _device(name: str | torch.device | None) -> torch.device:
-    """ValueError where there is no such device, or where it is neither CPU nor CUDA."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"unknown device {str(name)!r}, expected cpu, cuda or cuda:0")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {name} was asked for, but torch finds {torch.cuda.device_count() or 'no'} CUDA device"
-        )
-    return device
+def _custom(transformer: Any) -> Preset:
+    """Of a model that somebody put together: no guidance, no truncation, classes by number."""
 
+    def build(*_: Any) -> Any:
+        raise ValueError("a custom pipeline is not loaded by name")
 
-def load(
-    name: str,
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    checkpoint: str | Path | None = None,
-) -> RasterPipeline:
-    """A pipeline by the model's name. ValueError lists the names, or names the file that does not load.
-
-    `device` defaults to CUDA where there is one. `dtype` is the transformer's (default: float32 on a CPU, bfloat16 on
-    CUDA); the image tokenizer stays in float32. `checkpoint` is a weights file to take instead of the published one.
-    """
-    where = _device(device)
-    pipe = registry.find(registry.MODELS, name, "model")(Path(checkpoint) if checkpoint else None)
-    pipe.transformer.to(where, dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16))
-    pipe.tokenizer.to(where)
-    return pipe
-
-
-def pocket_pipeline(name: str, checkpoint: Path | None = None) -> RasterPipeline:
-    """The pipeline of a shipped model; `checkpoint` is another weights file, or a folder with all of them."""
-    folder = checkpoint if checkpoint and checkpoint.is_dir() else None
-    pipe = RasterPipeline(pocket.load(name, checkpoint), pocket.load("pocket-vq", folder))
-    pipe.name, pipe.recipe, pipe.class_names = name, Recipe(guidance_scale=2.0), pocket.CLASSES
-    pipe.nats_per_token = pocket.figures(name).get("nats_per_token") if checkpoint is None else None
-    return pipe
-
-
-def pocket_llamagen(checkpoint: Path | None) -> RasterPipeline:
-    """LlamaGen at 3.9 M parameters on pocket scenes, 64x64."""
-    return pocket_pipeline("pocket-llamagen", checkpoint)
-
-
-def pocket_llamagen_small(checkpoint: Path | None) -> RasterPipeline:
-    """LlamaGen at 0.8 M parameters on pocket scenes, 64x64: a drafter, less sure of its classes."""
-    return pocket_pipeline("pocket-llamagen-small", checkpoint)
+    return Preset("custom", "", {"default": Recipe()}, transformer.spec.classes, build)

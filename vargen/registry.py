@@ -1,13 +1,31 @@
 """Names of models and methods, and settings from text. Nothing is imported before it is asked for."""
 
 import dataclasses
+import difflib
 import importlib
 import types
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from vargen.presets.contract import Preset
 
 MODELS = {
-    "pocket-llamagen": "vargen.pipeline:pocket_llamagen",
-    "pocket-llamagen-small": "vargen.pipeline:pocket_llamagen_small",
+    "pocket-llamagen": "vargen.presets.pocket:PRESETS",
+    "pocket-llamagen-small": "vargen.presets.pocket:PRESETS",
+    **{
+        f"llamagen-c2i-{size}-{pixels}": "vargen.presets.llamagen:PRESETS"
+        for size in ("b", "l", "xl", "xxl", "3b", "xxxl", "1b", "7b")
+        for pixels in (256, 384, 512)
+    },
+    "llamagen-t2i-xl-256": "vargen.presets.llamagen:PRESETS",
+    "llamagen-t2i-xl-512": "vargen.presets.llamagen:PRESETS",
+}
+TOKENIZERS = {
+    "pocket-vq": "vargen.presets.pocket:tokenizer",
+    "llamagen-vq-16-c2i": "vargen.presets.llamagen:tokenizer",
+    "llamagen-vq-8-c2i": "vargen.presets.llamagen:tokenizer",
+    "llamagen-vq-16-t2i": "vargen.presets.llamagen:tokenizer",
 }
 METHODS = {
     "ar": "vargen.samplers.ar:Autoregressive",
@@ -18,11 +36,25 @@ METHODS = {
 
 
 def find(table: dict[str, str], name: str, kind: str) -> Any:
-    """The object that `name` stands for. ValueError lists the known names."""
+    """The object that `name` stands for. ValueError lists the known names, or those most like it."""
     if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}; there are {', '.join(table)}")
+        raise ValueError(unknown(kind, name, list(table)))
     module, attribute = table[name].split(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def unknown(kind: str, name: str, known: Sequence[str], *, few: int = 12) -> str:
+    """A sentence on a name that is none of `known`: all of them if they are few, else those most like it."""
+    if len(known) <= few:
+        return f"unknown {kind} {name!r}; there are {', '.join(known) or 'no names'}"
+    like = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    hint = f"; did you mean {', '.join(like)}?" if like else ""
+    return f"unknown {kind} {name!r} (of {len(known)}){hint}"
+
+
+def preset(name: str) -> "Preset":
+    """The preset of a model."""
+    return find(MODELS, name, "model")[name]
 
 
 def method(spec: str, **overrides: Any) -> tuple[type, Any]:

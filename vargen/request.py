@@ -9,20 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vargen import registry
 from vargen.guidance import Guidance
+from vargen.presets.contract import LAW, Recipe
 from vargen.samplers.warp import Warp
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is sampled unless the caller says otherwise."""
-
-    guidance_scale: float = 1.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,18 +31,20 @@ class Method:
     def described(self) -> dict[str, Any]:
         """Every setting by name."""
         warp = {key: value for key, value in asdict(self.warp).items() if key != "allowed"}
-        return {"guidance_scale": self.guidance.scale, **warp, **asdict(self.settings)}
+        guidance = {"guidance_scale": self.guidance.scale, "cfg_interval": self.guidance.interval}
+        return {**guidance, **warp, **asdict(self.settings)}
 
 
 def method(name: str, recipe: Recipe, law: dict[str, Any], settings: dict[str, Any]) -> Method:
-    """`name` with `settings`, under `recipe` where `law` (guidance_scale, temperature, top_k, top_p) has None."""
+    """`name` with `settings`, under `recipe` where `law` (the fields `LAW` of a recipe) has None."""
     if not isinstance(name, str):
         raise ValueError(f"got method {name!r}, expected a name such as sjd-coupled:window=16")
     sampler, chosen = registry.method(name, **settings)
-    used = asdict(recipe) | {key: value for key, value in law.items() if value is not None}
+    used = {key: getattr(recipe, key) if law.get(key) is None else law[key] for key in LAW}
     temperature, top_p = number(used["temperature"], "temperature"), number(used["top_p"], "top-p")
     warp = Warp(temperature=temperature, top_k=whole(used["top_k"], "top-k"), top_p=top_p)
-    return Method(name, sampler, chosen, warp, Guidance(number(used["guidance_scale"], "guidance scale")))
+    interval = whole(used["cfg_interval"], "cfg interval")
+    return Method(name, sampler, chosen, warp, Guidance(number(used["guidance_scale"], "guidance scale"), interval))
 
 
 def whole(value: Any, name: str, *, least: int | None = None) -> int:
@@ -109,11 +103,32 @@ def labels(values: Any, each: Any, names: Sequence[str], count: int) -> list[int
     return [label(value, names, count) for value in many for _ in range(each)]
 
 
+def prompts(values: Any) -> list[str]:
+    """One prompt or several, as a list."""
+    found = [values] if isinstance(values, str) else list(values) if isinstance(values, Sequence) else []
+    if not found or not all(isinstance(value, str) for value in found):
+        raise ValueError(f"got prompt {values!r}, expected text or a list of texts")
+    return found
+
+
+def text_states(states: Any, mask: Any, tokens: int, width: int) -> tuple[Tensor, Tensor]:
+    """Encoded prompts (B, tokens, width) and the mask (B, tokens) of their words; one prompt may lack the B."""
+    if not isinstance(states, Tensor) or not isinstance(mask, Tensor):
+        raise ValueError("got prompt_embeds or prompt_attention_mask that is no tensor: pass both, from encode_prompt")
+    states, mask = states.reshape(-1, *states.shape[-2:]), mask.reshape(-1, mask.shape[-1])
+    if states.shape[1:] != (tokens, width) or mask.shape != states.shape[:2]:
+        raise ValueError(
+            f"got prompt_embeds {tuple(states.shape)} and mask {tuple(mask.shape)}, expected (B, {tokens}, {width}) "
+            f"and (B, {tokens})"
+        )
+    return states, mask
+
+
 def label(value: Any, names: Sequence[str], count: int) -> int:
-    """The index of a class given by index or name. ValueError lists the names."""
+    """The index of a class given by index or name. ValueError lists the names, or those most like it."""
     if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value):
         if value not in names:
-            raise ValueError(f"unknown class {value!r}; there are {', '.join(names) or 'no names'}")
+            raise ValueError(registry.unknown("class", value, names))
         return list(names).index(value)
     index = int(value) if isinstance(value, str) else whole(value, "class")
     if not 0 <= index < count:

@@ -24,18 +24,33 @@ class RasterSpec:
         return self.rows * self.columns
 
 
+class ClassConditional(Protocol):
+    """A model that draws classes."""
+
+    def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
+        """Embed class labels (B,); with `guided` the unconditional rows follow, (2B, T, d)."""
+        ...
+
+
+class TextConditional(Protocol):
+    """A model that draws what a text encoder has read."""
+
+    def text_condition(self, states: Tensor, mask: Tensor, *, guided: bool) -> Condition:
+        """Embed text states (B, T, C), of which `mask` (B, T) names the words; (2B, T, d) with `guided`."""
+        ...
+
+
 class RasterModel(Protocol):
-    """A next-token model over image tokens in raster order (LlamaGen, Lumina-mGPT, Emu3, Janus)."""
+    """A next-token model over image tokens in raster order (LlamaGen, Lumina-mGPT, Emu3, Janus).
+
+    It is `ClassConditional` where its spec has classes, else `TextConditional`.
+    """
 
     @property
     def spec(self) -> RasterSpec: ...
 
     @property
     def device(self) -> torch.device: ...
-
-    def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
-        """Embed class labels (B,); with `guided` the unconditional rows follow, (2B, T, d)."""
-        ...
 
     def make_cache(self, batch: int) -> KVCache:
         """An empty cache for `batch` rows."""

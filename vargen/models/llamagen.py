@@ -2,7 +2,8 @@
 
 Parameter names and shapes are the official checkpoints'. RMSNorm normalises in float32, casts down, then multiplies
 by its weight; the two-dimensional rotary embedding works in float32. Its table is zero (not the identity) at the
-condition's positions, which is what the published weights were trained with.
+condition's positions, which is what the published weights were trained with. A condition is one class token, or 120
+states of a text encoder, padded on the left.
 """
 
 from dataclasses import dataclass
@@ -11,20 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vargen.checkpoints import Layout
 from vargen.core import Block, Condition, KVCache
 from vargen.models.contract import RasterSpec
+
+# Tables and caches that the official code keeps on the module, and that some of its files carry.
+LAYOUT = Layout(ignored=r"freqs_cis|causal_mask|layers\.\d+\.attention\.kv_cache\.[kv]_cache")
 
 
 @dataclass(frozen=True)
 class LlamaGenConfig:
-    """Shapes of a class-conditional LlamaGen; the defaults are GPT-B at 256 pixels with VQ-16."""
+    """Shapes of a LlamaGen; the defaults are the class-conditional GPT-B at 256 pixels with VQ-16."""
 
     layers: int = 12
     heads: int = 12
     width: int = 768
     side: int = 16  # tokens along one side of the image
     vocabulary: int = 16384
-    classes: int = 1000  # row `classes` of the class table is the unconditional one
+    classes: int = 1000  # row `classes` of the class table is the unconditional one; not used with text
+    caption_width: int = 0  # of the text encoder's states; 0: class-conditional
+    caption_tokens: int = 120
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
 
@@ -37,17 +44,25 @@ class LlamaGenConfig:
         """Width of the feed-forward layer: two thirds of four widths, rounded up to a multiple of 256."""
         return -(-int(8 * self.width / 3) // 256) * 256
 
+    @property
+    def condition_tokens(self) -> int:
+        """Rows that the condition takes in front of the image."""
+        return self.caption_tokens if self.caption_width else 1
 
-def rope_table(config: LlamaGenConfig, condition_tokens: int) -> Tensor:
-    """Rotations (T + side^2, head_dim / 2), complex64: row angles, then column angles; zero for the condition."""
+
+def rope_table(config: LlamaGenConfig) -> Tensor:
+    """Rotations (T + side^2, head_dim / 2), complex64: row angles, then column angles; zero for the condition.
+
+    Always computed on a CPU: sines differ in their last bit from device to device.
+    """
     half = config.head_dim // 2
-    frequencies = config.rope_base ** (-torch.arange(0, half, 2)[: half // 2].float() / half)
-    cells = torch.arange(config.side).float()[:, None] * frequencies  # (side, half / 2)
+    frequencies = config.rope_base ** (-torch.arange(0, half, 2, device="cpu")[: half // 2].float() / half)
+    cells = torch.arange(config.side, device="cpu").float()[:, None] * frequencies  # (side, half / 2)
     rows = cells[:, None].expand(-1, config.side, -1)
     columns = cells[None].expand(config.side, -1, -1)
     angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
     rotations = torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([rotations.new_zeros(condition_tokens, rotations.shape[-1]), rotations])
+    return torch.cat([rotations.new_zeros(config.condition_tokens, rotations.shape[-1]), rotations])
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
@@ -79,9 +94,9 @@ class Attention(nn.Module):
         q, k = rotate(qk, step.rotations).chunk(2, dim=2)  # (R, n, H, D)
         if step.cache is not None:
             k, v = step.cache.write(layer, step.rows, k, v, step.stop)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=step.mask, is_causal=step.cache is None
-        )
+        causal = step.cache is None and step.mask is None
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=step.mask, is_causal=causal)
         return self.wo(out.transpose(1, 2).flatten(2))
 
 
@@ -118,6 +133,28 @@ class ClassEmbedder(nn.Module):
         return self.embedding_table(labels)[:, None]  # (B, 1, d)
 
 
+class Projection(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.caption_width, config.width, bias=False)
+        self.fc2 = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class CaptionEmbedder(nn.Module):
+    uncond_embedding: Tensor  # a buffer: it was never trained, but guidance needs the very values of the file
+
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.cap_proj = Projection(config)
+        self.register_buffer("uncond_embedding", torch.zeros(config.caption_tokens, config.caption_width))
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.cap_proj(states.to(self.uncond_embedding.dtype))  # (B, T, d)
+
+
 @dataclass(frozen=True)
 class Step:
     """What every layer of one forward shares; built once per step."""
@@ -130,26 +167,24 @@ class Step:
 
 
 class LlamaGen(nn.Module):
-    """Class-conditional LlamaGen under the raster contract (`models/contract.py`)."""
-
-    condition_tokens = 1
+    """LlamaGen under the raster contract (`models/contract.py`)."""
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
         if config.width % config.heads or config.head_dim % 4:
             raise ValueError(f"got width {config.width} and {config.heads} heads, expected a head width in fours")
         self.config = config
-        self.cls_embedding = ClassEmbedder(config)
+        self.cls_embedding = CaptionEmbedder(config) if config.caption_width else ClassEmbedder(config)
         self.tok_embeddings = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.output = nn.Linear(config.width, config.vocabulary, bias=False)
-        self._rope = rope_table(config, self.condition_tokens)  # a plain attribute: stays float32 under .to(dtype)
+        self._rope = rope_table(config)  # a plain attribute: stays float32 under .to(dtype)
 
     @property
     def spec(self) -> RasterSpec:
         c = self.config
-        return RasterSpec(c.side, c.side, c.vocabulary, c.classes)
+        return RasterSpec(c.side, c.side, c.vocabulary, 0 if c.caption_width else c.classes)
 
     @property
     def device(self) -> torch.device:
@@ -171,37 +206,70 @@ class LlamaGen(nn.Module):
             labels = torch.cat([labels, torch.full_like(labels, self.config.classes)])
         return Condition(self.cls_embedding(labels))
 
+    def text_condition(self, states: Tensor, mask: Tensor, *, guided: bool) -> Condition:
+        """Embed text states (B, T, C) whose words `mask` (B, T) names, as (B, T, d), or (2B, T, d) when `guided`.
+
+        As published, the unconditional rows are under the prompt's mask.
+        """
+        if guided:
+            assert isinstance(self.cls_embedding, CaptionEmbedder)
+            nothing = self.cls_embedding.uncond_embedding.to(states.dtype).expand_as(states)
+            states, mask = torch.cat([states, nothing]), mask.repeat(2, 1)
+        return Condition(self.cls_embedding(states), mask == 0)
+
     def make_cache(self, batch: int) -> KVCache:
         c = self.config
-        rows = self.condition_tokens + self.spec.slots
+        rows = c.condition_tokens + self.spec.slots
         return KVCache(c.layers, batch, rows, c.heads, c.head_dim, dtype=self.dtype, device=self.device)
 
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
         batch, count, _ = condition.embedding.shape
         rows = torch.arange(count, device=self.device).expand(batch, -1)
-        return self._run(condition.embedding, rows, cache, 0, count, None)[:, -1:]
+        cache.padding = condition.padding
+        return self._logits(self._cached(condition.embedding, rows, cache, 0, count, None)[:, -1:])
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:
-        t, x, sees = self.condition_tokens, self.tok_embeddings(block.tokens), block.sees
+        t, x, sees = self.config.condition_tokens, self.tok_embeddings(block.tokens), block.sees
         if sees is not None:  # the condition is always seen
             sees = F.pad(sees[..., : block.stop], (t, 0), value=True)
-        return self._run(x, block.slots + t, cache, block.first + t, block.stop + t, sees)
+        return self._logits(self._cached(x, block.slots + t, cache, block.first + t, block.stop + t, sees))
 
-    def forward(self, labels: Tensor, ids: Tensor) -> Tensor:
-        """Teacher-forced logits (B, N, V) of ids (B, N) under labels (B,); no cache."""
-        x = torch.cat([self.cls_embedding(labels), self.tok_embeddings(ids[:, :-1])], dim=1)
-        return self._layers(x, Step(self.rope()[None, : x.shape[1], None]))
+    def forward(self, condition: Condition, ids: Tensor) -> Tensor:
+        """Teacher-forced logits (R, N, V) of ids (R, N) under a condition; no cache."""
+        x = torch.cat([condition.embedding, self.tok_embeddings(ids[:, :-1])], dim=1)
+        rows, mask = torch.arange(x.shape[1], device=x.device)[None], None
+        if condition.padding is not None:
+            mask = _mask(rows, x.shape[1], None, condition.padding, x.dtype)
+        x = self._layers(x, Step(self.rope()[rows][:, :, None], mask))
+        return self._logits(x[:, self.config.condition_tokens - 1 :])
 
-    def _run(self, x: Tensor, rows: Tensor, cache: KVCache, first: int, stop: int, sees: Tensor | None) -> Tensor:
-        mask = None
-        if sees is not None or rows.shape[1] > 1 or first + 1 < stop:  # a lone token at the last row sees everything
-            hidden = torch.arange(stop, device=rows.device) > rows[..., None] if sees is None else ~sees
-            mask = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill_(hidden, float("-inf"))[
-                :, None
-            ]
+    def _cached(self, x: Tensor, rows: Tensor, cache: KVCache, first: int, stop: int, sees: Tensor | None) -> Tensor:
+        padding, mask = cache.padding, None
+        alone = rows.shape[1] == 1 and first + 1 == stop  # a lone token at the last row sees everything
+        if sees is not None or padding is not None or not alone:
+            padding = None if padding is None else padding[: len(rows)]
+            mask = _mask(rows, stop, sees, padding, x.dtype)
         return self._layers(x, Step(self.rope()[rows][:, :, None], mask, cache, cache.flat(rows), stop))
 
     def _layers(self, x: Tensor, step: Step) -> Tensor:
         for index, layer in enumerate(self.layers):
             x = layer(x, step, index)
+        return x
+
+    def _logits(self, x: Tensor) -> Tensor:
         return self.output(self.norm(x)).float()
+
+
+def _mask(rows: Tensor, stop: int, sees: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of queries at `rows` (R, n) over `stop` keys, (R, 1, n, stop): 0 or -inf.
+
+    Causal unless `sees` (R, n, stop) says otherwise. Nobody sees `padding` (R, T), but for a token itself, so that
+    no row of the softmax is empty.
+    """
+    keys = torch.arange(stop, device=rows.device)
+    hidden = keys > rows[..., None] if sees is None else ~sees
+    if padding is not None:
+        hidden = hidden.repeat(len(padding) // len(hidden), 1, 1)
+        hidden[..., : padding.shape[1]] |= padding[:, None]
+        hidden &= keys != rows[..., None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=rows.device).masked_fill_(hidden, float("-inf"))[:, None]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from vargen import checkpoints
@@ -13,7 +14,7 @@ from vargen.tokenizers.vq import VQConfig, VQTokenizer
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
 LLAMAGEN = LlamaGenConfig(layers=8, heads=6, width=192, side=16, vocabulary=1024, classes=len(CLASSES))
-LLAMAGEN_SMALL = LlamaGenConfig(layers=2, heads=4, width=128, side=16, vocabulary=1024, classes=len(CLASSES))
+LLAMAGEN_SMALL = LlamaGenConfig(layers=3, heads=4, width=112, side=16, vocabulary=1024, classes=len(CLASSES))
 VQ = VQConfig(channels=(24, 48, 80), layers=1, latent_channels=64, codes=1024, code_dim=8, norm_groups=8)
 CLASSIFIER = ClassifierConfig(classes=len(CLASSES))
 
@@ -35,11 +36,17 @@ def build(name: str) -> nn.Module:
 NAMES = ("pocket-vq", "pocket-classifier", "pocket-llamagen", "pocket-llamagen-small")
 
 
-def load(name: str, path: Path | None = None) -> nn.Module:
-    """A shipped model in float32 and evaluation mode; `path` is another weights file, or a folder with one."""
-    module = build(name)
-    path = _file(name, path)
-    checkpoints.load_into(module, checkpoints.read(path), source=path)
+def load(
+    name: str,
+    path: Path | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """A shipped model in evaluation mode; `path` is another weights file, or a folder with one."""
+    with torch.device("meta"):
+        module = build(name)
+    checkpoints.load_into(module, _file(name, path), dtype=dtype, device=device)
     return module.eval().requires_grad_(False)
 
 

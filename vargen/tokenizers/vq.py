@@ -12,6 +12,28 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
+from vargen.checkpoints import Layout
+
+# The official files of VQ-8 and VQ-16 (`VQModel` in tokenizer/tokenizer_image/vq_model.py): our key to theirs.
+LLAMAGEN = Layout(
+    rename=(
+        (r"mid_block\.resnets\.0", "mid.0"),
+        (r"mid_block\.attentions\.0", "mid.1"),
+        (r"mid_block\.resnets\.1", "mid.2"),
+        (r"(down|up)_blocks", "conv_blocks"),
+        (r"(down|up)samplers\.0", r"\1sample"),
+        (r"\.resnets\.", ".res."),
+        (r"\.attentions\.", ".attn."),
+        (r"group_norm", "norm"),
+        (r"\.to_([qkv])\.", r".\1."),
+        (r"\.to_out\.0\.", ".proj_out."),
+        (r"conv_shortcut", "nin_shortcut"),
+        (r"conv_norm_out", "norm_out"),
+    ),
+    pointwise=r"\.(q|k|v|proj_out)\.weight$",
+    ignored=r"quantize\.codebook_used",
+)
+
 
 @dataclass(frozen=True)
 class VQConfig:

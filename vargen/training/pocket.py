@@ -9,7 +9,8 @@ from vargen import checkpoints
 from vargen.models.classifier import Classifier
 from vargen.models.llamagen import LlamaGen
 from vargen.models.pocket import WEIGHTS, build, load
-from vargen.pipeline import pocket_pipeline
+from vargen.presets.contract import Sources
+from vargen.presets.pocket import build as pipeline
 from vargen.tokenizers.vq import VQTokenizer
 from vargen.training import classifier, transformer, vq
 
@@ -57,7 +58,7 @@ def train(
 
 def measure(name: str, *, work: Path, weights: Path, device: torch.device) -> dict[str, float]:
     """Figures of the weights as they ship, in float16, on held-out scenes; noted in the weights file as well."""
-    model = load(name, weights).to(device)
+    model = load(name, weights, device=device)
     if isinstance(model, VQTokenizer):
         figures = vq.measure(model, work, device=device)
     elif isinstance(model, Classifier):
@@ -73,8 +74,8 @@ def measure(name: str, *, work: Path, weights: Path, device: torch.device) -> di
 
 def agreement(name: str, weights: Path, *, images: int = 500, device: torch.device) -> float:
     """Share of plain AR samples, at the model's recipe, in which `pocket-classifier` sees the class asked for."""
-    pipe, judge = pocket_pipeline(name, weights), load("pocket-classifier", weights).to(device)
-    pipe.to(device)
+    pipe = pipeline(name, Sources(weights), device, torch.float32)
+    judge = load("pocket-classifier", weights, device=device)
     labels = [i % len(pipe.class_names) for i in range(images)]
     drawn = pipe(labels, method="ar", seed=0, batch_size=50, output_type="pt").images
     guesses = judge(drawn.to(device) * 2 - 1).argmax(-1).cpu()
@@ -82,6 +83,6 @@ def agreement(name: str, weights: Path, *, images: int = 500, device: torch.devi
 
 
 def _tokenizer(weights: Path, device: torch.device) -> VQTokenizer:
-    model = load("pocket-vq", weights).to(device)
+    model = load("pocket-vq", weights, device=device)
     assert isinstance(model, VQTokenizer)
     return model

@@ -77,5 +77,6 @@ def measure(
     return {"nats_per_token": float(np.mean(nats)), "images": images}
 
 
-def _nats(model: LlamaGen, condition: Tensor, ids: Tensor) -> Tensor:
-    return F.cross_entropy(model(condition, ids).flatten(0, 1), ids.flatten())
+def _nats(model: LlamaGen, labels: Tensor, ids: Tensor) -> Tensor:
+    logits = model(model.class_condition(labels, guided=False), ids)
+    return F.cross_entropy(logits.flatten(0, 1), ids.flatten())

@@ -1,0 +1,111 @@
+"""Official LlamaGen files, from the published key tables and not from our modules: shapes, and whole files."""
+
+from pathlib import Path
+
+import synth
+import torch
+
+# layers, heads, width, feed-forward width, parameters with classes, parameters with text
+GPT = {
+    "b": (12, 12, 768, 2048, 110_888_448, 112_282_368),
+    "l": (24, 16, 1024, 2816, 342_910_976, 345_031_680),
+    "xl": (36, 20, 1280, 3584, 774_699_520, 777_678_080),
+    "xxl": (48, 24, 1536, 4096, 1_410_972_672, 1_414_940_160),
+    "xxxl": (48, 40, 2560, 6912, 3_893_027_840, 3_902_261_760),
+    "1b": (22, 32, 2048, 5632, 1_199_616_000, 1_205_954_560),
+    "3b": (24, 32, 3200, 8704, 3_096_659_200, 3_110_249_600),
+    "7b": (32, 32, 4096, 11008, 6_614_589_440, 6_635_655_168),
+}
+# base width, multipliers of the levels, channels of the latents, codes, width of a code; keys, parameters
+VQ = {
+    "llamagen-vq-16-c2i": ((128, (1, 1, 2, 2, 4), 256, 16384, 8), 344, 71_883_403),
+    "llamagen-vq-8-c2i": ((128, (1, 2, 2, 4), 256, 16384, 8), 300, 70_109_835),
+    "llamagen-vq-16-t2i": ((128, (1, 1, 2, 2, 4), 256, 16384, 8), 344, 71_883_403),
+}
+
+
+def gpt(size: str, *, text: bool = False, vocabulary: int = 16384, classes: int = 1000) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of a transformer's file."""
+    layers, _, d, f, *_ = GPT[size]
+    if text:
+        condition = {"cap_proj.fc1.weight": (d, 2048), "cap_proj.fc2.weight": (d, d), "uncond_embedding": (120, 2048)}
+    else:
+        condition = {"embedding_table.weight": (classes + 1, d)}
+    shapes = {f"cls_embedding.{key}": shape for key, shape in condition.items()}
+    shapes |= {"tok_embeddings.weight": (vocabulary, d), "norm.weight": (d,), "output.weight": (vocabulary, d)}
+    for i in range(layers):
+        shapes |= {
+            f"layers.{i}.attention.wqkv.weight": (3 * d, d),
+            f"layers.{i}.attention.wo.weight": (d, d),
+            f"layers.{i}.feed_forward.w1.weight": (f, d),
+            f"layers.{i}.feed_forward.w3.weight": (f, d),
+            f"layers.{i}.feed_forward.w2.weight": (d, f),
+            f"layers.{i}.attention_norm.weight": (d,),
+            f"layers.{i}.ffn_norm.weight": (d,),
+        }
+    return shapes
+
+
+def vq(ch: int, multipliers: tuple[int, ...], z: int, codes: int, dim: int) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of a tokenizer's file."""
+    out: dict[str, tuple[int, ...]] = {}
+    widths, last = [ch * m for m in multipliers], len(multipliers) - 1
+
+    def layer(key: str, *weight: int) -> None:
+        out[f"{key}.weight"], out[f"{key}.bias"] = weight, weight[:1]
+
+    def residual(key: str, before: int, after: int) -> None:
+        layer(f"{key}.norm1", before)
+        layer(f"{key}.conv1", after, before, 3, 3)
+        layer(f"{key}.norm2", after)
+        layer(f"{key}.conv2", after, after, 3, 3)
+        if before != after:
+            layer(f"{key}.nin_shortcut", after, before, 1, 1)
+
+    def attention(key: str, width: int) -> None:
+        layer(f"{key}.norm", width)
+        for part in ("q", "k", "v", "proj_out"):
+            layer(f"{key}.{part}", width, width, 1, 1)
+
+    def middle(side: str, width: int) -> None:
+        residual(f"{side}.mid.0", width, width)
+        attention(f"{side}.mid.1", width)
+        residual(f"{side}.mid.2", width, width)
+
+    layer("encoder.conv_in", ch, 3, 3, 3)
+    for level, width in enumerate(widths):
+        key, before = f"encoder.conv_blocks.{level}", widths[max(level - 1, 0)]
+        for block in range(2):
+            residual(f"{key}.res.{block}", before if block == 0 else width, width)
+            if level == last:
+                attention(f"{key}.attn.{block}", width)
+        if level < last:
+            layer(f"{key}.downsample.conv", width, width, 3, 3)
+    middle("encoder", widths[-1])
+    layer("encoder.norm_out", widths[-1])
+    layer("encoder.conv_out", z, widths[-1], 3, 3)
+    layer("quant_conv", dim, z, 1, 1)
+    layer("post_quant_conv", z, dim, 1, 1)
+    out["quantize.embedding.weight"] = (codes, dim)
+    layer("decoder.conv_in", widths[-1], z, 3, 3)
+    middle("decoder", widths[-1])
+    for level, width in enumerate(reversed(widths)):  # in order of execution
+        key, before = f"decoder.conv_blocks.{level}", widths[min(last - level + 1, last)]
+        for block in range(3):
+            residual(f"{key}.res.{block}", before if block == 0 else width, width)
+            if level == 0:
+                attention(f"{key}.attn.{block}", width)
+        if level < last:
+            layer(f"{key}.upsample.conv", width, width, 3, 3)
+    layer("decoder.norm_out", ch)
+    layer("decoder.conv_out", 3, ch, 3, 3)
+    return out
+
+
+def write(path: Path, shapes: dict[str, tuple[int, ...]], *, nested: bool = True) -> Path:
+    """An official file with values made from its names."""
+    state = {key: synth.tensor(key, shape) for key, shape in shapes.items()}
+    if "quantize.embedding.weight" in shapes:
+        state["quantize.codebook_used"] = torch.zeros(65536)
+    torch.save({"model": state} if nested else state, path)
+    return path

@@ -1,0 +1,138 @@
+"""Every published LlamaGen: key by key against the fact tables, and GPT-B with VQ-16 at full size."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import official
+import pytest
+import synth
+import torch
+from PIL import Image
+
+import vargen
+from vargen import cli, registry
+from vargen.core import Block
+from vargen.models.llamagen import LAYOUT, LlamaGen
+from vargen.presets import llamagen as presets
+from vargen.tokenizers import vq
+from vargen.tokenizers.vq import VQTokenizer
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """GPT-B (444 MB) and VQ-16 (288 MB) as published, with values made from the names."""
+    folder = tmp_path_factory.mktemp("official")
+    return {
+        "gpt": official.write(folder / "c2i_B_256.pt", official.gpt("b")),
+        "vq": official.write(folder / "vq_ds16_c2i.pt", official.vq(*official.VQ["llamagen-vq-16-c2i"][0])),
+    }
+
+
+def shapes(module, layout):
+    return {key: shape for key, (_, shape) in layout.expected(module).items()}
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("size", official.GPT)
+def test_transformers_have_the_published_keys(size, text):
+    layers, heads, width, hidden, *counts = official.GPT[size]
+    config = presets.config(size, 384, text=text)
+    with torch.device("meta"):
+        model = LlamaGen(config)
+    assert shapes(model, LAYOUT) == official.gpt(size, text=text)
+    assert len(model.state_dict()) == 7 * layers + (6 if text else 4)
+    assert sum(p.numel() for p in model.parameters()) == counts[text]
+    assert (config.heads, config.head_dim, config.hidden, config.side) == (heads, width // heads, hidden, 24)
+
+
+@pytest.mark.parametrize("name", official.VQ)
+def test_tokenizers_have_the_published_keys(name):
+    arguments, keys, parameters = official.VQ[name]
+    with torch.device("meta"):
+        model = VQTokenizer(presets.TOKENIZERS[name])
+    assert shapes(model, vq.LLAMAGEN) == official.vq(*arguments)
+    assert len(model.state_dict()) + 1 == keys  # the file also counts how often each code was used
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_the_key_tables_themselves_against_the_reference():
+    """The tables of these tests give the very keys that the official implementation was seen to have."""
+    case, _ = synth.case("llamagen_vq")
+    c = case["config"]
+    made = official.vq(c["ch"], c["encoder_ch_mult"], c["z_channels"], c["codebook_size"], c["codebook_embed_dim"])
+    assert made == {key: tuple(shape) for key, shape in case["parameters"].items()}
+
+
+def test_presets():
+    named = {name for name, where in registry.MODELS.items() if where == "vargen.presets.llamagen:PRESETS"}
+    assert named == set(presets.PRESETS)
+    assert {name for name in registry.TOKENIZERS if name != "pocket-vq"} == set(presets.TOKENIZERS)
+    assert set(presets.FILES) <= named | set(presets.TOKENIZERS)
+    assert len(set(presets.imagenet())) == 1000
+    assert [presets.imagenet()[i] for i in (0, 207, 388, 980, 999)] == [
+        "tench", "golden retriever", "giant panda", "volcano", "toilet tissue",
+    ]  # fmt: skip
+    for size, guidance in {"b": 2.0, "l": 2.0, "xl": 1.75, "xxl": 1.75, "3b": 1.65}.items():
+        demo, fid = presets.PRESETS[f"llamagen-c2i-{size}-384"].recipes.values()
+        assert (demo.guidance_scale, demo.top_k, demo.image_size) == (4.0, 2000, None)
+        assert (fid.guidance_scale, fid.top_k, fid.image_size) == (guidance, 0, 256)
+    for pixels in (256, 512):
+        preset = presets.PRESETS[f"llamagen-t2i-xl-{pixels}"]
+        assert (preset.recipe.guidance_scale, preset.recipe.top_k, preset.classes) == (7.5, 1000, 0)
+
+
+def test_a_size_that_was_never_published():
+    with pytest.raises(ValueError, match="no weights of llamagen-c2i-7b-512 were ever published"):
+        vargen.load("llamagen-c2i-7b-512")
+
+
+def test_full_size_b_cached_equals_uncached(files):
+    pipe = vargen.load("llamagen-c2i-b-256", checkpoint=files["gpt"], tokenizer_checkpoint=files["vq"], device="cpu")
+    model, labels = pipe.transformer, torch.tensor([207])
+    assert torch.equal(model.tok_embeddings.weight, synth.tensor("tok_embeddings.weight", (16384, 768)))
+    ids = torch.randint(16384, (1, 256), generator=torch.Generator().manual_seed(0))
+    condition = model.class_condition(labels, guided=False)
+    with torch.inference_mode():
+        full, cache = model(condition, ids), model.make_cache(1)
+        out = [model.prefill(condition, cache)]
+        for start, stop in ((0, 1), (1, 2), (2, 66), (66, 255)):
+            out.append(model.decode(Block(ids[:, start:stop], torch.arange(start, stop)[None], start, stop), cache))
+    error = (torch.cat(out, 1) - full).norm() / full.norm()
+    assert error < 1e-4
+    decoded = pipe.decode(ids, "pt")
+    assert decoded.shape == (1, 3, 256, 256)
+    assert torch.isfinite(decoded).all()
+
+
+def test_the_command_of_the_manual(files, tmp_path, capsys):
+    out = tmp_path / "dog.png"
+    argv = ["--model", "llamagen-c2i-b-256", "--checkpoint", files["gpt"], "--tokenizer-checkpoint", files["vq"]]
+    argv += ["--method", "sjd-coupled", "--window", 32, "--class", "golden retriever", "--num-images", 1]
+    cli.guarded(cli.sample, [str(word) for word in [*argv, "--out", out, "--device", "cpu"]])
+    image = Image.open(out)
+    assert image.size == (256, 256)
+    assert "sjd-coupled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_host_memory_while_loading(files, dtype):
+    """At most 1.2 times the file beyond what an idle interpreter holds, cast or not."""
+    code = f"""
+        import torch
+        from pathlib import Path
+        from vargen import checkpoints
+        from vargen.core import peak_memory
+        from vargen.models.llamagen import LAYOUT, LlamaGen
+        from vargen.presets import llamagen
+        with torch.device("meta"):
+            model = LlamaGen(llamagen.config("b", 256))
+        before = peak_memory(torch.device("cpu"))
+        checkpoints.load_into(model, Path({str(files["gpt"])!r}), LAYOUT, dtype=torch.{dtype})
+        print(peak_memory(torch.device("cpu")) - before)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    share = int(done.stdout) / Path(files["gpt"]).stat().st_size
+    least, most = (0.9, 1.2) if dtype == "float32" else (0.45, 0.7)
+    assert least < share <= most, f"{share:.2f} of the file"

@@ -1,0 +1,63 @@
+"""Models and image tokenizers by name: `vargen.load`, `vargen.load_tokenizer`."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vargen import registry
+from vargen.pipeline import RasterPipeline
+from vargen.presets.contract import Sources
+
+
+def load(
+    name: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    checkpoint: str | Path | None = None,
+    tokenizer_checkpoint: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+) -> RasterPipeline:
+    """A pipeline by the model's name. ValueError lists names, or names the file that does not load.
+
+    `device` defaults to CUDA where there is one. `dtype` is the transformer's, cast to while loading (default: float32
+    on a CPU, bfloat16 on CUDA); the image tokenizer stays in float32. The official files are downloaded at a pinned
+    revision unless named: `checkpoint` and `tokenizer_checkpoint` are files or folders with them, `text_encoder` a
+    folder or repository with a T5 encoder and its tokenizer.
+    """
+    preset, where = registry.preset(name), find_device(device)
+    kind = dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
+    if kind not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"got dtype {kind}, expected float32, bfloat16 or float16")
+    text = None if text_encoder is None else str(text_encoder)
+    return preset.build(Sources(_path(checkpoint), _path(tokenizer_checkpoint), text), where, kind)
+
+
+def load_tokenizer(
+    name: str, *, device: str | torch.device | None = None, checkpoint: str | Path | None = None
+) -> nn.Module:
+    """An image tokenizer by name, in float32; `encode` and `decode` go between images and ids."""
+    build = registry.find(registry.TOKENIZERS, name, "tokenizer")
+    return build(name, _path(checkpoint), find_device(device))
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value).expanduser()
+
+
+def find_device(name: str | torch.device | None) -> torch.device:
+    """ValueError where there is no such device, or where it is neither CPU nor CUDA."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"unknown device {str(name)!r}, expected cpu, cuda or cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name} was asked for, but torch finds {torch.cuda.device_count() or 'no'} CUDA device"
+        )
+    return device

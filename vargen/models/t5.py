@@ -1,0 +1,73 @@
+"""Text for LlamaGen: a T5 encoder (transformers') whose states, padded on the left, condition the image.
+
+Published with flan-t5-xl, 120 tokens, captions cleaned as DeepFloyd IF and PixArt do (language/ in the official
+repository). Any T5 encoder of the width that the image model expects will do.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+REPOSITORY, REVISION = "google/flan-t5-xl", "7d6315df2c2fb742f0f5b556879d730926ca9001"
+
+
+def clean(caption: str) -> str:
+    """A caption without links, markup, emoji, CJK and file names, in lower case; cleaned twice, as published."""
+    from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline as PixArt
+
+    for _ in range(2):
+        caption = PixArt._clean_caption(PixArt, caption)  # pyright: ignore[reportArgumentType]  # reads one regex
+    return caption
+
+
+def load(source: str | None, width: int, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """Encoder and tokenizer from a folder or repository, the published ones by default.
+
+    The encoder runs in float32 beside a float32 transformer and in bfloat16 else: T5 overflows in float16. ValueError
+    where it cannot be had, or where its states are not `width` wide.
+    """
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    place, revision = (REPOSITORY, REVISION) if source is None else (source, "main")
+    precision = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+        encoder: Any = T5EncoderModel.from_pretrained(place, revision=revision, dtype=precision)
+    except Exception as error:  # the network's and the folder's many complaints, all with the same remedy
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"cannot load a text encoder from {place}: {reason}") from None
+    if encoder.config.d_model != width:
+        raise ValueError(f"the text encoder {place} gives states of width {encoder.config.d_model}, expected {width}")
+    return encoder.to(device).eval().requires_grad_(False), tokenizer
+
+
+@torch.inference_mode()
+def encode(captions: Sequence[str], encoder: nn.Module, tokenizer: Any, tokens: int) -> tuple[Tensor, Tensor]:
+    """States (B, tokens, C), zero where there is no word, and the mask (B, tokens) of the words, which stand last.
+
+    A caption is cut at `tokens`, its end-of-text token included.
+    """
+    text = tokenizer(
+        [clean(caption) for caption in captions],
+        max_length=tokens,
+        padding="max_length",
+        truncation=True,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    device = next(encoder.parameters()).device
+    mask = text.attention_mask.to(device)
+    states = encoder(input_ids=text.input_ids.to(device), attention_mask=mask).last_hidden_state
+    return left_padded(states, mask)
+
+
+def left_padded(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """States (B, T, C) and mask (B, T) with the words first, rotated so that they stand last; the rest is zero."""
+    count = mask.sum(1, keepdim=True)  # (B, 1)
+    place = torch.arange(mask.shape[1], device=mask.device)
+    index = (place + count) % mask.shape[1]  # (B, T)
+    turned = states.gather(1, index[..., None].expand_as(states))
+    words = place >= mask.shape[1] - count
+    return turned * words[..., None], words

@@ -1,0 +1,57 @@
+"""What a preset is: a model's name, the recipes that were published for it, and how its pipeline is built."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is sampled unless the caller says otherwise."""
+
+    guidance_scale: float = 1.0
+    cfg_interval: int = -1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    image_size: int | None = None  # pixels along one side, resized to if need be; None: as decoded
+
+
+LAW = ("guidance_scale", "cfg_interval", "temperature", "top_k", "top_p")  # the fields that shape what is drawn
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Files to take instead of the published ones; None takes those, downloading them at a pinned revision."""
+
+    checkpoint: Path | None = None
+    tokenizer_checkpoint: Path | None = None
+    text_encoder: str | None = None  # a folder or repository that transformers loads
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model by name. `recipes` are by name too, and the first is used unless another is asked for."""
+
+    name: str
+    summary: str  # one line
+    recipes: Mapping[str, Recipe]
+    classes: int  # 0: takes a prompt
+    build: "Callable[[Sources, torch.device, torch.dtype], Any]"
+    names: Callable[[], Sequence[str]] = tuple  # of the classes
+    examples: tuple[int, ...] = ()  # the classes that are drawn when none is asked for
+
+    @property
+    def recipe(self) -> Recipe:
+        """The first one."""
+        return next(iter(self.recipes.values()))
+
+    def choose(self, recipe: str | None) -> Recipe:
+        """A recipe by name. ValueError lists the names."""
+        if recipe is not None and recipe not in self.recipes:
+            raise ValueError(f"{self.name} has no preset {recipe!r}; there are {', '.join(self.recipes)}")
+        return self.recipe if recipe is None else self.recipes[recipe]

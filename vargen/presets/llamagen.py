@@ -1,0 +1,136 @@
+"""LlamaGen as published: every size, its files at a pinned revision, and its recipes with their sources.
+
+Models are `llamagen-c2i-SIZE-PIXELS` and `llamagen-t2i-xl-PIXELS`; a shape that was never released needs a checkpoint.
+Sizes are those of `GPT_models` in autoregressive/models/gpt.py of the official repository (commit ce98ec41).
+"""
+
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+
+from vargen import checkpoints
+from vargen.models import llamagen, t5
+from vargen.models.llamagen import LlamaGen, LlamaGenConfig
+from vargen.pipeline import RasterPipeline
+from vargen.presets.contract import Preset, Recipe, Sources
+from vargen.tokenizers import vq
+from vargen.tokenizers.vq import VQConfig, VQTokenizer
+
+HUB = {  # kind -> repository, revision
+    "c2i": ("FoundationVision/LlamaGen", "81e41139272c038412e4fe8f1c52a51ebbf95b8b"),
+    "t2i": ("peizesun/llamagen_t2i", "276f5c5a3d915b922899a03f1912605531574747"),
+}
+SIZES = {  # layers, heads, width
+    "b": (12, 12, 768),
+    "l": (24, 16, 1024),
+    "xl": (36, 20, 1280),
+    "xxl": (48, 24, 1536),
+    "3b": (24, 32, 3200),
+    "xxxl": (48, 40, 2560),  # this one and the next two were never released
+    "1b": (22, 32, 2048),
+    "7b": (32, 32, 4096),
+}
+PIXELS = (256, 384, 512)
+FILES = {
+    "llamagen-c2i-b-256": "c2i_B_256.pt",
+    "llamagen-c2i-b-384": "c2i_B_384.pt",
+    "llamagen-c2i-l-256": "c2i_L_256.pt",
+    "llamagen-c2i-l-384": "c2i_L_384.pt",
+    "llamagen-c2i-xl-384": "c2i_XL_384.pt",
+    "llamagen-c2i-xxl-384": "c2i_XXL_384.pt",
+    "llamagen-c2i-3b-384": "c2i_3B_384.pt",
+    "llamagen-t2i-xl-256": "t2i_XL_stage1_256.pt",
+    "llamagen-t2i-xl-512": "t2i_XL_stage2_512.pt",
+    "llamagen-vq-16-c2i": "vq_ds16_c2i.pt",
+    "llamagen-vq-8-c2i": "vq_ds8_c2i.pt",
+    "llamagen-vq-16-t2i": "vq_ds16_t2i.pt",
+}
+TOKENIZERS = {  # `VQ_models` in tokenizer/tokenizer_image/vq_model.py
+    "llamagen-vq-16-c2i": VQConfig(channels=(128, 128, 256, 256, 512)),
+    "llamagen-vq-8-c2i": VQConfig(channels=(128, 256, 256, 512)),
+    "llamagen-vq-16-t2i": VQConfig(channels=(128, 128, 256, 256, 512)),
+}
+# Guidance of the evaluation on 50,000 images: the model table of the README, which was measured at 384 pixels and
+# resized to 256. For other sizes 1.5, the default of autoregressive/sample/sample_c2i_ddp.py.
+FID_GUIDANCE = {"b": 2.0, "l": 2.0, "xl": 1.75, "xxl": 1.75, "3b": 1.65}
+EXAMPLES = (207, 360, 387, 974, 88, 979, 417, 279)  # the classes of autoregressive/sample/sample_c2i.py
+CAPTION_WIDTH = 2048  # of the states of flan-t5-xl
+
+
+def config(size: str, pixels: int, *, text: bool = False) -> LlamaGenConfig:
+    """The shapes of a size in `SIZES`, over the tokens of VQ-16."""
+    layers, heads, width = SIZES[size]
+    return LlamaGenConfig(layers, heads, width, pixels // 16, caption_width=CAPTION_WIDTH if text else 0)
+
+
+def class_recipes(size: str, pixels: int) -> dict[str, Recipe]:
+    """`demo` has the defaults of sample_c2i.py, `fid` those of sample_c2i_ddp.py with the README's guidance."""
+    return {
+        "demo": Recipe(guidance_scale=4.0, top_k=2000),
+        "fid": Recipe(guidance_scale=FID_GUIDANCE.get(size, 1.5), image_size=None if pixels == 256 else 256),
+    }
+
+
+TEXT_RECIPES = {"demo": Recipe(guidance_scale=7.5, top_k=1000)}  # defaults of autoregressive/sample/sample_t2i.py
+
+
+@cache
+def imagenet() -> tuple[str, ...]:
+    """Names of ImageNet's thousand classes, in order."""
+    return tuple((Path(__file__).parent / "imagenet.txt").read_text().splitlines())
+
+
+def find(name: str, given: Path | None) -> Path:
+    """The weights file of a model or tokenizer: the one given, in the folder given, or downloaded."""
+    if given is not None:
+        return given / FILES[name] if given.is_dir() and name in FILES else given
+    if name not in FILES:
+        raise ValueError(f"no weights of {name} were ever published: name a checkpoint")
+    repository, revision = HUB["t2i" if "t2i" in name else "c2i"]
+    return checkpoints.fetch(repository, FILES[name], revision)
+
+
+def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> VQTokenizer:
+    """An image tokenizer of `TOKENIZERS`, in float32 as published."""
+    with torch.device("meta"):
+        module = VQTokenizer(TOKENIZERS[name])
+    checkpoints.load_into(module, find(name, checkpoint), vq.LLAMAGEN, device=device)
+    return module.eval().requires_grad_(False)
+
+
+def build(
+    name: str, shapes: LlamaGenConfig, sources: Sources, device: torch.device, dtype: torch.dtype
+) -> RasterPipeline:
+    """The pipeline of a preset, from the official files or from `sources`."""
+    kind = "t2i" if shapes.caption_width else "c2i"
+    files = {  # all of them first, so that nothing is loaded in vain
+        "transformer": find(name, sources.checkpoint),
+        "tokenizer": find(f"llamagen-vq-16-{kind}", sources.tokenizer_checkpoint),
+    }
+    with torch.device("meta"):
+        transformer = LlamaGen(shapes)
+    checkpoints.load_into(transformer, files["transformer"], llamagen.LAYOUT, dtype=dtype, device=device)
+    transformer.eval().requires_grad_(False)
+    parts = t5.load(sources.text_encoder, shapes.caption_width, device, dtype) if kind == "t2i" else ()
+    images = tokenizer(f"llamagen-vq-16-{kind}", files["tokenizer"], device)
+    return RasterPipeline(transformer, images, *parts, preset=PRESETS[name])
+
+
+def _presets() -> dict[str, Preset]:
+    out = {}
+    for size in SIZES:
+        for pixels in PIXELS:
+            name, shapes = f"llamagen-c2i-{size}-{pixels}", config(size, pixels)
+            state = "" if name in FILES else "; never released, takes a checkpoint"
+            summary = f"LlamaGen {size.upper()} on ImageNet's classes at {pixels} pixels{state}."
+            recipes, make = class_recipes(size, pixels), partial(build, name, shapes)
+            out[name] = Preset(name, summary, recipes, shapes.classes, make, imagenet, EXAMPLES)
+    for stage, pixels in ((1, 256), (2, 512)):
+        name = f"llamagen-t2i-xl-{pixels}"
+        summary = f"LlamaGen XL from text at {pixels} pixels (stage {stage})."
+        out[name] = Preset(name, summary, TEXT_RECIPES, 0, partial(build, name, config("xl", pixels, text=True)))
+    return out
+
+
+PRESETS = _presets()

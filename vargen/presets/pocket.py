@@ -1,0 +1,46 @@
+"""The transformers that ship, on pocket scenes at 64x64."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vargen.models import pocket
+from vargen.pipeline import RasterPipeline
+from vargen.presets.contract import Preset, Recipe, Sources
+
+
+def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> RasterPipeline:
+    """The pipeline of a shipped model; the checkpoint may also be a folder with all of them."""
+    folder = sources.checkpoint if sources.checkpoint and sources.checkpoint.is_dir() else None
+    transformer = pocket.load(name, sources.checkpoint, device=device, dtype=dtype)
+    images = tokenizer("pocket-vq", sources.tokenizer_checkpoint or folder, device)
+    pipe = RasterPipeline(transformer, images, preset=PRESETS[name])
+    pipe.nats_per_token = pocket.figures(name).get("nats_per_token") if sources.checkpoint is None else None
+    return pipe
+
+
+def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> nn.Module:
+    """The image tokenizer that ships."""
+    return pocket.load(name, checkpoint, device=device)
+
+
+def _preset(name: str, summary: str) -> Preset:
+    return Preset(
+        name,
+        summary,
+        {"default": Recipe(guidance_scale=2.0)},
+        classes=len(pocket.CLASSES),
+        build=partial(build, name),
+        names=lambda: pocket.CLASSES,
+        examples=tuple(range(len(pocket.CLASSES))),
+    )
+
+
+PRESETS = {
+    "pocket-llamagen": _preset("pocket-llamagen", "LlamaGen at 3.9 M parameters on pocket scenes, 64x64."),
+    "pocket-llamagen-small": _preset(
+        "pocket-llamagen-small", "LlamaGen at 0.9 M parameters on pocket scenes, 64x64: a drafter."
+    ),
+}
