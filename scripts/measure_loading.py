@@ -1,4 +1,4 @@
-"""Seconds and host memory that loading takes: python scripts/measure_loading.py --model llamagen-c2i-b-256 --dtype bfloat16
+"""Seconds and host memory that loading takes: python scripts/measure_loading.py --model NAME --dtype bfloat16
 
 Without --checkpoint a file of the published shapes is made (in a temporary folder) and loaded, on the CPU, in a fresh
 process. Memory is what the process held at most, over what it held before it began.
@@ -18,7 +18,7 @@ from vargen import checkpoints
 from vargen.cli import Parser, guarded
 from vargen.core import peak_memory
 from vargen.models.llamagen import LAYOUT, LlamaGen
-from vargen.presets.llamagen import PRESETS
+from vargen.presets.llamagen import SHAPES
 
 
 def synthesise(model: LlamaGen, path: Path) -> None:
@@ -31,7 +31,7 @@ def synthesise(model: LlamaGen, path: Path) -> None:
 def empty(name: str) -> LlamaGen:
     """The transformer of a preset on the meta device."""
     with torch.device("meta"):
-        return LlamaGen(PRESETS[name].build.args[1])
+        return LlamaGen(SHAPES[name])
 
 
 def measure(name: str, path: Path, dtype: torch.dtype) -> dict[str, float]:
@@ -46,7 +46,7 @@ def measure(name: str, path: Path, dtype: torch.dtype) -> dict[str, float]:
 
 def main(argv: list[str]) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="llamagen-c2i-b-256", choices=PRESETS)
+    parser.add_argument("--model", default="llamagen-c2i-b-256", choices=SHAPES)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--checkpoint", type=Path)
     options = parser.parse_args(argv)

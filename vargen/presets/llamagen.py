@@ -99,38 +99,37 @@ def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> VQTok
     return module.eval().requires_grad_(False)
 
 
-def build(
-    name: str, shapes: LlamaGenConfig, sources: Sources, device: torch.device, dtype: torch.dtype
-) -> RasterPipeline:
+SHAPES = {
+    **{f"llamagen-c2i-{size}-{pixels}": config(size, pixels) for size in SIZES for pixels in PIXELS},
+    **{f"llamagen-t2i-xl-{pixels}": config("xl", pixels, text=True) for pixels in (256, 512)},
+}
+
+
+def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> RasterPipeline:
     """The pipeline of a preset, from the official files or from `sources`."""
-    kind = "t2i" if shapes.caption_width else "c2i"
+    kind = "t2i" if SHAPES[name].caption_width else "c2i"
     files = {  # all of them first, so that nothing is loaded in vain
         "transformer": find(name, sources.checkpoint),
         "tokenizer": find(f"llamagen-vq-16-{kind}", sources.tokenizer_checkpoint),
     }
     with torch.device("meta"):
-        transformer = LlamaGen(shapes)
+        transformer = LlamaGen(SHAPES[name])
     checkpoints.load_into(transformer, files["transformer"], llamagen.LAYOUT, dtype=dtype, device=device)
     transformer.eval().requires_grad_(False)
-    parts = t5.load(sources.text_encoder, shapes.caption_width, device, dtype) if kind == "t2i" else ()
+    parts = t5.load(sources.text_encoder, CAPTION_WIDTH, device, dtype) if kind == "t2i" else ()
     images = tokenizer(f"llamagen-vq-16-{kind}", files["tokenizer"], device)
     return RasterPipeline(transformer, images, *parts, preset=PRESETS[name])
 
 
-def _presets() -> dict[str, Preset]:
-    out = {}
-    for size in SIZES:
-        for pixels in PIXELS:
-            name, shapes = f"llamagen-c2i-{size}-{pixels}", config(size, pixels)
-            state = "" if name in FILES else "; never released, takes a checkpoint"
-            summary = f"LlamaGen {size.upper()} on ImageNet's classes at {pixels} pixels{state}."
-            recipes, make = class_recipes(size, pixels), partial(build, name, shapes)
-            out[name] = Preset(name, summary, recipes, shapes.classes, make, imagenet, EXAMPLES)
-    for stage, pixels in ((1, 256), (2, 512)):
-        name = f"llamagen-t2i-xl-{pixels}"
-        summary = f"LlamaGen XL from text at {pixels} pixels (stage {stage})."
-        out[name] = Preset(name, summary, TEXT_RECIPES, 0, partial(build, name, config("xl", pixels, text=True)))
-    return out
+def _preset(name: str) -> Preset:
+    _, kind, size, pixels = name.split("-")
+    text, make = kind == "t2i", partial(build, name)
+    what = f"from text at {pixels} pixels" if text else f"on ImageNet's classes at {pixels} pixels"
+    released = "" if name in FILES else "; never released, takes a checkpoint"
+    summary = f"LlamaGen {size.upper()} {what}{released}."
+    if text:
+        return Preset(name, summary, TEXT_RECIPES, 0, make)
+    return Preset(name, summary, class_recipes(size, int(pixels)), SHAPES[name].classes, make, imagenet, EXAMPLES)
 
 
-PRESETS = _presets()
+PRESETS = {name: _preset(name) for name in SHAPES}
