@@ -1,5 +1,7 @@
 """LlamaGen: cached equals uncached in any order of writing, and the engine equals a loop written out by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small import CONFIG, llamagen
@@ -7,7 +9,7 @@ from small import CONFIG, llamagen
 from vargen import generate, noise
 from vargen.core import Block
 from vargen.guidance import Guidance
-from vargen.models.llamagen import LlamaGenConfig, rope_table
+from vargen.models.llamagen import LlamaGen, LlamaGenConfig, rope_table
 from vargen.samplers.ar import ARSettings, Autoregressive
 from vargen.samplers.contract import Task
 from vargen.samplers.warp import Warp
@@ -70,6 +72,36 @@ def test_sees_hides_what_it_does_not_name():
     hidden = causal.expand(3, -1, -1)
     torch.testing.assert_close(last(tokens, hidden), last(other, hidden))
     assert not torch.allclose(last(tokens, None), last(tokens, hidden))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dim", [12, 100])
+def test_head_widths_and_precisions(dim, dtype):
+    """100 is GPT-3B's. In half precision a block's logits are those of the float32 weights up to its rounding."""
+    config = replace(CONFIG, heads=2, width=2 * dim)
+    exact, model, tokens = llamagen(config), llamagen(config).to(dtype), ids()
+    full, cache = forced(exact, LABELS, tokens), model.make_cache(3)
+    out = [model.prefill(model.class_condition(LABELS, guided=False), cache)]
+    for start, stop in ((0, 1), (1, 9), (9, SLOTS - 1)):
+        slots = torch.arange(start, stop).expand(3, -1)
+        out.append(model.decode(Block(tokens[:, start:stop], slots, start, stop), cache))
+    logits = torch.cat(out, 1)
+    assert (cache.keys.dtype, logits.dtype) == (dtype, torch.float32)
+    bound = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
+    assert (logits - full).norm() / full.norm() < bound
+
+
+@pytest.mark.parametrize(("interval", "doubled"), [(-1, SLOTS - 1), (0, 1), (4, 5), (SLOTS, SLOTS - 1)])
+def test_unconditional_rows_are_dropped_when_guidance_ends(interval, doubled, monkeypatch):
+    model, rows, decode = llamagen(), [], LlamaGen.decode
+    monkeypatch.setattr(
+        LlamaGen, "decode", lambda self, block, cache: rows.append(len(block.slots)) or decode(self, block, cache)
+    )
+    sampler = Autoregressive(ARSettings(), Task(model.spec, torch.tensor([5, 6, 7]), Warp()))
+    condition, clock = model.class_condition(LABELS, guided=True), generate.Clock(model.device)
+    for _ in generate.raster(model, condition, sampler, Guidance(3.0, interval), clock, generate.Counts()):
+        pass
+    assert rows == [6] * doubled + [3] * (SLOTS - 1 - doubled)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])

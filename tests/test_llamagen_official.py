@@ -1,5 +1,6 @@
 """Every published LlamaGen: key by key against the fact tables, and GPT-B with VQ-16 at full size."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -83,6 +84,14 @@ def test_presets():
         assert (preset.recipe.guidance_scale, preset.recipe.top_k, preset.classes) == (7.5, 1000, 0)
 
 
+def test_folders_hold_files_by_their_official_names(files):
+    folder = files["gpt"].parent
+    assert presets.find("llamagen-c2i-b-256", folder) == files["gpt"]
+    assert presets.find("llamagen-vq-16-c2i", folder) == files["vq"]
+    with pytest.raises(ValueError, match=r"no weights file .*c2i_L_256\.pt"):
+        presets.find("llamagen-c2i-l-256", folder)
+
+
 def test_a_size_that_was_never_published():
     with pytest.raises(ValueError, match="no weights of llamagen-c2i-7b-512 were ever published"):
         vargen.load("llamagen-c2i-7b-512")
@@ -116,6 +125,28 @@ def test_the_command_of_the_manual(files, tmp_path, capsys):
     assert "sjd-coupled" in capsys.readouterr().out
 
 
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def test_files_come_from_the_hub_s_cache_at_the_pinned_revision(files, tmp_path):
+    repository, revision = presets.HUB["c2i"]
+    snapshot = tmp_path / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    (snapshot / "vq_ds16_c2i.pt").symlink_to(files["vq"])
+    code = """
+        import torch, vargen
+        model = vargen.load_tokenizer("llamagen-vq-16-c2i", device="cpu")
+        print(model.decode(torch.zeros(1, 2, 3, dtype=torch.int64)).shape)
+        vargen.load_tokenizer("llamagen-vq-8-c2i", device="cpu")
+    """
+    done = python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert done.stdout == "torch.Size([1, 3, 32, 48])\n"
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ValueError: cannot download vq_ds8_c2i.pt of FoundationVision/LlamaGen (the hub is out")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_host_memory_while_loading(files, dtype):
     """At most 1.2 times the file beyond what an idle interpreter holds, cast or not."""
@@ -132,7 +163,6 @@ def test_host_memory_while_loading(files, dtype):
         checkpoints.load_into(model, Path({str(files["gpt"])!r}), LAYOUT, dtype=torch.{dtype})
         print(peak_memory(torch.device("cpu")) - before)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    share = int(done.stdout) / Path(files["gpt"]).stat().st_size
+    share = int(python(code).stdout) / Path(files["gpt"]).stat().st_size
     least, most = (0.9, 1.2) if dtype == "float32" else (0.45, 0.7)
     assert least < share <= most, f"{share:.2f} of the file"

@@ -190,10 +190,11 @@ def _check(
 def fetch(repository: str, file: str, revision: str) -> Path:
     """A published file's path on this machine, downloaded once. ValueError where it cannot be had."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:  # the network's many complaints, all with the same remedy
-        raise ValueError(
-            f"cannot download {file} of {repository} ({_first_line(error)}): name a local copy instead"
-        ) from None
+        offline = isinstance(error, LocalEntryNotFoundError)
+        why = "the hub is out of reach and the cache has no copy" if offline else _first_line(error)
+        raise ValueError(f"cannot download {file} of {repository} ({why}): give a local copy's path instead") from None

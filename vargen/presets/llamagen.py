@@ -84,7 +84,10 @@ def imagenet() -> tuple[str, ...]:
 def find(name: str, given: Path | None) -> Path:
     """The weights file of a model or tokenizer: the one given, in the folder given, or downloaded."""
     if given is not None:
-        return given / FILES[name] if given.is_dir() and name in FILES else given
+        path = given / FILES[name] if given.is_dir() and name in FILES else given
+        if not path.is_file():
+            raise ValueError(f"no weights file {path}")
+        return path
     if name not in FILES:
         raise ValueError(f"no weights of {name} were ever published: name a checkpoint")
     repository, revision = HUB["t2i" if "t2i" in name else "c2i"]
