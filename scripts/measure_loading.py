@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "official.pt"
         synthesise(empty(options.model), path)
-        subprocess.run([sys.executable, __file__, *argv, "--checkpoint", str(path)], check=True)
+        sys.exit(subprocess.run([sys.executable, __file__, *argv, "--checkpoint", str(path)]).returncode)
 
 
 if __name__ == "__main__":

@@ -78,9 +78,17 @@ def test_help_shows_the_settings_of_the_method(capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--model", "nope"], "unknown model 'nope' (of 29)"),
+        (["--model", "nope"], "unknown model 'nope'; of 29 there are for instance pocket-llamagen"),
         (["--method", "nope"], "unknown method 'nope'; there are ar, sjd"),
         (["--model", "small", "--class", "z"], "unknown class 'z'; there are a, b, c, d, e"),
+        (["--model", "llamagen-c2i-b-256", "--class", "golden retreiver"], "for instance golden retriever"),
+        (["--model", "small", "--image-size", "99999"], "got image size 99999, expected at most 8192"),
+        (["--model", "small", "--text-encoder", "/nowhere"], "takes no text encoder"),
+        (["--model", "small", "--preset", "fid"], "small has no preset 'fid'; there are default, plain"),
+        (
+            ["--model", "llamagen-t2i-xl-256", "--prompt", "x", "--checkpoint", "/nowhere.pt"],
+            "no weights file /nowhere",
+        ),
         (["--model", "small", "--class", "5"], "got class 5, expected 0 to 4"),
         (["--model", "small", "--class=-1"], "got class -1"),
         (["--model", "small", "--prompt", "a boat"], "takes no --prompt"),

@@ -9,7 +9,7 @@ from small import CONFIG, llamagen
 from vargen import generate, noise
 from vargen.core import Block
 from vargen.guidance import Guidance
-from vargen.models.llamagen import LlamaGen, LlamaGenConfig, rope_table
+from vargen.models.llamagen import LlamaGen, LlamaGenConfig, RMSNorm, rope_table
 from vargen.samplers.ar import ARSettings, Autoregressive
 from vargen.samplers.contract import Task
 from vargen.samplers.warp import Warp
@@ -149,6 +149,18 @@ def test_official_shapes():
     assert sum(p.numel() for p in model.parameters()) == 110_888_448
     assert keys["layers.3.attention.wqkv.weight"].shape == (3 * 768, 768)
     assert keys["cls_embedding.embedding_table.weight"].shape == (1001, 768)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rms_norm_casts_down_before_it_multiplies(dtype):
+    norm = RMSNorm(64, 1e-5).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    norm.weight.data.copy_(torch.rand(64, generator=generator) + 0.5)
+    x = torch.randn(200, 64, generator=generator).to(dtype)
+    exact = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    once, twice = (exact * norm.weight.double()).to(dtype), exact.to(dtype) * norm.weight
+    assert (norm(x) == twice).float().mean() > 0.999  # float32 inside: a rounding may fall the other way
+    assert (once == twice).float().mean() < 0.9
 
 
 def test_impossible_heads():

@@ -92,6 +92,22 @@ def test_folders_hold_files_by_their_official_names(files):
         presets.find("llamagen-c2i-l-256", folder)
 
 
+@pytest.mark.parametrize("name", presets.FILES)
+def test_downloads_ask_for_the_pinned_file(name, monkeypatch):
+    asked = []
+
+    def download(repository, file, *, revision):
+        asked.append((repository, file, revision))
+        return "/there"
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert presets.find(name, None) == Path("/there")
+    text = "t2i" in name
+    repository = "peizesun/llamagen_t2i" if text else "FoundationVision/LlamaGen"
+    assert asked == [(repository, presets.FILES[name], presets.HUB["t2i" if text else "c2i"][1])]
+    assert len(asked[0][2]) == 40
+
+
 def test_a_size_that_was_never_published():
     with pytest.raises(ValueError, match="no weights of llamagen-c2i-7b-512 were ever published"):
         vargen.load("llamagen-c2i-7b-512")

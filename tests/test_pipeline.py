@@ -2,6 +2,7 @@
 
 import re
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,3 +241,41 @@ def test_diffusers_habits(pipe):
 def test_sampler_settings_by_keyword(pipe):
     by_name = pipe("a", method="sjd:window=4:guess=left", seed=0, output_type="latent").images
     assert torch.equal(pipe("a", method="sjd", window=4, guess="left", seed=0, output_type="latent").images, by_name)
+
+
+def test_images_are_resized_before_they_are_rounded():
+    """Bicubic without antialiasing, on the decoder's floats; by the preset, by the call, and in a stream."""
+    pipe = pipeline()
+    tokens = pipe([0, 1], seed=0, method="ar", output_type="latent").tokens
+    decoded = pipe.tokenizer.decode(tokens)
+    wanted = torch.nn.functional.interpolate(decoded, size=(20, 20), mode="bicubic", align_corners=False)
+    wanted = (wanted / 2 + 0.5).clamp(0, 1)
+    by_preset: dict[str, Any] = {"preset": "plain", "guidance_scale": 2.0}
+    by_call: dict[str, Any] = {"image_size": 20}
+    for options in (by_preset, by_call):
+        out = pipe([0, 1], seed=0, method="ar", output_type="pt", **options)
+        torch.testing.assert_close(out.images, wanted)
+        last = list(pipe.stream([0, 1], seed=0, method="ar", **options))[-1]
+        assert last.images()[0].size == (20, 20)
+    pixels = np.asarray(pipe([0, 1], seed=0, method="ar", image_size=20).images[1])
+    assert (pixels == (wanted[1].permute(1, 2, 0) * 255).round().numpy()).all()
+    assert pipe([0], seed=0, method="ar").images[0].size == (12, 12)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_guidance_of_one_or_less_is_off(scale):
+    pipe = pipeline()
+    tokens = [
+        pipe([0, 1], seed=0, method="ar", output_type="latent", guidance_scale=s).tokens for s in (scale, 1.0, 1.5)
+    ]
+    assert torch.equal(tokens[0], tokens[1])
+    assert not torch.equal(tokens[1], tokens[2])
+
+
+@pytest.mark.parametrize("interval", [0, 3, 10**30])
+@pytest.mark.parametrize("method", ["ar", "sjd:window=4", "sjd-coupled:window=7", "sjd-exact:window=5"])
+def test_an_image_depends_on_its_seed_alone_where_guidance_ends_early(method, interval):
+    pipe, options = pipeline(), {"method": method, "cfg_interval": interval, "output_type": "latent"}
+    together = pipe([0, 1, 2, 3] * 4, seed=0, **options).tokens
+    for index in (0, 5, 15):
+        assert torch.equal(pipe([index % 4], seed=index, **options).tokens[0], together[index])

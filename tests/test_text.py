@@ -1,24 +1,30 @@
 """Text to image: cleaning, encoding, left padding, the mask, and the encoder's life. T5 is a tiny random one."""
 
 import gc
+import re
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from small import CONFIG, llamagen, vq
 
+import vargen
 from vargen import cli, registry
 from vargen.core import Block
 from vargen.models import t5
 from vargen.models.llamagen import CaptionEmbedder, LlamaGen
 from vargen.pipeline import RasterPipeline
-from vargen.presets.contract import Preset, Recipe
+from vargen.presets import llamagen as presets
+from vargen.presets.contract import Preset, Recipe, Sources
+from vargen.tokenizers import vq as vq_module
 
 WIDTH, TOKENS = 24, 9
 TEXT = replace(CONFIG, caption_width=WIDTH, caption_tokens=TOKENS)
 WORDS = ("a", "red", "boat", "on", "the", "sea", "dog", "house", "by", "night")
+ONES = torch.ones(4, TOKENS)
 PROMPTS = ["a red boat", "the dog", "a house by the sea on a red night on the sea", ""]
 
 
@@ -62,8 +68,6 @@ PRESETS = {"small-text": Preset("small-text", "", {"default": Recipe(guidance_sc
 
 @pytest.fixture
 def pipe(folder):
-    from vargen.presets.contract import Sources
-
     made = build(Sources(text_encoder=str(folder)), torch.device("cpu"), torch.float32)
     made.set_progress_bar_config(disable=True)
     return made
@@ -175,6 +179,11 @@ def test_the_encoder_is_released_and_prompts_stay_usable(pipe):
             {"prompt_embeds": torch.zeros(1, 5, WIDTH), "prompt_attention_mask": torch.ones(1, 5)},
             rf"expected \(B, {TOKENS}, {WIDTH}\)",
         ),
+        ({"prompt_embeds": torch.zeros(0, TOKENS, WIDTH), "prompt_attention_mask": ONES[:0]}, "expected"),
+        ({"prompt_embeds": torch.zeros(2, 2, TOKENS, WIDTH), "prompt_attention_mask": ONES}, "expected"),
+        ({"prompt_embeds": torch.zeros(1, TOKENS, WIDTH), "prompt_attention_mask": torch.tensor(1)}, "expected"),
+        ({"prompt_embeds": torch.zeros(4, TOKENS, WIDTH) / 0, "prompt_attention_mask": ONES}, "finite"),
+        ({"prompt_embeds": torch.ones(4, TOKENS, WIDTH).long(), "prompt_attention_mask": ONES}, "finite"),
         ({"prompt": "a", "num_images_per_prompt": 0}, "number of images 0"),
         ({"prompt": "a", "preset": "fid"}, "no preset 'fid'; there are default"),
     ],
@@ -187,8 +196,63 @@ def test_wrong_calls(pipe, wanted, words):
 def test_text_encoders_that_do_not_load(folder, tmp_path):
     with pytest.raises(ValueError, match="states of width 24, expected 2048"):
         t5.load(str(folder), 2048, torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match=f"{tmp_path} has no tokenizer: expected one of tokenizer.json"):
+        t5.load(str(tmp_path), WIDTH, torch.device("cpu"), torch.float32)
+    (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=f"cannot load a text encoder from {tmp_path}"):
         t5.load(str(tmp_path), WIDTH, torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match="there is no such folder"):
+        t5.load("/nowhere/t5", WIDTH, torch.device("cpu"), torch.float32)
+
+
+def test_a_text_encoder_without_all_its_weights_is_refused(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {key: value for key, value in tensors.items() if "block.1" not in key}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks weights, or has them in another shape: encoder"):
+        t5.load(str(tmp_path), WIDTH, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.bfloat16)],
+)
+def test_the_text_encoder_never_runs_in_float16(folder, dtype, expected):
+    encoder, _ = t5.load(str(folder), WIDTH, torch.device("cpu"), dtype)
+    assert next(encoder.parameters()).dtype == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cast_pipeline_keeps_its_other_parts(pipe, dtype):
+    pipe.to(dtype)
+    assert pipe.dtype == pipe.transformer.dtype == dtype
+    assert pipe.tokenizer.dtype == torch.float32
+    assert next(pipe.text_encoder.parameters()).dtype == torch.float32
+    assert len(pipe(prompt=PROMPTS, seed=0, method="sjd:window=4").images) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_published_preset_is_built_from_official_files(folder, tmp_path, monkeypatch, dtype):
+    """`llamagen-t2i-xl-256` itself, its shapes made small, from files with the official names in one folder."""
+    name = "llamagen-t2i-xl-256"
+    monkeypatch.setitem(presets.SHAPES, name, TEXT)
+    monkeypatch.setitem(presets.TOKENIZERS, "llamagen-vq-16-t2i", vq().config)
+    model, images = build_model(), vq()
+    published = {vq_module.LLAMAGEN.published(key): value for key, value in images.state_dict().items()}
+    for key in published:
+        if re.search(vq_module.LLAMAGEN.pointwise or "", key):
+            published[key] = published[key][..., None, None]
+    torch.save({"model": model.state_dict()}, tmp_path / "t2i_XL_stage1_256.pt")
+    torch.save({"model": published}, tmp_path / "vq_ds16_t2i.pt")
+    made = vargen.load(name, checkpoint=tmp_path, text_encoder=folder, device="cpu", dtype=getattr(torch, dtype))
+    assert (made.transformer.dtype, made.tokenizer.dtype) == (getattr(torch, dtype), torch.float32)
+    out = made(prompt=PROMPTS, seed=0, method="ar", output_type="pt")
+    assert (out.trace.settings["guidance_scale"], out.trace.settings["top_k"]) == (7.5, 1000)
+    if dtype == "float32":
+        mine = RasterPipeline(model, images, *load(folder), preset=made.preset)
+        assert torch.equal(mine(prompt=PROMPTS, seed=0, method="ar", output_type="pt").images, out.images)
 
 
 def test_command_line(folder, tmp_path, monkeypatch, capsys):

@@ -7,12 +7,14 @@ Complaints name the keys as the file has them.
 import pickle
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._tensor import _rebuild_from_type_v2
@@ -47,6 +49,16 @@ class Layout:
 
 
 PLAIN = Layout()
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class Misfit(ValueError):
+    """Weights that are not a module's; `problems` has all of them, the message the first few."""
+
+    def __init__(self, path: Path, name: str, problems: list[str], *, most: int = 12) -> None:
+        self.problems = problems
+        more = f"; and {len(problems) - most} more" if len(problems) > most else ""
+        super().__init__(f"the weights file {path} does not fit {name}: {'; '.join(problems[:most])}{more}")
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -69,15 +81,26 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ValueError(f"no weights file {path}")
+    _refuse_lookalikes(path)
     try:
         loaded = load_file(path) if _is_safetensors(path) else _unpickle(path)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
-        what = f"asks for {wanted[1]}" if wanted else f"is no plain table of tensors ({_first_line(error)})"
+        what = f"asks for {wanted[1]}" if wanted else "is no PyTorch or safetensors file"
         raise ValueError(f"the weights file {path} {what}: it was refused and nothing in it was run") from None
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, LookupError, AttributeError, TypeError) as e:
-        raise ValueError(f"the weights file {path} is damaged: {_first_line(e)}") from None
+    except Exception as error:  # a damaged pickle can end in any of them
+        raise ValueError(f"the weights file {path} is damaged: {_first_line(error)}") from None
     return _tensors(loaded, path)
+
+
+def _refuse_lookalikes(path: Path) -> None:
+    """What downloads leave in place of a file."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"the weights file {path} is only a git-lfs pointer to the real one: fetch that")
+    if start.startswith(b"<"):
+        raise ValueError(f"the weights file {path} is a web page: the download went wrong")
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -90,30 +113,67 @@ def _is_safetensors(path: Path) -> bool:
 
 def _unpickle(path: Path) -> object:
     """FSDP's files rebuild their tensors through a helper that not every release of torch allows by itself."""
+    mapped = _is_mapped(path)
     with torch.serialization.safe_globals([_rebuild_from_type_v2]):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_mapped(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    if mapped:
+        _check_records(path, loaded)
+    return loaded
 
 
 def _is_mapped(path: Path) -> bool:
-    return zipfile.is_zipfile(path) or _is_safetensors(path)  # PyTorch's files from before 2020 are read whole
+    """Whether a file need not be read whole: old and compressed PyTorch files must be."""
+    if not zipfile.is_zipfile(path):
+        return _is_safetensors(path)
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def _check_records(path: Path, loaded: object) -> None:
+    """A mapped tensor takes bytes from its record's start on, and would read past the end of one that is too short."""
+    with zipfile.ZipFile(path) as archive:
+        records = Counter(entry.file_size for entry in archive.infolist() if "/data/" in entry.filename)
+    storages = {}
+    for value in _weights(loaded).values():
+        if isinstance(value, Tensor) and _is_dense(value):
+            storage = Tensor.untyped_storage(value)
+            storages[storage.data_ptr()] = storage.nbytes()
+    if missing := Counter(size for size in storages.values() if size) - records:
+        raise RuntimeError(f"it has no whole record of {min(missing)} bytes")
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+def _weights(loaded: object) -> Mapping[Any, Any]:
+    """The table of weights in what a training script saved, or an empty one."""
+    if not isinstance(loaded, Mapping):
+        return {}
+    nested = [loaded[name] for name in NESTING if isinstance(loaded.get(name), Mapping)]
+    return nested[0] if nested else loaded
+
+
 def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping):
-        nested = [loaded[name] for name in NESTING if isinstance(loaded.get(name), Mapping)]
-        table = nested[0] if nested else loaded
+        table = _weights(loaded)
         if table and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in table.items()):
-            return dict(table)
+            return {key: _plain(value) for key, value in table.items()}
         inside = f"a table of {', '.join(map(repr, list(table)[:5])) or 'nothing'}"
     else:
         inside = f"a {type(loaded).__name__}"
     raise ValueError(
         f"the weights file {path} holds {inside}, expected tensors by name, bare or under {', '.join(NESTING)}"
     )
+
+
+def _plain(value: Tensor) -> Tensor:
+    """Neither a Parameter nor what FSDP made of it; by the class's own methods, since a file may set attributes."""
+    return Tensor.as_subclass(Tensor.detach(value), Tensor) if _is_dense(value) else value
+
+
+def _is_dense(value: Tensor) -> bool:
+    return value.layout is torch.strided and not value.is_meta and not value.is_quantized
 
 
 def load_into(
@@ -126,8 +186,8 @@ def load_into(
 ) -> None:
     """Give `module`, best built on the meta device, the weights of a file, in `dtype` on `device`.
 
-    Strict: ValueError names every missing, unexpected or misshapen key. Beside what the weights themselves take on
-    `device`, at most about a sixteenth of the file is held at a time.
+    Strict: `Misfit`, a ValueError, knows every missing, unexpected or misshapen key. Beside what the weights themselves
+    take on `device`, at most about a sixteenth of the file is held at a time.
     """
     mapped, state, expected = read(path), module.state_dict(), layout.expected(module)
     _check(type(module).__name__, mapped, expected, layout, path)
@@ -138,9 +198,7 @@ def load_into(
         mapped = read(path)  # mapped anew for each portion, so that the pages of the last one are given back
         for key in keys:
             ours = expected[key][0]
-            value = mapped.pop(key).detach().as_subclass(Tensor)  # neither a Parameter nor what FSDP made of it
-            loaded[ours] = value.to(device, dtype, copy=True).reshape(state[ours].shape)
-            del value
+            loaded[ours] = mapped.pop(key).to(device, dtype, copy=True).reshape(state[ours].shape)
         del mapped
     module.load_state_dict(loaded, assign=True)
     assert not any(value.is_meta for value in module.state_dict().values())
@@ -171,20 +229,20 @@ def _check(
             f"the weights file {path} is none of {name}'s: not one key fits (it begins with {next(iter(found))}, "
             f"expected keys such as {next(iter(expected))})"
         )
-    problems = [f"missing {key}" for key in expected if key not in found]
-    ignored = re.compile(layout.ignored or r"(?!)")
-    problems += [f"unexpected {key}" for key in found if key not in expected and not ignored.fullmatch(key)]
+    problems, ignored = [], re.compile(layout.ignored or r"(?!)")
     for key, (_, shape) in expected.items():
         if key in found:
             value = found[key]
-            if value.is_meta or value.layout is not torch.strided or value.is_quantized:
+            if not _is_dense(value):
                 problems.append(f"{key} is no plain dense tensor")
             elif value.shape != shape:
                 problems.append(f"{key} is {tuple(value.shape)}, expected {shape}")
-            elif not value.is_floating_point():
+            elif value.dtype not in FLOATS:
                 problems.append(f"{key} is {value.dtype}, expected floating-point numbers")
+    problems += [f"missing {key}" for key in expected if key not in found]
+    problems += [f"unexpected {key}" for key in found if key not in expected and not ignored.fullmatch(key)]
     if problems:
-        raise ValueError(f"the weights file {path} does not fit {name}: {'; '.join(problems)}")
+        raise Misfit(path, name, problems)
 
 
 def fetch(repository: str, file: str, revision: str) -> Path:

@@ -127,8 +127,9 @@ def check(options: argparse.Namespace, methods: list[tuple[str, dict[str, Any]]]
     recipe = registry.preset(options.model).choose(options.preset)
     for name, settings in methods:
         request.method(name, recipe, law(options), settings)
-    for flag in ("num_images", "batch_size", "image_size"):
-        if getattr(options, flag, None) is not None:
+    request.image_size(getattr(options, "image_size", None), recipe)
+    for flag in ("num_images", "batch_size"):
+        if getattr(options, flag) is not None:
             request.whole(getattr(options, flag), f"--{flag.replace('_', '-')}", least=1)
 
 

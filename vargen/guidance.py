@@ -10,7 +10,7 @@ from vargen.core import Block
 
 @dataclass(frozen=True)
 class Guidance:
-    """`u + (c - u) * scale`. At scale 1 there is no unconditional half: its rows are never computed.
+    """`u + (c - u) * scale`. At scale 1 or below there is no guidance: unconditional rows are never computed.
 
     `interval` ends guidance early, as LlamaGen's `cfg_interval` does: tokens 0 to interval + 1 are guided (published
     so: token 0 is not counted), those behind are not; -1 guides all. Once every row of a batch is past the end, the
@@ -28,7 +28,7 @@ class Guidance:
 
     @property
     def active(self) -> bool:
-        return self.scale != 1.0
+        return self.scale > 1.0
 
     def spread(self, block: Block) -> Block:
         """The block for every model row: doubled where guidance shapes the law behind one of its slots."""
@@ -43,4 +43,5 @@ class Guidance:
         mixed = unconditional.lerp(conditional, self.scale)
         if block is None or self.interval < 0:
             return mixed
-        return torch.where((block.slots <= self.interval)[..., None], mixed, conditional)
+        last = min(self.interval, block.stop)  # any number is allowed, also one that no integer tensor holds
+        return torch.where((block.slots <= last)[..., None], mixed, conditional)

@@ -27,10 +27,12 @@ def load(
     folder or repository with a T5 encoder and its tokenizer.
     """
     preset, where = registry.preset(name), find_device(device)
+    if text_encoder is not None and preset.classes:
+        raise ValueError(f"{name} draws classes and takes no text encoder")
     kind = dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"got dtype {kind}, expected float32, bfloat16 or float16")
-    text = None if text_encoder is None else str(text_encoder)
+    text = None if text_encoder is None else str(Path(text_encoder).expanduser())
     return preset.build(Sources(_path(checkpoint), _path(tokenizer_checkpoint), text), where, kind)
 
 
@@ -43,6 +45,8 @@ def load_tokenizer(
 
 
 def _path(value: str | Path | None) -> Path | None:
+    if value is not None and not isinstance(value, str | Path):
+        raise ValueError(f"got checkpoint {value!r}, expected a path")
     return None if value is None else Path(value).expanduser()
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from vargen import generate, request
 from vargen.core import Generation, Trace, peak_memory, reset_peak_memory, versions
 from vargen.models import t5
-from vargen.presets.contract import LAW, Preset, Recipe
+from vargen.presets.contract import LAW, Preset, custom
 from vargen.request import Method
 from vargen.samplers.contract import RasterSampler, Task
 from vargen.samplers.width import LADDER
@@ -35,10 +35,11 @@ class Partial:
     forwards: int
     trace: Trace
     pipeline: "RasterPipeline"
+    image_size: int | None = None
 
     def images(self) -> list[Any]:
         """The pictures so far, as PIL images: unsettled tokens are shown as their drafts."""
-        return self.pipeline.decode(self.tokens, "pil")
+        return self.pipeline.decode(self.tokens, "pil", self.image_size)
 
 
 class RasterPipeline(DiffusionPipeline):
@@ -47,6 +48,7 @@ class RasterPipeline(DiffusionPipeline):
     """
 
     _optional_components: ClassVar = ["text_encoder", "text_tokenizer"]
+    model_cpu_offload_seq = "text_encoder->transformer->tokenizer"
 
     def __init__(
         self,
@@ -61,10 +63,26 @@ class RasterPipeline(DiffusionPipeline):
         self.register_modules(
             transformer=transformer, tokenizer=tokenizer, text_encoder=text_encoder, text_tokenizer=text_tokenizer
         )
-        self.preset = preset or _custom(transformer)
+        self.preset = preset or custom(transformer)
         self.nats_per_token: float | None = None  # cross-entropy on held-out images, where it is known
         self._costs: dict[Any, dict[int, float]] = {}
         self._processor = VaeImageProcessor()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The transformer's."""
+        return self.transformer.dtype
+
+    def to(self, *arguments: Any, **options: Any) -> Any:
+        """Move to a device, cast to a dtype. Only the transformer is cast: the image tokenizer works in float32."""
+        kinds = [value for value in (*arguments, *options.values()) if isinstance(value, torch.dtype)]
+        places = [value for value in arguments if not isinstance(value, torch.dtype)]
+        options = {key: value for key, value in options.items() if not isinstance(value, torch.dtype)}
+        if places or options:
+            super().to(*places, **options)
+        for kind in kinds:
+            self.transformer.to(kind)
+        return self
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -127,7 +145,7 @@ class RasterPipeline(DiffusionPipeline):
         recipe = self.preset.choose(preset)
         chosen = request.method(method, recipe, law, settings)
         batch = request.whole(batch_size, "batch size", least=1)
-        size = recipe.image_size if image_size is None else request.whole(image_size, "image size", least=1)
+        size = request.image_size(image_size, recipe)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"got output type {output_type!r}, expected pil, np, pt or latent")
         clock = generate.Clock(self.transformer.device)
@@ -138,10 +156,10 @@ class RasterPipeline(DiffusionPipeline):
         with tqdm(total=len(seeds) * spec.slots, unit="token", **self._bar()) as bar:
             for start in range(0, len(seeds), batch):
                 final, some = None, slice(start, start + batch)
-                for final in self._decode(chosen, tuple(part[some] for part in inputs), seeds[some]):
+                for final in self._decode(chosen, tuple(part[some] for part in inputs), seeds[some], size):
                     bar.update(start * spec.slots + sum(final.settled) - bar.n)
                 assert final is not None
-                parts.append(self._finish(final, output_type, size))
+                parts.append(self._finish(final, output_type))
         tokens = torch.cat([part.tokens for part in parts]).unflatten(1, (spec.rows, spec.columns))
         trace = Trace.merge([part.trace for part in parts])
         if prompt is not None:
@@ -159,6 +177,7 @@ class RasterPipeline(DiffusionPipeline):
         method: str = DEFAULT_METHOD,
         preset: str | None = None,
         num_images_per_prompt: int = 1,
+        image_size: int | None = None,
         seed: Any = None,
         generator: Any = None,
         **options: Any,
@@ -168,9 +187,10 @@ class RasterPipeline(DiffusionPipeline):
         `options` are the law (guidance_scale, cfg_interval, temperature, top_k, top_p) and the method's settings.
         """
         law = {name: options.pop(name, None) for name in LAW}
-        chosen = request.method(method, self.preset.choose(preset), law, options)
+        recipe = self.preset.choose(preset)
+        chosen, size = request.method(method, recipe, law, options), request.image_size(image_size, recipe)
         inputs = self._inputs(class_labels, prompt, (prompt_embeds, prompt_attention_mask), num_images_per_prompt)
-        return self._decode(chosen, inputs, request.seeds(len(inputs[0]), seed, generator))
+        return self._decode(chosen, inputs, request.seeds(len(inputs[0]), seed, generator), size)
 
     def encode_prompt(self, prompt: Sequence[str] | str) -> tuple[Tensor, Tensor]:
         """Text states (B, T, C) and the mask (B, T) of the words in them, for `prompt_embeds` and its mask."""
@@ -220,7 +240,9 @@ class RasterPipeline(DiffusionPipeline):
         return tuple(part.to(self.transformer.device).repeat_interleave(each, dim=0) for part in (states, mask))
 
     @torch.inference_mode()
-    def _decode(self, method: Method, inputs: tuple[Tensor, ...], seeds: list[int]) -> Iterator[Partial]:
+    def _decode(
+        self, method: Method, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
+    ) -> Iterator[Partial]:
         model, device = self.transformer, self.transformer.device
         trace = Trace(self.preset.name, method.name, len(seeds), seeds=seeds, settings=method.described)
         reset_peak_memory(device)
@@ -233,7 +255,7 @@ class RasterPipeline(DiffusionPipeline):
             clock.lap("calibration")
         sampler: RasterSampler = method.sampler(method.settings, task)
         for _ in generate.raster(model, condition, sampler, method.guidance, clock, counts):
-            yield Partial(sampler.tokens, sampler.settled, counts.forwards, trace, self)
+            yield Partial(sampler.tokens, sampler.settled, counts.forwards, trace, self, image_size)
         slots = model.spec.slots
         trace.forwards, trace.windows = counts.forwards, counts.widths
         trace.forwards_per_image = sum(counts.per_image) / len(counts.per_image)
@@ -253,10 +275,10 @@ class RasterPipeline(DiffusionPipeline):
             self._costs[key] = generate.step_costs(model, condition, fixed, method.guidance, LADDER)
         return self._costs[key]
 
-    def _finish(self, final: Partial, output_type: str, image_size: int | None) -> Generation:
+    def _finish(self, final: Partial, output_type: str) -> Generation:
         device, trace = self.transformer.device, final.trace
         clock = generate.Clock(device)
-        images = final.tokens if output_type == "latent" else self.decode(final.tokens, output_type, image_size)
+        images = final.tokens if output_type == "latent" else self.decode(final.tokens, output_type, final.image_size)
         clock.lap("decode")
         seconds = trace.seconds | clock.seconds()
         trace.seconds = {**seconds, "total": sum(seconds.values())}
@@ -269,12 +291,3 @@ def _join(images: list[Any], output_type: str) -> Any:
         return [image for part in images for image in part]
     tensors = [torch.as_tensor(part) for part in images]
     return torch.cat(tensors).numpy() if output_type == "np" else torch.cat(tensors)
-
-
-def _custom(transformer: Any) -> Preset:
-    """Of a model that somebody put together: no guidance, no truncation, classes by number."""
-
-    def build(*_: Any) -> Any:
-        raise ValueError("a custom pipeline is not loaded by name")
-
-    return Preset("custom", "", {"default": Recipe()}, transformer.spec.classes, build)

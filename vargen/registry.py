@@ -37,7 +37,7 @@ METHODS = {
 
 def find(table: dict[str, str], name: str, kind: str) -> Any:
     """The object that `name` stands for. ValueError lists the known names, or those most like it."""
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ValueError(unknown(kind, name, list(table)))
     module, attribute = table[name].split(":")
     return getattr(importlib.import_module(module), attribute)
@@ -47,9 +47,8 @@ def unknown(kind: str, name: str, known: Sequence[str], *, few: int = 12) -> str
     """A sentence on a name that is none of `known`: all of them if they are few, else those most like it."""
     if len(known) <= few:
         return f"unknown {kind} {name!r}; there are {', '.join(known) or 'no names'}"
-    like = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-    hint = f"; did you mean {', '.join(like)}?" if like else ""
-    return f"unknown {kind} {name!r} (of {len(known)}){hint}"
+    like = difflib.get_close_matches(str(name), known, n=5, cutoff=0.5) or list(known)[:3]
+    return f"unknown {kind} {name!r}; of {len(known)} there are for instance {', '.join(like)}"
 
 
 def preset(name: str) -> "Preset":

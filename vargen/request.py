@@ -60,13 +60,22 @@ def whole(value: Any, name: str, *, least: int | None = None) -> int:
     return found
 
 
+def image_size(value: Any, recipe: Recipe, *, most: int = 8192) -> int | None:
+    """Pixels a side to resize to, from the argument or else the recipe; None: as decoded."""
+    if value is None:
+        return recipe.image_size
+    if whole(value, "image size", least=1) > most:
+        raise ValueError(f"got image size {value}, expected at most {most}")
+    return int(value)
+
+
 def number(value: Any, name: str) -> float:
     """`value` as a float. ValueError where it is no number."""
     if isinstance(value, bool | str):
         raise ValueError(f"got {name} {value!r}, expected a number")
     try:
         return float(value)
-    except TypeError:
+    except (TypeError, OverflowError):
         raise ValueError(f"got {name} {value!r}, expected a number") from None
 
 
@@ -75,8 +84,10 @@ def seeds(count: int, seed: Any, generator: Any) -> list[int]:
     if generator is not None:
         if seed is not None:
             raise ValueError("got both seed and generator, expected one of them")
-        one = isinstance(generator, torch.Generator)
-        seed = generator.initial_seed() if one else [g.initial_seed() for g in generator]
+        many = [generator] if isinstance(generator, torch.Generator) else generator
+        if not isinstance(many, Sequence) or not all(isinstance(g, torch.Generator) for g in many):
+            raise ValueError(f"got generator {generator!r}, expected a torch.Generator or a list of them")
+        seed = generator.initial_seed() if many is not generator else [g.initial_seed() for g in many]
     if seed is None:
         seed = secrets.randbits(32)
     if isinstance(seed, Sequence | np.ndarray | torch.Tensor) and not isinstance(seed, str):
@@ -115,21 +126,25 @@ def text_states(states: Any, mask: Any, tokens: int, width: int) -> tuple[Tensor
     """Encoded prompts (B, tokens, width) and the mask (B, tokens) of their words; one prompt may lack the B."""
     if not isinstance(states, Tensor) or not isinstance(mask, Tensor):
         raise ValueError("got prompt_embeds or prompt_attention_mask that is no tensor: pass both, from encode_prompt")
-    states, mask = states.reshape(-1, *states.shape[-2:]), mask.reshape(-1, mask.shape[-1])
-    if states.shape[1:] != (tokens, width) or mask.shape != states.shape[:2]:
+    if states.dim() == 2 and mask.dim() == 1:
+        states, mask = states[None], mask[None]
+    if states.shape[1:] != (tokens, width) or mask.shape != states.shape[:2] or not len(states):
         raise ValueError(
             f"got prompt_embeds {tuple(states.shape)} and mask {tuple(mask.shape)}, expected (B, {tokens}, {width}) "
             f"and (B, {tokens})"
         )
+    if not states.is_floating_point() or not states.isfinite().all():
+        raise ValueError("got prompt_embeds that are not all finite floating-point numbers")
     return states, mask
 
 
 def label(value: Any, names: Sequence[str], count: int) -> int:
-    """The index of a class given by index or name. ValueError lists the names, or those most like it."""
+    """The index of a class given by index or by name, in whatever case. ValueError lists the names most like it."""
     if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value):
-        if value not in names:
-            raise ValueError(registry.unknown("class", value, names))
-        return list(names).index(value)
+        folded = [name.casefold() for name in names]
+        if value.casefold() not in folded:
+            raise ValueError(f"{registry.unknown('class', value, names)}, or an index from 0 to {count - 1}")
+        return list(names).index(value) if value in names else folded.index(value.casefold())
     index = int(value) if isinstance(value, str) else whole(value, "class")
     if not 0 <= index < count:
         raise ValueError(f"got class {index}, expected 0 to {count - 1}")

@@ -213,8 +213,8 @@ class LlamaGen(nn.Module):
         """
         if guided:
             assert isinstance(self.cls_embedding, CaptionEmbedder)
-            nothing = self.cls_embedding.uncond_embedding.to(states.dtype).expand_as(states)
-            states, mask = torch.cat([states, nothing]), mask.repeat(2, 1)
+            nothing = self.cls_embedding.uncond_embedding.expand_as(states)
+            states, mask = torch.cat([states.to(nothing.dtype), nothing]), mask.repeat(2, 1)
         return Condition(self.cls_embedding(states), mask == 0)
 
     def make_cache(self, batch: int) -> KVCache:

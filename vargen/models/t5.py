@@ -5,11 +5,13 @@ repository). Any T5 encoder of the width that the image model expects will do.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
 REPOSITORY, REVISION = "google/flan-t5-xl", "7d6315df2c2fb742f0f5b556879d730926ca9001"
 
 
@@ -26,21 +28,39 @@ def load(source: str | None, width: int, device: torch.device, dtype: torch.dtyp
     """Encoder and tokenizer from a folder or repository, the published ones by default.
 
     The encoder runs in float32 beside a float32 transformer and in bfloat16 else: T5 overflows in float16. ValueError
-    where it cannot be had, or where its states are not `width` wide.
+    where it cannot be had, lacks weights or its tokenizer, or where its states are not `width` wide.
     """
     from transformers import AutoTokenizer, T5EncoderModel
 
     place, revision = (REPOSITORY, REVISION) if source is None else (source, "main")
+    if source is not None:
+        check_folder(source)
     precision = torch.float32 if dtype == torch.float32 else torch.bfloat16
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
-        encoder: Any = T5EncoderModel.from_pretrained(place, revision=revision, dtype=precision)
+        loaded: Any = T5EncoderModel.from_pretrained(
+            place, revision=revision, dtype=precision, output_loading_info=True
+        )
     except Exception as error:  # the network's and the folder's many complaints, all with the same remedy
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"cannot load a text encoder from {place}: {reason}") from None
+        raise ValueError(
+            f"cannot load a text encoder from {place} ({reason}): give the folder of a local copy instead"
+        ) from None
+    encoder, info = loaded
+    if wrong := [*info["missing_keys"], *info["mismatched_keys"]]:
+        raise ValueError(f"the text encoder {place} lacks weights, or has them in another shape: {wrong[0]}")
     if encoder.config.d_model != width:
         raise ValueError(f"the text encoder {place} gives states of width {encoder.config.d_model}, expected {width}")
     return encoder.to(device).eval().requires_grad_(False), tokenizer
+
+
+def check_folder(source: str) -> None:
+    """ValueError where `source` is meant as a folder and is none, or has no tokenizer's files."""
+    folder = Path(source)
+    if not folder.is_dir() and source.startswith((".", "/", "~")):
+        raise ValueError(f"no text encoder in {source}: there is no such folder")
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(f"the text encoder {source} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}")
 
 
 @torch.inference_mode()

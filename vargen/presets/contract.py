@@ -52,6 +52,15 @@ class Preset:
 
     def choose(self, recipe: str | None) -> Recipe:
         """A recipe by name. ValueError lists the names."""
-        if recipe is not None and recipe not in self.recipes:
+        if recipe is not None and (not isinstance(recipe, str) or recipe not in self.recipes):
             raise ValueError(f"{self.name} has no preset {recipe!r}; there are {', '.join(self.recipes)}")
         return self.recipe if recipe is None else self.recipes[recipe]
+
+
+def custom(transformer: Any) -> Preset:
+    """Of a model that somebody put together: no guidance, no truncation, classes by number."""
+
+    def build(*_: Any) -> Any:
+        raise ValueError("a custom pipeline is not loaded by name")
+
+    return Preset("custom", "", {"default": Recipe()}, transformer.spec.classes, build)

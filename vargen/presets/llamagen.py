@@ -6,16 +6,19 @@ Sizes are those of `GPT_models` in autoregressive/models/gpt.py of the official 
 
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from vargen import checkpoints
 from vargen.models import llamagen, t5
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
-from vargen.pipeline import RasterPipeline
 from vargen.presets.contract import Preset, Recipe, Sources
 from vargen.tokenizers import vq
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
+
+if TYPE_CHECKING:
+    from vargen.pipeline import RasterPipeline
 
 HUB = {  # kind -> repository, revision
     "c2i": ("FoundationVision/LlamaGen", "81e41139272c038412e4fe8f1c52a51ebbf95b8b"),
@@ -52,7 +55,7 @@ TOKENIZERS = {  # `VQ_models` in tokenizer/tokenizer_image/vq_model.py
     "llamagen-vq-16-t2i": VQConfig(channels=(128, 128, 256, 256, 512)),
 }
 # Guidance of the evaluation on 50,000 images: the model table of the README, which was measured at 384 pixels and
-# resized to 256. For other sizes 1.5, the default of autoregressive/sample/sample_c2i_ddp.py.
+# resized to 256. For what was not released 1.5, the default of autoregressive/sample/sample_c2i_ddp.py.
 FID_GUIDANCE = {"b": 2.0, "l": 2.0, "xl": 1.75, "xxl": 1.75, "3b": 1.65}
 EXAMPLES = (207, 360, 387, 974, 88, 979, 417, 279)  # the classes of autoregressive/sample/sample_c2i.py
 CAPTION_WIDTH = 2048  # of the states of flan-t5-xl
@@ -64,11 +67,13 @@ def config(size: str, pixels: int, *, text: bool = False) -> LlamaGenConfig:
     return LlamaGenConfig(layers, heads, width, pixels // 16, caption_width=CAPTION_WIDTH if text else 0)
 
 
-def class_recipes(size: str, pixels: int) -> dict[str, Recipe]:
+def class_recipes(name: str) -> dict[str, Recipe]:
     """`demo` has the defaults of sample_c2i.py, `fid` those of sample_c2i_ddp.py with the README's guidance."""
+    _, _, size, pixels = name.split("-")
+    guidance = FID_GUIDANCE[size] if name in FILES else 1.5
     return {
         "demo": Recipe(guidance_scale=4.0, top_k=2000),
-        "fid": Recipe(guidance_scale=FID_GUIDANCE.get(size, 1.5), image_size=None if pixels == 256 else 256),
+        "fid": Recipe(guidance_scale=guidance, image_size=None if pixels == "256" else 256),
     }
 
 
@@ -84,7 +89,9 @@ def imagenet() -> tuple[str, ...]:
 def find(name: str, given: Path | None) -> Path:
     """The weights file of a model or tokenizer: the one given, in the folder given, or downloaded."""
     if given is not None:
-        path = given / FILES[name] if given.is_dir() and name in FILES else given
+        if given.is_dir() and name not in FILES:
+            raise ValueError(f"no weights of {name} were ever published: name a file, not the folder {given}")
+        path = given / FILES[name] if given.is_dir() else given
         if not path.is_file():
             raise ValueError(f"no weights file {path}")
         return path
@@ -108,19 +115,19 @@ SHAPES = {
 }
 
 
-def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> RasterPipeline:
+def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "RasterPipeline":
     """The pipeline of a preset, from the official files or from `sources`."""
-    kind = "t2i" if SHAPES[name].caption_width else "c2i"
-    files = {  # all of them first, so that nothing is loaded in vain
-        "transformer": find(name, sources.checkpoint),
-        "tokenizer": find(f"llamagen-vq-16-{kind}", sources.tokenizer_checkpoint),
-    }
+    from vargen.pipeline import RasterPipeline
+
+    kind, given = "t2i" if SHAPES[name].caption_width else "c2i", sources.checkpoint
+    folder = given if given and given.is_dir() else None
+    weights = find(name, given)  # all files are found, and the small ones loaded, before the large one
+    images = tokenizer(f"llamagen-vq-16-{kind}", sources.tokenizer_checkpoint or folder, device)
+    parts = t5.load(sources.text_encoder, SHAPES[name].caption_width, device, dtype) if kind == "t2i" else ()
     with torch.device("meta"):
         transformer = LlamaGen(SHAPES[name])
-    checkpoints.load_into(transformer, files["transformer"], llamagen.LAYOUT, dtype=dtype, device=device)
+    checkpoints.load_into(transformer, weights, llamagen.LAYOUT, dtype=dtype, device=device)
     transformer.eval().requires_grad_(False)
-    parts = t5.load(sources.text_encoder, CAPTION_WIDTH, device, dtype) if kind == "t2i" else ()
-    images = tokenizer(f"llamagen-vq-16-{kind}", files["tokenizer"], device)
     return RasterPipeline(transformer, images, *parts, preset=PRESETS[name])
 
 
@@ -132,7 +139,7 @@ def _preset(name: str) -> Preset:
     summary = f"LlamaGen {size.upper()} {what}{released}."
     if text:
         return Preset(name, summary, TEXT_RECIPES, 0, make)
-    return Preset(name, summary, class_recipes(size, int(pixels)), SHAPES[name].classes, make, imagenet, EXAMPLES)
+    return Preset(name, summary, class_recipes(name), SHAPES[name].classes, make, imagenet, EXAMPLES)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

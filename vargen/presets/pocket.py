@@ -2,17 +2,22 @@
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from vargen.models import pocket
-from vargen.pipeline import RasterPipeline
 from vargen.presets.contract import Preset, Recipe, Sources
 
+if TYPE_CHECKING:
+    from vargen.pipeline import RasterPipeline
 
-def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> RasterPipeline:
+
+def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "RasterPipeline":
     """The pipeline of a shipped model; the checkpoint may also be a folder with all of them."""
+    from vargen.pipeline import RasterPipeline
+
     folder = sources.checkpoint if sources.checkpoint and sources.checkpoint.is_dir() else None
     transformer = pocket.load(name, sources.checkpoint, device=device, dtype=dtype)
     images = tokenizer("pocket-vq", sources.tokenizer_checkpoint or folder, device)
@@ -26,6 +31,10 @@ def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> nn.Mo
     return pocket.load(name, checkpoint, device=device)
 
 
+def _names() -> tuple[str, ...]:
+    return tuple(pocket.CLASSES)
+
+
 def _preset(name: str, summary: str) -> Preset:
     return Preset(
         name,
@@ -33,7 +42,7 @@ def _preset(name: str, summary: str) -> Preset:
         {"default": Recipe(guidance_scale=2.0)},
         classes=len(pocket.CLASSES),
         build=partial(build, name),
-        names=lambda: pocket.CLASSES,
+        names=_names,
         examples=tuple(range(len(pocket.CLASSES))),
     )
 

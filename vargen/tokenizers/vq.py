@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
 from vargen.checkpoints import Layout
@@ -72,6 +71,8 @@ class VQTokenizer(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to ids (B, H / f, W / f) and back, f = `config.factor`."""
 
     def __init__(self, config: VQConfig) -> None:
+        from diffusers.models.autoencoders.vae import Decoder, Encoder  # slow to import
+
         super().__init__()
         self.config = config
         c, last = config.channels, len(config.channels) - 1
@@ -99,6 +100,8 @@ class VQTokenizer(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Ids (B, h, w), int64, of `images` (B, 3, H, W) in [-1, 1]. ValueError where H or W is no multiple of f."""
         f = self.config.factor
+        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(f"got images {tuple(images.shape)} {images.dtype}, expected (B, 3, H, W) in [-1, 1]")
         if images.shape[-2] % f or images.shape[-1] % f:
             raise ValueError(f"got an image of {tuple(images.shape[-2:])} pixels, expected multiples of {f}")
         return self.quantize.nearest(self.latents(images).permute(0, 2, 3, 1))
