@@ -65,7 +65,7 @@ def test_guidance():
     torch.testing.assert_close(Guidance(3.0).mix(rows), rows[3:] + (rows[:3] - rows[3:]) * 3)
     assert Guidance(1.0).mix(rows).shape == (6, 2, 5)
     assert not Guidance(1.0).active
-    assert Guidance(0.0).active
+    assert not Guidance(0.0).active  # published: guidance of 1 or less is off
     assert Guidance(2.0).mix(rows.bfloat16()).dtype == torch.float32
     for wrong in (-0.1, math.nan, math.inf):
         with pytest.raises(ValueError, match="guidance"):

@@ -44,7 +44,7 @@ def add_law(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer-checkpoint", type=Path, help="the same for the image tokenizer")
     parser.add_argument("--text-encoder", help="folder or repository of a T5 encoder, instead of the published one")
     parser.add_argument("--preset", help="a published recipe of the model, see --list; default: the first")
-    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance; 1 is off")
+    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance; 1 or less is off")
     parser.add_argument("--cfg-interval", type=int, help="last token to be guided, as LlamaGen counts them; -1: all")
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--top-k", type=int, help="0 is off")
