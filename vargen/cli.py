@@ -1,4 +1,4 @@
-"""The command line: `vargen sample`, `vargen bench`, `vargen models`; the scripts are doors to the same functions."""
+"""The command line: `vargen sample`, `bench`, `evaluate`, `models`; the scripts are doors to the same functions."""
 
 import argparse
 import json
@@ -14,6 +14,9 @@ from vargen.files import check_writable, write_atomically
 if TYPE_CHECKING:  # torch is slow to import, and many complaints need no model
     from vargen.core import Trace
     from vargen.presets.contract import Preset
+
+
+DEFAULT_METHOD = "sjd-coupled"
 
 
 def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -92,7 +95,7 @@ def listing() -> str:
 def sample(argv: list[str]) -> None:
     """Draw images into a grid, single files and, if asked, a trace."""
     first = Parser(add_help=False)
-    first.add_argument("--method", default="sjd-coupled")
+    first.add_argument("--method", default=DEFAULT_METHOD)
     method, _ = first.parse_known_args(argv)
     parser = Parser(prog="sample", description="Draw images.", parents=[first])
     add_law(parser)
@@ -240,6 +243,13 @@ def bench(argv: list[str]) -> None:
     command(argv)
 
 
+def evaluate(argv: list[str]) -> None:
+    """Draw, measure and compare; see `vargen/eval/command.py`."""
+    from vargen.eval.command import command
+
+    command(argv)
+
+
 def models(argv: list[str]) -> None:
     """Show models and methods."""
     Parser(prog="models", description="Show models and methods.").parse_args(argv)
@@ -248,7 +258,12 @@ def models(argv: list[str]) -> None:
 
 def main() -> None:
     """The console script."""
-    commands: dict[str, Callable[[list[str]], None]] = {"sample": sample, "bench": bench, "models": models}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "sample": sample,
+        "bench": bench,
+        "evaluate": evaluate,
+        "models": models,
+    }
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(f"usage: vargen {{{','.join(commands)}}} [flags]; each takes --help")

@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     ACCEPT = 2  # keep or reject a draft
     REDRAW = 3  # the token that replaces a draft
     GUESS = 4  # the first draft of a slot
+    LABEL = 5  # the class of an image in a sampling run
 
 
 def _signed(value: int) -> int:

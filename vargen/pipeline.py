@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vargen import generate, request
+from vargen.cli import DEFAULT_METHOD
 from vargen.core import Generation, Trace, peak_memory, reset_peak_memory, versions
 from vargen.models import t5
 from vargen.presets.contract import LAW, Preset, custom
 from vargen.request import Method
 from vargen.samplers.contract import RasterSampler, Task
 from vargen.samplers.width import LADDER
-
-DEFAULT_METHOD = "sjd-coupled"
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,17 @@ class Classifier(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(config.norm_groups, c) for c in config.channels)
         self.head = nn.Linear(config.channels[-1], config.classes)
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps (B, C, h, w) of every level."""
+        out = [images]
+        for conv, norm, mix in zip(self.convs, self.norms, self.mix, strict=True):
+            x = F.silu(norm(conv(out[-1])))
+            out.append(x + F.silu(mix(x)))
+        return out[1:]
+
     def features(self, images: Tensor) -> Tensor:
         """Pooled features (B, C)."""
-        x = images
-        for conv, norm, mix in zip(self.convs, self.norms, self.mix, strict=True):
-            x = F.silu(norm(conv(x)))
-            x = x + F.silu(mix(x))
-        return x.mean((-1, -2))
+        return self.maps(images)[-1].mean((-1, -2))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes)."""

@@ -1,9 +1,9 @@
 """What a preset is: a model's name, the recipes that were published for it, and how its pipeline is built."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,8 @@ class Recipe:
     top_k: int = 0
     top_p: float = 1.0
     image_size: int | None = None  # pixels along one side, resized to if need be; None: as decoded
+    labels: Literal["balanced", "random"] = "balanced"  # how a sampling run chooses classes
+    published: Mapping[str, float] = field(default_factory=dict)  # figures that the authors report under this recipe
 
 
 LAW = ("guidance_scale", "cfg_interval", "temperature", "top_k", "top_p")  # the fields that shape what is drawn

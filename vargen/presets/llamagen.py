@@ -57,6 +57,15 @@ TOKENIZERS = {  # `VQ_models` in tokenizer/tokenizer_image/vq_model.py
 # Guidance of the evaluation on 50,000 images: the model table of the README, which was measured at 384 pixels and
 # resized to 256. For what was not released 1.5, the default of autoregressive/sample/sample_c2i_ddp.py.
 FID_GUIDANCE = {"b": 2.0, "l": 2.0, "xl": 1.75, "xxl": 1.75, "3b": 1.65}
+FID = {  # of 50,000 images at 256 pixels, the README's model table
+    "llamagen-c2i-b-256": 5.46,
+    "llamagen-c2i-b-384": 6.09,
+    "llamagen-c2i-l-256": 3.80,
+    "llamagen-c2i-l-384": 3.07,
+    "llamagen-c2i-xl-384": 2.62,
+    "llamagen-c2i-xxl-384": 2.34,
+    "llamagen-c2i-3b-384": 2.18,
+}
 EXAMPLES = (207, 360, 387, 974, 88, 979, 417, 279)  # the classes of autoregressive/sample/sample_c2i.py
 CAPTION_WIDTH = 2048  # of the states of flan-t5-xl
 
@@ -73,7 +82,12 @@ def class_recipes(name: str) -> dict[str, Recipe]:
     guidance = FID_GUIDANCE[size] if name in FILES else 1.5
     return {
         "demo": Recipe(guidance_scale=4.0, top_k=2000),
-        "fid": Recipe(guidance_scale=guidance, image_size=None if pixels == "256" else 256),
+        "fid": Recipe(
+            guidance_scale=guidance,
+            image_size=None if pixels == "256" else 256,
+            labels="random",  # as sample_c2i_ddp.py draws them
+            published={"fid": FID[name]} if name in FID else {},
+        ),
     }
 
 

@@ -1,0 +1,218 @@
+"""Sampling runs: the same files from one process or several, after kill -9, and no loss when something goes wrong."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from small import PRESETS, pipeline
+
+from vargen import registry
+from vargen.eval import plan, runs
+from vargen.presets import llamagen
+
+ROOT = Path(__file__).parent.parent
+SMALL = PRESETS["small"]
+
+
+def make(count=10, method="sjd-exact:window=4", recipe=None, law=None, **rest):
+    return plan.make(SMALL, method, count, recipe=recipe, law=law or {}, **{"batch_size": 4, **rest})
+
+
+def draw(wanted, out):
+    return runs.sample(wanted, lambda device: pipeline(), out, device="cpu")
+
+
+def files(out):
+    return {path.name: path.read_bytes() for path in (out / "images").iterdir()}
+
+
+def test_what_image_i_is_depends_on_i_alone():
+    short, long = make(count=7), make(count=70)
+    for index in range(7):
+        assert short.label(index) == long.label(index)
+        assert short.texts(index) == long.texts(index)
+        assert short.name(index) == long.name(index)
+    assert [len(group) for group in short.groups] == [4, 3]
+    assert [long.label(i) for i in range(6)] == [0, 1, 2, 3, 4, 0]
+
+
+def test_random_labels_are_uniform_and_not_balanced():
+    many = replace(make(count=5000), labels="random")
+    counts = [sum(many.label(i) == c for i in range(5000)) for c in range(5)]
+    assert all(900 < count < 1100 for count in counts)
+    assert counts != [1000] * 5
+    assert replace(many, seed=1).label(3) in range(5)
+    recipes = llamagen.PRESETS["llamagen-c2i-b-384"].recipes
+    assert (recipes["demo"].labels, recipes["fid"].labels) == ("balanced", "random")
+
+
+def test_a_window_that_follows_the_clock_is_fixed():
+    assert make(method="sjd").method == "sjd:window=16"
+    assert make(method="sjd:guess=left:window=auto").method == "sjd:guess=left:window=16"
+    assert make(method="ar").method == "ar"
+
+
+def test_files_texts_checksums_and_totals(tmp_path):
+    wanted, out = make(), tmp_path / "run"
+    manifest = draw(wanted, out)
+    assert manifest["complete"]
+    assert manifest["traced_images"] == 10
+    assert 1 < manifest["forwards_per_image"] < 36
+    assert manifest["seconds_sampling"] > 0
+    for index in range(10):
+        with Image.open(out / "images" / f"{index:06d}.png") as image:
+            assert image.size == (12, 12)
+            assert image.info["seed"] == str(index)
+            assert image.info["class"] == str(index % 5)
+    alone = pipeline()([3], seed=[3], method=wanted.method).images[0]
+    assert alone.tobytes() == Image.open(out / "images" / "000003.png").tobytes()
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=out / "images", capture_output=True)
+    assert done.returncode == 0
+
+
+def test_what_is_whole_is_not_drawn_again_and_what_is_not_is(tmp_path):
+    wanted, out = make(), tmp_path / "run"
+    checksum = draw(wanted, out)["checksum"]
+    before, times = files(out), {path: path.stat().st_mtime_ns for path in (out / "images").glob("*.png")}
+    (out / "images" / "000002.png").write_bytes(before["000002.png"][:-5])  # truncated
+    Image.new("RGB", (5, 5)).save(out / "images" / "000005.png")  # of another size
+    (out / "images" / ".000009.png.x.png").write_bytes(b"left by a killed process")
+    again = draw(wanted, out)
+    assert files(out) == before
+    assert again["checksum"] == checksum
+    kept = [path for path, at in times.items() if path.stat().st_mtime_ns == at]
+    assert sorted(path.name for path in kept) == ["000008.png", "000009.png"]  # the third group
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"count": 11}, {"method": "ar"}, {"law": {"top_k": 3}}])
+def test_another_run_in_the_same_folder_is_refused(tmp_path, changes):
+    out = tmp_path / "run"
+    draw(make(count=3), out)
+    before = files(out)
+    with pytest.raises(ValueError, match=f"holds another run: {next(iter(changes))} "):
+        draw(make(**{"count": 3, **changes}), out)
+    assert files(out) == before
+    (out / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        draw(make(count=3), out)
+
+
+def test_other_weights_are_another_run(tmp_path):
+    def other(device):
+        pipe = pipeline()
+        pipe.transformer.output.weight.mul_(1.01)
+        return pipe
+
+    draw(make(count=3), tmp_path / "run")
+    with pytest.raises(ValueError, match="holds another run: weights"):
+        runs.sample(make(count=3), other, tmp_path / "run", device="cpu")
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        draw(make(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch):
+    wanted, out, save, written = make(), tmp_path / "run", runs.save_png, []
+
+    def full(path, image, texts):
+        if len(written) == 6:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path)
+        save(path, image, texts)
+
+    monkeypatch.setattr(runs, "save_png", full)
+    with pytest.raises(ValueError, match=r"No space left on device\); 6 images are there and kept"):
+        draw(wanted, out)
+    with pytest.raises(ValueError, match=r"lacks 000006\.png, 000007\.png, 000008\.png, 000009\.png: run the same"):
+        runs.check(wanted, out)
+    monkeypatch.setattr(runs, "save_png", save)
+    draw(wanted, out)
+    assert files(out) == files_of_a_fresh_run(wanted, tmp_path)
+
+
+def files_of_a_fresh_run(wanted, tmp_path):
+    draw(wanted, tmp_path / "fresh")
+    return files(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"count": 0}, "number of images 0"),
+        ({"batch_size": 0}, "batch size 0"),
+        ({"method": "nope"}, "unknown method"),
+        ({"recipe": "fid"}, "no preset 'fid'"),
+        ({"law": {"top_p": 3.0}}, "top-p"),
+        ({"prompts": ("a boat",)}, "takes no prompts"),
+    ],
+)
+def test_wrong_plans(changes, words):
+    with pytest.raises(ValueError, match=words):
+        make(**changes)
+
+
+COMMAND = ["scripts/evaluate.py", "sample", "--model", "pocket-llamagen-small", "--method", "sjd-exact:window=16"]
+COMMAND += ["--num-images", "9", "--batch-size", "2", "--device", "cpu", "--out"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start(out, processes=1):
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*launch, *COMMAND, str(out)], cwd=ROOT, env=ENVIRONMENT, **pipes)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The files of one process that nobody disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "one"
+    process = start(out)
+    text, _ = process.communicate()
+    assert process.returncode == 0, text
+    return files(out)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_draw_the_same_files(processes, tmp_path, reference):
+    process = start(tmp_path / "run", processes)
+    text, _ = process.communicate()
+    assert process.returncode == 0, text
+    assert files(tmp_path / "run") == reference
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["complete"]
+
+
+def test_kill_9_in_the_middle(tmp_path, reference):
+    out = tmp_path / "run"
+    process = start(out)
+    for _ in range(600):
+        if len(list(out.glob("images/*.png"))) >= 3:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    there = list(out.glob("images/0*.png"))
+    assert 3 <= len(there) < 9
+    assert all(path.read_bytes() == reference[path.name] for path in there)
+    assert not json.loads((out / "manifest.json").read_text())["complete"]
+    process = start(out)
+    text, _ = process.communicate()
+    assert process.returncode == 0, text
+    assert files(out) == reference
+
+
+def test_the_small_preset_is_only_in_the_tests():
+    assert "small" not in registry.MODELS

@@ -1,0 +1,122 @@
+"""What image i of a sampling run is, from i alone: its class or prompt, its seed, its file and its batch.
+
+Images are drawn in groups of `batch_size` neighbours, always the same ones, whoever draws them: the last bits of a
+batched product depend on its shape, and a run must give the same files on one process, on many, and after a restart.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vargen import noise, registry, request
+from vargen.presets.contract import Preset
+
+AUTO_WINDOW = 16  # stands in for `auto`, which follows the clock
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the files of a run depend on, the weights and the machine's arithmetic apart."""
+
+    model: str
+    method: str
+    preset: str
+    count: int
+    seed: int = 0
+    batch_size: int = 16
+    labels: str = "balanced"
+    classes: int = 0
+    law: dict[str, Any] = field(default_factory=dict)  # the recipe's values that the caller replaced
+    prompts: tuple[str, ...] = ()
+    dtype: str = "float32"
+
+    @property
+    def groups(self) -> list[range]:
+        """Indices that are drawn together."""
+        starts = range(0, self.count, self.batch_size)
+        return [range(start, min(start + self.batch_size, self.count)) for start in starts]
+
+    def label(self, index: int) -> int:
+        """The class of an image: in turn, or drawn uniformly."""
+        if self.labels == "balanced":
+            return index % self.classes
+        seed, slot = torch.tensor([self.seed]), torch.tensor([[index]])
+        return int(noise.uniform(seed, slot, noise.Purpose.LABEL).item() * self.classes)
+
+    def prompt(self, index: int) -> str:
+        """The prompt of an image: in turn, so that N images of each of P prompts are N * P images."""
+        return self.prompts[index % len(self.prompts)]
+
+    def name(self, index: int) -> str:
+        """The file of an image."""
+        return f"{index:06d}.png"
+
+    def arguments(self, group: Iterable[int]) -> dict[str, Any]:
+        """What the pipeline is called with."""
+        if self.prompts:
+            subjects: dict[str, Any] = {"prompt": [self.prompt(i) for i in group]}
+        else:
+            subjects = {"class_labels": [self.label(i) for i in group]}
+        seeds = [self.seed + i for i in group]
+        return {**subjects, "seed": seeds, "method": self.method, "preset": self.preset, **self.law}
+
+    def texts(self, index: int) -> dict[str, str]:
+        """The text chunks of an image's file."""
+        subject = {"prompt": self.prompt(index)} if self.prompts else {"class": str(self.label(index))}
+        return {"seed": str(self.seed + index), "model": self.model, "method": self.method, **subject}
+
+    def json(self) -> dict[str, Any]:
+        """The plan as JSON's types."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def make(
+    preset: Preset,
+    method: str,
+    count: int,
+    *,
+    recipe: str | None,
+    law: dict[str, Any],
+    prompts: tuple[str, ...] = (),
+    **rest: Any,
+) -> Plan:
+    """A plan, checked. ValueError in one sentence for what does not go together; `auto` windows are fixed."""
+    chosen = preset.choose(recipe)
+    name = recipe or next(iter(preset.recipes))
+    request.method(method, chosen, law, {})
+    _, settings = registry.method(method)
+    if getattr(settings, "window", None) == "auto":
+        method = ":".join([p for p in method.split(":") if not p.startswith("window=")] + [f"window={AUTO_WINDOW}"])
+    if bool(prompts) == bool(preset.classes):
+        raise ValueError(
+            f"{preset.name} draws classes and takes no prompts"
+            if preset.classes
+            else f"{preset.name} draws what prompts say: name a file of them"
+        )
+    for key, value in (("number of images", count), ("batch size", rest.get("batch_size", 1))):
+        request.whole(value, key, least=1)
+    given = {key: value for key, value in law.items() if value is not None}
+    return Plan(
+        preset.name,
+        method,
+        name,
+        count,
+        labels=chosen.labels,
+        classes=preset.classes,
+        law=given,
+        prompts=prompts,
+        **rest,
+    )
+
+
+def load(path: Path) -> Plan:
+    """The plan that a run's manifest holds. ValueError where it is damaged."""
+    try:
+        values = json.loads(path.read_text())["plan"]
+        return Plan(**{**values, "prompts": tuple(values["prompts"])})
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"the manifest {path} is damaged: {error}") from None

@@ -1,0 +1,93 @@
+"""Prompt files: COCO captions, PartiPrompts, GenEval, DPG-Bench, plain text; and the folders that two of them want."""
+
+import csv
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vargen.eval.images import read_image
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text, with its name in its source and whatever else that says of it."""
+
+    text: str
+    name: str
+    metadata: dict[str, Any]
+
+
+def read(path: Path) -> list[Prompt]:
+    """Prompts of a file or folder, by its form. ValueError, by name, where it has none or is damaged.
+
+    .txt: one a line. .tsv: PartiPrompts (column Prompt). .jsonl: GenEval (key prompt). .json: COCO captions
+    (annotations with caption). A folder of .txt: DPG-Bench, one prompt a file.
+    """
+    if path.is_dir():
+        found = [Prompt(file.read_text().strip(), file.stem, {}) for file in sorted(path.glob("*.txt"))]
+    elif not path.is_file():
+        raise ValueError(f"no prompts {path}")
+    else:
+        readers = {".txt": _lines, ".tsv": _parti, ".jsonl": _geneval, ".json": _coco}
+        if path.suffix not in readers:
+            raise ValueError(f"got prompts {path}, expected a folder or one of {', '.join(readers)}")
+        try:
+            found = readers[path.suffix](path)
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise ValueError(f"the prompts {path} are damaged: {error!r}") from None
+    if not found or not all(isinstance(prompt.text, str) and prompt.text for prompt in found):
+        raise ValueError(f"there are no prompts in {path}, or an empty one")
+    return found
+
+
+def _lines(path: Path) -> list[Prompt]:
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    return [Prompt(line, str(i), {}) for i, line in enumerate(filter(None, lines))]
+
+
+def _parti(path: Path) -> list[Prompt]:
+    with path.open(newline="") as file:
+        return [Prompt(row["Prompt"], str(i), dict(row)) for i, row in enumerate(csv.DictReader(file, delimiter="\t"))]
+
+
+def _geneval(path: Path) -> list[Prompt]:
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return [Prompt(row["prompt"], f"{i:05d}", row) for i, row in enumerate(rows)]
+
+
+def _coco(path: Path) -> list[Prompt]:
+    rows = json.loads(path.read_text())["annotations"]
+    return [Prompt(row["caption"].strip(), str(row["id"]), row) for row in rows]
+
+
+def export(images: list[Path], prompts: list[Prompt], layout: str, out: Path) -> None:
+    """Lay the images of a run out as a benchmark's own evaluation wants them.
+
+    geneval: `00000/metadata.jsonl` and `00000/samples/00000.png`. dpg: `NAME.png`, the images of a prompt in a grid two
+    wide. Image i shows prompt i modulo their number.
+    """
+    if len(images) % len(prompts):
+        raise ValueError(f"got {len(images)} images of {len(prompts)} prompts, expected as many of each")
+    for index, prompt in enumerate(prompts):
+        mine = images[index :: len(prompts)]
+        if layout == "geneval":
+            folder = out / f"{index:05d}"
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+            (folder / "metadata.jsonl").write_text(json.dumps(prompt.metadata or {"prompt": prompt.text}) + "\n")
+            for number, path in enumerate(mine):
+                shutil.copyfile(path, folder / "samples" / f"{number:05d}.png")
+        elif layout == "dpg":
+            out.mkdir(parents=True, exist_ok=True)
+            _grid(mine, out / f"{prompt.name}.png")
+        else:
+            raise ValueError(f"unknown layout {layout!r}; there are geneval, dpg")
+
+
+def _grid(paths: list[Path], out: Path) -> None:
+    from PIL import Image
+
+    from vargen.cli import grid, save_png
+
+    save_png(out, grid([Image.fromarray(read_image(path)) for path in paths], columns=2), {})

@@ -1,0 +1,101 @@
+"""Tables and plots of many results: quality beside its price, and the published figure beside ours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vargen.files import write_atomically
+
+COLUMNS = {  # heading -> key of a row, format
+    "model": ("model", "{}"),
+    "method": ("method", "{}"),
+    "preset": ("preset", "{}"),
+    "images": ("images", "{:,}"),
+    "forwards": ("forwards_per_image", "{:.1f}"),
+    "seconds": ("seconds_per_image", "{:.3f}"),
+    "FID": ("fid", "{:.3f}"),
+    "±": ("half_interval", "{:.3f}"),
+    "published": ("published_fid", "{:.2f}"),
+    "sFID": ("sfid", "{:.2f}"),
+    "IS": ("inception_score", "{:.2f}"),
+    "KID x1000": ("kid_thousandths", "{:.3f}"),
+    "precision": ("precision", "{:.3f}"),
+    "recall": ("recall", "{:.3f}"),
+    "class": ("class_agreement", "{:.3f}"),
+    "CLIP": ("clip_score", "{:.2f}"),
+}
+
+
+def load(folders: list[Path]) -> list[dict[str, Any]]:
+    """Results, from folders with a `result.json` or from such files. ValueError by name where one is missing."""
+    rows = []
+    for folder in folders:
+        path = folder / "result.json" if folder.is_dir() else folder
+        if not path.is_file():
+            raise ValueError(f"there is no result in {folder}: measure it first")
+        try:
+            rows.append(row(json.loads(path.read_text())))
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"the result {path} is damaged: {error!r}") from None
+    return rows
+
+
+def row(result: dict[str, Any]) -> dict[str, Any]:
+    """What the table shows of one result."""
+    plan, images = result.get("plan") or {}, result["images"]
+    out = {key: plan[key] for key in ("model", "method", "preset") if key in plan}
+    out |= {key: result[key] for _, (key, _) in COLUMNS.items() if result.get(key) is not None}
+    out |= {key: result[key] for key in ("features", "reference", "reference_sha256", "description")}
+    low, high = result["fid_interval"]
+    out["half_interval"] = (high - low) / 2
+    if result.get("kid") is not None:
+        out["kid_thousandths"] = 1000 * result["kid"]
+    if result.get("seconds_sampling") is not None:
+        out["seconds_per_image"] = result["seconds_sampling"] / max(result.get("traced_images", images), 1)
+    return out
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A table with the columns that some row fills; below it, what the figures are, and warnings."""
+    used = {heading: how for heading, how in COLUMNS.items() if any(how[0] in row for row in rows)}
+    lines = [f"| {' | '.join(used)} |", f"|{'---|' * len(used)}"]
+    for one in rows:
+        cells = [form.format(one[key]) if key in one else "" for key, form in used.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *sorted({f"- {one['description']}" for one in rows})]
+    if len({(one["features"], one["reference_sha256"]) for one in rows}) > 1:
+        lines.append("- Warning: these rows rest on different features or references and cannot be compared.")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """FID against forwards and against seconds per image, with its interval, as PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    for axis, key, label in zip(
+        axes, ("forwards_per_image", "seconds_per_image"), ("forwards per image", "seconds per image"), strict=True
+    ):
+        for one in rows:
+            if key in one:
+                axis.errorbar(one[key], one["fid"], yerr=one["half_interval"], fmt="o", capsize=3)
+                axis.annotate(
+                    one.get("method", ""), (one[key], one["fid"]), (5, 5), textcoords="offset points", fontsize=8
+                )
+        axis.set_xlabel(label)
+        axis.set_xlim(left=0)
+    axes[0].set_ylabel("FID (95% interval)")
+    for published in sorted({one["published_fid"] for one in rows if "published_fid" in one}):
+        axes[0].axhline(published, linestyle="--", linewidth=1, color="grey")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    plt.close(figure)
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    """`OUT.md`, `OUT.json` and `OUT.png`."""
+    write_atomically(out.with_suffix(".md"), lambda path: path.write_text(markdown(rows)))
+    write_atomically(out.with_suffix(".json"), lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
+    plot(rows, out.with_suffix(".png"))
