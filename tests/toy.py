@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vargen import generate
 from vargen.core import Block, Condition, KVCache
+from vargen.drafting import ModelDrafter
 from vargen.guidance import Guidance
 from vargen.models.contract import RasterSpec
 from vargen.samplers.contract import Task
@@ -19,9 +20,9 @@ WARP, GUIDANCE = Warp(top_k=3, temperature=0.8), Guidance(1.7)
 
 
 @cache
-def tables() -> tuple[Tensor, ...]:
+def tables(seed: int = 3) -> tuple[Tensor, ...]:
     """Per slot, logits (2, 4^slot, 4), conditional and unconditional; sharp enough that drafts are often rejected."""
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(2, IDS**slot, IDS, generator=generator) * 1.5 for slot in range(SLOTS))
 
 
@@ -30,10 +31,13 @@ class ToyModel:
 
     spec = RasterSpec(SIDE, SIDE, IDS, 1)
     device = torch.device("cpu")
-    # All tables in one; the law of slot s starts at row (4^s - 1) / 3, and a row is the number that earlier ids spell.
-    _rows = torch.cat(tables(), dim=1).flatten(0, 1)
     _starts = (IDS ** torch.arange(SLOTS) - 1) // (IDS - 1)
     _spell = (IDS ** (torch.arange(SLOTS) - torch.arange(SLOTS)[:, None]).clamp(min=0)).triu().double()
+
+    def __init__(self, seed: int = 3) -> None:
+        # All tables in one; the law of slot s starts at row (4^s - 1) / 3, a row is the number that earlier ids spell.
+        self._tables = tables(seed)
+        self._rows = torch.cat(self._tables, dim=1).flatten(0, 1)
 
     def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
         return Condition(torch.zeros(len(labels) * (2 if guided else 1), 1, 1))
@@ -42,7 +46,7 @@ class ToyModel:
         return KVCache(1, batch, SLOTS, 1, 1, dtype=torch.float64, device=self.device)
 
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
-        return tables()[0][:, 0].repeat_interleave(len(condition.embedding) // 2, dim=0)[:, None]
+        return self._tables[0][:, 0].repeat_interleave(len(condition.embedding) // 2, dim=0)[:, None]
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:
         assert int(block.slots.min()) >= block.first
@@ -69,14 +73,22 @@ def law(guidance: Guidance = GUIDANCE) -> np.ndarray:
 
 
 def images(
-    sampler_class, settings, count: int, batch: int, first_seed: int = 0, guidance: Guidance = GUIDANCE
+    sampler_class,
+    settings,
+    count: int,
+    batch: int,
+    first_seed: int = 0,
+    guidance: Guidance = GUIDANCE,
+    codebook: Tensor | None = None,
+    drafter: ToyModel | None = None,
 ) -> np.ndarray:
     """Indices (count,) into `law` of sampled images, decoded `batch` at a time."""
     model, out, powers = ToyModel(), [], IDS ** torch.arange(SLOTS - 1, -1, -1)
     for start in range(first_seed, first_seed + count, batch):
         seeds = torch.arange(start, min(start + batch, first_seed + count))
-        sampler = sampler_class(settings, Task(model.spec, seeds, WARP))
         condition = model.class_condition(seeds, guided=True)
+        small = ModelDrafter(drafter, condition, guidance, WARP) if drafter else None
+        sampler = sampler_class(settings, Task(model.spec, seeds, WARP, drafter=small, codebook=codebook))
         for _ in generate.raster(model, condition, sampler, guidance, generate.Clock(model.device), generate.Counts()):
             pass
         out.append((sampler.tokens * powers).sum(-1))

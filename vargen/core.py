@@ -89,6 +89,7 @@ class Trace:
     method: str = ""
     images: int = 0
     forwards: int = 0  # calls of the large model, the prefill included
+    drafter_forwards: int = 0  # calls of the small model, where one drafts
     forwards_per_image: float = 0.0  # mean over images of the calls during which that image was being decoded
     tokens_per_forward: float = 0.0  # tokens of an image over its forwards, mean over images
     seconds: dict[str, float] = field(default_factory=dict)  # total, model, sampler, decode; calibration at first
@@ -110,6 +111,7 @@ class Trace:
         out = cls(first.model, first.method, total, settings=first.settings, versions=first.versions)
         for trace in traces:
             out.forwards += trace.forwards
+            out.drafter_forwards += trace.drafter_forwards
             out.forwards_per_image += trace.forwards_per_image * trace.images / total
             out.tokens_per_forward += trace.tokens_per_forward * trace.images / total
             out.peak_memory_bytes = max(out.peak_memory_bytes, trace.peak_memory_bytes)

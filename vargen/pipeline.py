@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vargen import generate, request
 from vargen.cli import DEFAULT_METHOD
 from vargen.core import Generation, Trace, peak_memory, reset_peak_memory, versions
+from vargen.drafting import drafter_of
 from vargen.models import t5
 from vargen.presets.contract import LAW, Preset, custom
 from vargen.request import Method
@@ -64,6 +65,7 @@ class RasterPipeline(DiffusionPipeline):
         )
         self.preset = preset or custom(transformer)
         self.nats_per_token: float | None = None  # cross-entropy on held-out images, where it is known
+        self.drafter: nn.Module | None = None  # a small model that drafts, where a method wants one
         self._costs: dict[Any, dict[int, float]] = {}
         self._processor = VaeImageProcessor()
 
@@ -134,13 +136,8 @@ class RasterPipeline(DiffusionPipeline):
         before rounding). `output_type` is pil, np (B, H, W, 3) or pt (B, 3, H, W), both in [0, 1], or latent (tokens
         alone, (B, slots)). ValueError in one sentence for anything out of range.
         """
-        law = {
-            "guidance_scale": guidance_scale,
-            "cfg_interval": cfg_interval,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-        }
+        given = (guidance_scale, cfg_interval, temperature, top_k, top_p)
+        law: dict[str, Any] = dict(zip(LAW, given, strict=True))
         recipe = self.preset.choose(preset)
         chosen = request.method(method, recipe, law, settings)
         batch = request.whole(batch_size, "batch size", least=1)
@@ -248,7 +245,9 @@ class RasterPipeline(DiffusionPipeline):
         clock, counts = generate.Clock(device), generate.Counts()
         embed = model.class_condition if model.spec.classes else model.text_condition
         condition = embed(*inputs, guided=method.guidance.active)
-        task = Task(model.spec, torch.tensor(seeds, device=device), method.warp)
+        task = Task(model.spec, torch.tensor(seeds, device=device), method.warp, codebook=self._codebook())
+        if getattr(method.sampler, "drafted", False):
+            task = replace(task, drafter=drafter_of(self, method, inputs))
         if getattr(method.settings, "window", None) == "auto":
             task = replace(task, costs=self._step_costs(method, condition, task))
             clock.lap("calibration")
@@ -257,9 +256,15 @@ class RasterPipeline(DiffusionPipeline):
             yield Partial(sampler.tokens, sampler.settled, counts.forwards, trace, self, image_size)
         slots = model.spec.slots
         trace.forwards, trace.windows = counts.forwards, counts.widths
+        trace.drafter_forwards = 0 if task.drafter is None else task.drafter.forwards
         trace.forwards_per_image = sum(counts.per_image) / len(counts.per_image)
         trace.tokens_per_forward = sum(slots / n for n in counts.per_image) / len(counts.per_image)
         trace.seconds, trace.versions = clock.seconds(), versions(device)
+
+    def _codebook(self) -> Tensor | None:
+        """The image tokenizer's codes (V, D), as it uses them."""
+        quantizer = getattr(self.tokenizer, "quantize", None)
+        return None if quantizer is None else quantizer.codebook().to(self.transformer.device)
 
     def _step_costs(self, method: Method, condition: Any, task: Task) -> dict[int, float]:
         """Seconds per step by width, measured once for this model, device, batch and method."""

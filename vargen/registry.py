@@ -32,6 +32,11 @@ METHODS = {
     "sjd": "vargen.samplers.sjd:SpeculativeJacobi",
     "sjd-coupled": "vargen.samplers.sjd:CoupledJacobi",
     "sjd-exact": "vargen.samplers.sjd_exact:ExactJacobi",
+    "speculative": "vargen.samplers.speculative:Speculative",
+    "lantern": "vargen.samplers.speculative:Lantern",
+    "lantern++": "vargen.samplers.speculative:LanternPlus",
+    "gsd": "vargen.samplers.speculative:GSD",
+    "cool": "vargen.samplers.speculative:Cool",
 }
 
 

@@ -46,6 +46,7 @@ class Preset:
     build: "Callable[[Sources, torch.device, torch.dtype], Any]"
     names: Callable[[], Sequence[str]] = tuple  # of the classes
     examples: tuple[int, ...] = ()  # the classes that are drawn when none is asked for
+    drafter: "Callable[[torch.device, torch.dtype], Any] | None" = None  # a small model that drafts for this one
 
     @property
     def recipe(self) -> Recipe:

@@ -35,6 +35,10 @@ def _names() -> tuple[str, ...]:
     return tuple(pocket.CLASSES)
 
 
+def _small(device: torch.device, dtype: torch.dtype) -> nn.Module:
+    return pocket.load("pocket-llamagen-small", device=device, dtype=dtype)
+
+
 def _preset(name: str, summary: str) -> Preset:
     return Preset(
         name,
@@ -44,6 +48,7 @@ def _preset(name: str, summary: str) -> Preset:
         build=partial(build, name),
         names=_names,
         examples=tuple(range(len(pocket.CLASSES))),
+        drafter=_small,
     )
 
 

@@ -11,6 +11,16 @@ from vargen.models.contract import RasterSpec
 from vargen.samplers.warp import Warp
 
 
+class Drafter(Protocol):
+    """What drafts for a model that verifies; it keeps its own cache, written by slot."""
+
+    forwards: int
+
+    def laws(self, block: Block) -> Tensor:
+        """Laws (B, n, V) of the slots behind a block of tokens."""
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """What a sampler is asked to fill: one image per seed."""
@@ -19,6 +29,8 @@ class Task:
     seeds: Tensor  # (B,) int64, on the model's device
     warp: Warp
     costs: dict[int, float] | None = None  # measured seconds per step by width of block, where a sampler wants them
+    drafter: "Drafter | None" = None  # where the method drafts with another model
+    codebook: Tensor | None = None  # (V, D), the code of each id as the image tokenizer uses it, where it is known
 
     @property
     def batch(self) -> int:

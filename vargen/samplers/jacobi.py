@@ -19,6 +19,7 @@ from vargen.noise import Purpose
 from vargen.samplers import rules
 from vargen.samplers.contract import Task
 from vargen.samplers.width import WidthPolicy
+from vargen.samplers.window import Window
 
 Guess = Literal["uniform", "left", "above", "sample-left", "sample-above"]
 
@@ -35,28 +36,21 @@ class WindowSettings:
             raise ValueError(f"got window {self.window}, expected auto or a number of at least 1")
 
 
-class JacobiWindow(ABC):
-    """Pointers, blocks and first guesses. Subclasses revise; `uses_law` asks for the laws q of the drafts."""
+class JacobiWindow(Window, ABC):
+    """Blocks and first guesses. Subclasses revise; `uses_law` asks for the laws q of the drafts."""
 
     exact: ClassVar[bool] = True
     uses_law = True
 
     def __init__(self, settings: WindowSettings, task: Task) -> None:
-        self._settings, self._task = settings, task
+        self._settings = settings
         self._policy = WidthPolicy(settings.window, task.costs, task.spec.slots)
-        self.widest = max(self._policy.widths)
-        padded = task.spec.slots + self.widest  # drafts may stand past the end of the image
-        self._buffer = task.seeds.new_zeros(task.batch, padded)
-        self._offsets = torch.arange(self.widest, device=task.device)
-        self._pointers = task.seeds.new_zeros(task.batch, 1)  # n_b
-        self.settled = [0] * task.batch
-        self._steps = 0
+        super().__init__(task, max(self._policy.widths))
         self._known = self._pointers  # drafts that stand in each row's window, (B, 1)
         self._moved = self._pointers  # tokens committed by the last step, (B, 1)
         self._p: Tensor | None = None  # laws of the last step, (B, w, V)
         self._q: Tensor | None = None  # laws that the drafts of this step were drawn from, (B, w, V)
         self._gumbel = noise.Table(noise.gumbel, task.seeds, Purpose.TOKEN, size=task.spec.vocabulary)
-        self._uniforms: dict[Purpose, noise.Table] = {}
         allowed = task.warp.allowed
         every = torch.ones(task.spec.vocabulary, device=task.device) if allowed is None else allowed.float()
         self._ids = every.nonzero().flatten()  # what a uniform guess may be
@@ -76,10 +70,6 @@ class JacobiWindow(ABC):
         assert self._p is not None
         assert self._q is not None
         return self._p, self._q
-
-    @property
-    def tokens(self) -> Tensor:
-        return self._buffer[:, : self._task.spec.slots]
 
     def propose(self) -> Block:
         count = self._task.spec.slots
@@ -113,22 +103,12 @@ class JacobiWindow(ABC):
         return (scores + self._gumbel.at(self._slots(width), min(self.settled), max(self.settled) + width)).argmax(-1)
 
     def _advance(self, width: int, moved: Tensor) -> None:
-        """Move the pointers; this is the one place where a step reads the device."""
+        """Move the pointers, and tell the policy what the step settled."""
         self._known = width - moved
         self._moved = moved
-        self._pointers = (self._pointers + moved).clamp_(max=self._task.spec.slots)
-        slowest, self.settled = min(self.settled), self._pointers.flatten().tolist()
+        slowest = min(self.settled)
+        self._commit(moved)
         self._policy.observe(width, min(self.settled) - slowest)
-        self._steps += 1
-
-    def _slots(self, width: int) -> Tensor:
-        return self._pointers + self._offsets[:width]  # (B, w)
-
-    def _uniform(self, purpose: Purpose, width: int) -> Tensor:
-        """Fresh uniforms (B, w) for this step: keyed by the row's step and the offset in its window."""
-        if purpose not in self._uniforms:
-            self._uniforms[purpose] = noise.Table(noise.uniform, self._task.seeds, purpose, size=self.widest)
-        return self._uniforms[purpose].between(self._steps, self._steps + 1)[:, 0, :width]
 
     def _guess(self, width: int) -> None:
         """Fill the window up to `width` with first guesses, and set the laws that its drafts were drawn from."""

@@ -47,3 +47,84 @@ def keep(draft: Tensor, q: Tensor, p: Tensor, u_accept: Tensor, u_redraw: Tensor
 def leading(kept: Tensor) -> Tensor:
     """Length (B,) of the run of True at the start of each row of `kept` (B, n)."""
     return kept.long().cumprod(-1).sum(-1)
+
+
+# Relaxed rules. Each takes a draft ~ q for exact where it is neutral, and for approximately right elsewhere.
+
+
+def shifted(draft: Tensor, p: Tensor, neighbours: Tensor, *, delta: float | None = None, factor: float = 0.0) -> Tensor:
+    """LANTERN's law (..., V): `p` with the mass of the draft's nearest codes moved onto the draft (arXiv 2410.03355).
+
+    `neighbours` (V, k) are the nearest codes of each code, nearest first. Those are moved whose masses, summed in this
+    order, stay within `delta` (LANTERN, an additive bound) or within `factor` times the draft's own mass (LANTERN++,
+    arXiv 2502.06352). At 0 nothing moves and the law is `p`.
+
+    `delta` bounds the total variation between `p` and the law that one draft is judged by. The law of the token that
+    comes out, over all drafts, may lie farther from `p`: every draft has such a law of its own.
+    """
+    near, own = neighbours[draft], p.gather(-1, draft[..., None])  # (..., k), (..., 1)
+    mass = p.gather(-1, near)
+    moved = mass.cumsum(-1) <= (factor * own if delta is None else delta)
+    mass = torch.where(moved, mass, 0.0)
+    out = p.scatter(-1, near, p.gather(-1, near) - mass)
+    return out.scatter(-1, draft[..., None], own + mass.sum(-1, keepdim=True))
+
+
+def lantern(
+    draft: Tensor,
+    q: Tensor,
+    p: Tensor,
+    u_accept: Tensor,
+    u_redraw: Tensor,
+    neighbours: Tensor,
+    *,
+    delta: float | None = None,
+    factor: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """(kept, token) under `shifted`: `keep` with the draft's neighbours counted as the draft."""
+    return keep(draft, q, shifted(draft, p, neighbours, delta=delta, factor=factor), u_accept, u_redraw)
+
+
+def gsd(
+    draft: Tensor,
+    q: Tensor,
+    p: Tensor,
+    u_accept: Tensor,
+    u_redraw: Tensor,
+    codebook: Tensor,
+    *,
+    below: int = 7,
+    above: int = 6,
+    gap: float = 0.15,
+    distance: float = 0.5,
+) -> tuple[Tensor, Tensor]:
+    """(kept, token) of grouped speculative decoding (arXiv 2508.07747): a draft is kept on its cluster's mass ratio.
+
+    The cluster of x are the ids that stand `below` ranks before to `above` ranks behind it in the order of p, whose
+    probability differs from x's by `gap` at most, and whose codes lie within squared `distance`. With no ranks beside
+    its own, a cluster is its draft and the rule is `keep`.
+    """
+    order = p.argsort(dim=-1, descending=True, stable=True)
+    rank = (order == draft[..., None]).long().argmax(-1, keepdim=True)  # (..., 1)
+    places = rank + torch.arange(-below, above + 1, device=p.device)  # (..., n)
+    inside, members = (places >= 0) & (places < p.shape[-1]), order.gather(-1, places.clamp(0, p.shape[-1] - 1))
+    own = p.gather(-1, draft[..., None])
+    close = (codebook[members] - codebook[draft][..., None, :]).square().sum(-1) < distance
+    alike = (p.gather(-1, members) - own).abs() <= gap
+    cluster = inside & alike & (close | (members == draft[..., None]))
+    ours, theirs = (torch.where(cluster, law.gather(-1, members), 0.0).sum(-1) for law in (p, q))
+    kept = u_accept * theirs < ours
+    return kept, torch.where(kept, draft, replace(draft, q, p, u_redraw))
+
+
+def cool(
+    draft: Tensor, q: Tensor, p: Tensor, u_accept: Tensor, u_redraw: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(kept, token) of COOL-SD (arXiv 2601.09212): kept with probability min(1, w p / q), else from max(p - q f, 0).
+
+    `weight` (...) is w > 0, by the place in the draft; f is that probability, so that q f = min(q, w p). At w = 1 the
+    rule is `keep`.
+    """
+    weighted = weight[..., None] * p
+    kept = accepts(draft, q, weighted, u_accept)
+    return kept, torch.where(kept, draft, replace(draft, torch.minimum(q, weighted), p, u_redraw))

@@ -12,7 +12,8 @@ max(p_j - q_j, 0). `coupling` says what becomes of the drafts behind it:
 In every case the new draft is ~ p_j whether it was kept or not, so q_j = p_j from then on. (Two of three public ports
 keep the old q_j for drafts that were kept but not committed, which biases the result.)
 
-Exact: each committed token is ~ p_j given those before it, at any window, guess, coupling and batch.
+Exact: each committed token is ~ p_j given those before it, at any window, guess, coupling and batch. With a relaxed
+`rule` (coupling maximal) it is approximate; see `relax.py` for the settings at which each is exact.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from vargen.noise import Purpose
 from vargen.samplers import rules
 from vargen.samplers.contract import Task
 from vargen.samplers.jacobi import JacobiWindow, WindowSettings
+from vargen.samplers.relax import RuleSettings, rule
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,16 @@ class SJDSettings(WindowSettings):
 
 
 @dataclass(frozen=True)
-class CoupledSettings(WindowSettings):
+class CoupledSettings(RuleSettings, WindowSettings):
     """Settings of `sjd-coupled`."""
 
     coupling: Literal["maximal", "gumbel"] = "maximal"  # what ties a revised draft to its predecessor
+
+    def __post_init__(self) -> None:
+        WindowSettings.__post_init__(self)
+        RuleSettings.__post_init__(self)
+        if self.coupling == "gumbel" and self.rule != "exact":
+            raise ValueError(f"got rule {self.rule} with coupling gumbel, expected coupling maximal")
 
 
 class SpeculativeJacobi(JacobiWindow):
@@ -68,13 +76,14 @@ class CoupledJacobi(SpeculativeJacobi):
     def __init__(self, settings: CoupledSettings, task: Task) -> None:
         super().__init__(settings, task)
         self._maximal = settings.coupling == "maximal"
+        self._rule = rule(settings, task)
 
     def _revise(self, scores: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
         if not self._maximal:
             return super()._revise(scores, drafts)
         (p, q), width = self._laws_of_step(), drafts.shape[1]
         accept, redraw = self._uniform(Purpose.ACCEPT, width), self._uniform(Purpose.REDRAW, width)
-        return rules.keep(drafts, q, p, accept, redraw)
+        return self._rule(drafts, q, p, accept, redraw, self._offsets[:width])
 
     def _redraw(self, scores: Tensor, u: Tensor) -> Tensor:
         return self._plain_draw(scores)

@@ -1,0 +1,117 @@
+"""Speculative decoding: the exact law behind any drafter, everything kept from oneself, drafters that do not fit."""
+
+import pytest
+import torch
+from small import CONFIG, llamagen, pipeline
+from toy import WARP, ToyModel, images, p_value
+
+from vargen.drafting import ModelDrafter
+from vargen.guidance import Guidance
+from vargen.models.llamagen import LlamaGen, LlamaGenConfig
+from vargen.samplers import rules
+from vargen.samplers.speculative import Speculative, SpeculativeSettings
+
+LEVEL = 1e-5  # per case; with fixed seeds a case either always passes or always fails
+COUNTS = {1: 800, 4: 3200, 16: 12800}
+
+
+def draw(batch, length=2, drafter=11, guidance=None, **rest):
+    settings, model = SpeculativeSettings(length=length), ToyModel(drafter)
+    guided = {} if guidance is None else {"guidance": guidance}
+    return images(Speculative, settings, COUNTS[batch], batch, drafter=model, **guided, **rest)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch", COUNTS)
+def test_law_of_whole_images(length, batch):
+    assert p_value(draw(batch, length)) > LEVEL
+
+
+@pytest.mark.parametrize("interval", [0, 1])
+def test_law_where_guidance_ends_early(interval):
+    guidance = Guidance(1.7, interval)
+    assert p_value(draw(16, guidance=guidance), guidance) > LEVEL
+
+
+def test_drawing_from_p_instead_of_the_residual_is_caught(monkeypatch):
+    monkeypatch.setattr(rules, "replace", lambda draft, q, p, u: rules.draw(p, u))
+    assert p_value(draw(16)) < LEVEL
+
+
+def test_a_drafter_whose_laws_are_misreported_is_caught(monkeypatch):
+    laws = ModelDrafter.laws
+    monkeypatch.setattr(ModelDrafter, "laws", lambda self, block: WARP(laws(self, block).clamp(min=1e-9).log() * 0.5))
+    honest = p_value(draw(16))
+    assert honest > LEVEL  # another drafter, but drafts do come from the laws that it tells
+    draws = rules.draw
+    calls = []
+
+    def sharper(weights, u):  # drafts come from other laws than those that are told
+        calls.append(1)
+        return draws(weights**2 if weights.shape[1:] == (1, 4) and len(calls) % 3 else weights, u)
+
+    monkeypatch.setattr(rules, "draw", sharper)
+    assert p_value(draw(16)) < LEVEL
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize("length", [1, 3, 5, 8, 50])
+@pytest.mark.parametrize("method", ["speculative", "lantern:delta=0:k=5", "cool:tolerance=1:decay=0"])
+def test_a_model_keeps_all_that_it_drafts_itself(method, length, batch):
+    """Exactly length + 1 tokens a forward. A stale row in the drafter's cache shows here and in no test of the law."""
+    pipe = pipeline()
+    pipe.drafter = pipe.transformer
+    labels = [i % CONFIG.classes for i in range(batch)]
+    out = pipe(labels, method=f"{method}:length={length}", seed=0, output_type="latent")
+    count = CONFIG.side**2
+    assert out.trace.forwards == 1 + -(-(count - 1) // (length + 1))
+    assert out.trace.drafter_forwards == 1 + length * (out.trace.forwards - 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"top_k": 5}, {"cfg_interval": 9}])
+def test_an_image_depends_on_its_seed_alone(options):
+    pipe = pipeline()
+    pipe.drafter = small_drafter()
+    together = pipe([0, 1, 2, 3] * 4, method="speculative:length=4", seed=0, output_type="latent", **options).tokens
+    for index in (0, 6, 15):
+        alone = pipe([index % 4], method="speculative:length=4", seed=index, output_type="latent", **options)
+        assert torch.equal(alone.tokens[0], together[index])
+
+
+def small_drafter():
+    return llamagen(LlamaGenConfig(layers=1, heads=2, width=16, side=6, vocabulary=48, classes=5), scale=1.2)
+
+
+def test_the_drafter_is_worth_something():
+    """A drafter that is nearly the model needs fewer forwards than one that knows nothing."""
+    pipe, near = pipeline(), llamagen()
+    near.output.weight.add_(0.02 * torch.randn(near.output.weight.shape, generator=torch.Generator().manual_seed(0)))
+    forwards = []
+    for drafter in (near, small_drafter()):
+        pipe.drafter = drafter
+        forwards.append(pipe([0, 1], method="speculative:length=5", seed=0, output_type="latent").trace.forwards)
+    assert forwards[0] < 0.6 * forwards[1]
+    assert forwards[1] <= 36
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vocabulary": 47}, "its vocabulary are 47, the model's 48"),
+        ({"side": 5}, "its rows are 5, the model's 6"),
+        ({"classes": 6}, "its classes are 6, the model's 5"),
+    ],
+)
+def test_drafters_that_do_not_fit(changes, words):
+    shapes = {"layers": 1, "heads": 2, "width": 16, "side": 6, "vocabulary": 48, "classes": 5} | changes
+    pipe = pipeline()
+    pipe.drafter = LlamaGen(LlamaGenConfig(**shapes))
+    with pytest.raises(ValueError, match=f"LlamaGen cannot draft here: {words}"):
+        pipe([0], method="speculative", seed=0)
+
+
+def test_no_drafter():
+    with pytest.raises(ValueError, match="speculative needs a drafter, and small has none"):
+        pipeline()([0], method="speculative", seed=0)
+    with pytest.raises(ValueError, match="got length 0"):
+        pipeline()([0], method="speculative:length=0", seed=0)

@@ -1,0 +1,68 @@
+"""Which rule decides on a draft: the settings that every drafting method shares, and the rule that they ask for.
+
+LANTERN (arXiv 2410.03355), LANTERN++ (2502.06352), GSD (2508.07747), COOL-SD (2601.09212); see `rules.py`. Only
+`exact`, and each of the others at its neutral setting, leaves the law of plain decoding as it is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vargen.samplers import neighbours, rules
+from vargen.samplers.contract import Task
+
+RuleName = Literal["exact", "lantern", "lantern++", "gsd", "cool"]
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(draft, q, p, u_accept, u_redraw, offset) -> (kept, token); `offset` is a draft's place in its window."""
+
+
+@dataclass(frozen=True)
+class RuleSettings:
+    """How drafts are accepted."""
+
+    rule: RuleName = "exact"
+    k: int = 1000  # lantern, lantern++: most neighbours of a draft that may count as the draft; 0 is neutral
+    delta: float = 0.1  # lantern: bound of their mass, a total variation; 0 is neutral
+    factor: float = 1.0  # lantern++: bound of their mass as a multiple of the draft's; 0 is neutral
+    group: int = 14  # gsd: ids in a draft's group, by rank; 1 is neutral
+    tolerance: float = 2.0  # cool: weight of the first draft; 1 is neutral, with decay 0
+    decay: float = 0.7  # cool: weights fall by exp(-decay) from draft to draft
+
+    def __post_init__(self) -> None:
+        if self.k < 0:
+            raise ValueError(f"got k {self.k}, expected 0 or more")
+        if not 0 <= self.delta <= 1:
+            raise ValueError(f"got delta {self.delta}, expected a number from 0 to 1")
+        if not 0 <= self.factor < float("inf"):
+            raise ValueError(f"got factor {self.factor}, expected 0 or more")
+        if self.group < 1:
+            raise ValueError(f"got group {self.group}, expected 1 or more")
+        if not 0 < self.tolerance < float("inf") or not 0 <= self.decay < float("inf"):
+            raise ValueError(f"got tolerance {self.tolerance} and decay {self.decay}, expected above 0, and 0 or more")
+
+
+def rule(settings: RuleSettings, task: Task) -> Rule:
+    """The rule that `settings` ask for. ValueError where the model's codes are unknown, or fewer than `k`."""
+    name = settings.rule
+    if name == "exact" or (name.startswith("lantern") and settings.k == 0):
+        return lambda draft, q, p, u, v, offset: rules.keep(draft, q, p, u, v)
+    if name == "cool":
+
+        def cool(draft: Tensor, q: Tensor, p: Tensor, u: Tensor, v: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+            return rules.cool(draft, q, p, u, v, settings.tolerance * torch.exp(-settings.decay * offset))
+
+        return cool
+    if task.codebook is None:
+        raise ValueError(f"rule {name} needs the codes of the image tokenizer, which this model does not tell")
+    if len(task.codebook) != task.spec.vocabulary:
+        have, want = len(task.codebook), task.spec.vocabulary
+        raise ValueError(f"rule {name} needs a code for every id: there are {have} codes and {want} ids")
+    if name == "gsd":
+        codebook, below, above = task.codebook, settings.group // 2, (settings.group - 1) // 2
+        return lambda draft, q, p, u, v, offset: rules.gsd(draft, q, p, u, v, codebook, below=below, above=above)
+    near = neighbours.table(task.codebook, settings.k)
+    bound = {"delta": settings.delta} if name == "lantern" else {"factor": settings.factor}
+    return lambda draft, q, p, u, v, offset: rules.lantern(draft, q, p, u, v, near, **bound)

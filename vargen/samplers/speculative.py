@@ -1,0 +1,144 @@
+"""Speculative decoding (arXiv 2211.17192, 2302.01318): a small model drafts, one forward of the large one verifies.
+
+The drafter draws `length` tokens one after another, x_i ~ q_i. The large model's forward gives the laws p_i of their
+slots and of the one behind. From the left each draft goes through the rule, up to the first that is not kept, whose
+place the rule's own token takes; where all are kept, a bonus token is drawn from the last law. Each row of a batch
+commits what it can.
+
+Exact with rule `exact`, whatever the drafter; with the others approximate (`relax.py`): `lantern` (arXiv 2410.03355),
+`gsd` (2508.07747) and `cool` (2601.09212) are this method under those rules.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vargen.core import Block
+from vargen.noise import Purpose
+from vargen.samplers import rules
+from vargen.samplers.contract import Task
+from vargen.samplers.relax import RuleName, RuleSettings, rule
+from vargen.samplers.window import Window
+
+
+@dataclass(frozen=True)
+class SpeculativeSettings(RuleSettings):
+    """Settings of `speculative`."""
+
+    length: int = 5  # tokens that are drafted for one forward of the large model
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length < 1:
+            raise ValueError(f"got length {self.length}, expected at least 1")
+
+
+class Speculative(Window):
+    """Speculative decoding: a small model drafts a chain, one forward verifies it (exact with rule=exact)."""
+
+    Settings: ClassVar[type] = SpeculativeSettings
+    exact: ClassVar[bool] = True
+    drafted: ClassVar[bool] = True  # the task must bring a drafter
+
+    def __init__(self, settings: SpeculativeSettings, task: Task) -> None:
+        super().__init__(task, settings.length + 1)
+        assert task.drafter is not None
+        self._drafter, self._length = task.drafter, settings.length
+        self._rule = rule(settings, task)
+        self._q: Tensor | None = None  # laws of the drafts, (B, length, V)
+
+    def propose(self) -> Block:
+        count, lowest = self._task.spec.slots, min(self.settled)
+        highest = max(n for n in self.settled if n < count)
+        laws = []
+        for index in range(self._length):
+            # What the drafter has not seen: at first the last two committed tokens (the last draft of a step that kept
+            # all was never fed to it, and the token behind it is new), then each draft.
+            back = 2 if index == 0 else 1
+            slots = self._slots(index + 1)[:, -1:] - torch.arange(back, 0, -1, device=self._task.device)
+            slots = slots.clamp(min=0)
+            tokens = self._buffer.gather(1, slots)
+            stop = min(count, highest + index)
+            first = max(lowest + index - back, 0)
+            block = Block(tokens, slots.clamp(max=stop - 1), min(first, stop - 1), stop)
+            law = self._drafter.laws(block)[:, -1:]
+            laws.append(law)
+            drawn = rules.draw(law, self._uniform(Purpose.GUESS, self.widest)[:, index : index + 1])
+            self._buffer.scatter_(1, self._slots(index + 1)[:, -1:], drawn)
+        self._q = torch.cat(laws, dim=1)
+        slots, stop = self._slots(self.widest) - 1, min(count, highest + self._length)
+        return Block(self._buffer.gather(1, slots), slots.clamp(max=stop - 1), lowest - 1, stop)
+
+    def accept(self, logits: Tensor) -> None:
+        p, width = self._task.warp(logits), logits.shape[1]
+        redraw = self._uniform(Purpose.REDRAW, self.widest)
+        bonus = rules.draw(p[:, -1:], redraw[:, width - 1 : width])  # (B, 1)
+        if width == 1:  # the first token: nothing was drafted
+            self._buffer.scatter_(1, self._pointers, bonus)
+            self._commit(torch.ones_like(self._pointers))
+            return
+        assert self._q is not None
+        drafts = self._buffer.gather(1, self._slots(self._length))
+        accept = self._uniform(Purpose.ACCEPT, self._length)
+        offsets = self._offsets[: self._length]
+        kept, tokens = self._rule(drafts, self._q, p[:, :-1], accept, redraw[:, :-1], offsets)
+        self._buffer.scatter_(1, self._slots(self.widest), torch.cat([tokens, bonus], dim=1))
+        self._commit(rules.leading(kept)[:, None] + 1)
+
+
+@dataclass(frozen=True)
+class LanternSettings(SpeculativeSettings):
+    """Settings of `lantern`."""
+
+    rule: RuleName = "lantern"
+
+
+class Lantern(Speculative):
+    """LANTERN: drafts count with the mass of their nearest codes, within a bound."""
+
+    Settings: ClassVar[type] = LanternSettings
+    exact: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class LanternPlusSettings(SpeculativeSettings):
+    """Settings of `lantern++`."""
+
+    rule: RuleName = "lantern++"
+
+
+class LanternPlus(Speculative):
+    """LANTERN++: as LANTERN, the bound a multiple of the draft's own mass."""
+
+    Settings: ClassVar[type] = LanternPlusSettings
+    exact: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class GSDSettings(SpeculativeSettings):
+    """Settings of `gsd`."""
+
+    rule: RuleName = "gsd"
+
+
+class GSD(Speculative):
+    """Grouped speculative decoding: drafts count with the group of ids that are ranked beside them."""
+
+    Settings: ClassVar[type] = GSDSettings
+    exact: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class CoolSettings(SpeculativeSettings):
+    """Settings of `cool`."""
+
+    rule: RuleName = "cool"
+
+
+class Cool(Speculative):
+    """COOL-SD: drafts count with a weight that falls from the first to the last."""
+
+    Settings: ClassVar[type] = CoolSettings
+    exact: ClassVar[bool] = False
