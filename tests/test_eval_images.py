@@ -78,6 +78,22 @@ def test_a_truncated_image_is_named(folder):
     assert not sets.is_whole_png(path, 6)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16"])
+def test_transparency_and_16_bits_are_refused(folder, mode):
+    Image.new(mode, (8, 6)).save(folder / "004.png")
+    with pytest.raises(ValueError, match=r"004\.png is damaged or unfit: its mode is"):
+        all_of(sets.open_images(folder))
+
+
+def test_every_changed_byte_is_found(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(PIXELS[0][:6, :6]).save(path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert not sets.is_whole_png(path, 6)
+
+
 def test_a_wrong_size_is_named(folder):
     Image.new("RGB", (5, 5)).save(folder / "004.png")
     with pytest.raises(ValueError, match=r"004\.png is 5x5, expected 8x6"):
@@ -129,6 +145,8 @@ def test_an_npz_that_ends_early_or_was_changed(tmp_path):
         ({"arr_0": np.zeros((2, 4, 4), np.uint8)}, r"\(2, 4, 4\) uint8, expected \(N, H, W, 3\)"),
         ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, "float32, expected"),
         ({"arr_0": np.asfortranarray(PIXELS)}, "stored by columns"),
+        ({"arr_0": PIXELS[:0]}, r"\(0, 6, 8, 3\) uint8, expected"),
+        ({"arr_0": np.array([{}], dtype=object)}, "object, expected"),
     ],
 )
 def test_other_arrays(tmp_path, arrays, words):

@@ -172,7 +172,11 @@ def test_the_interval_is_as_wide_as_the_truth():
         (lambda: Frechet(Gaussian(np.zeros(3), np.eye(3)))(Gaussian(np.zeros(2), np.eye(2))), "2 features, expected 3"),
         (lambda: Gaussian(np.zeros(3), np.eye(2)), "covariance of shape"),
         (lambda: metrics.inception_score(features(5)), "5 images for an Inception Score over 10 splits"),
-        (lambda: metrics.kid(features(1), features(5)), "for KID, expected at least 2"),
+        (lambda: metrics.kid(features(1), features(5)), "for KID over subsets of 1000"),
+        (lambda: Gaussian(np.full(3, np.nan), np.eye(3)), "not finite"),
+        (lambda: Gaussian(np.zeros(3), -np.eye(3)), "negative variance"),
+        (lambda: Gaussian(np.zeros(3), np.triu(np.ones((3, 3)))), "not symmetric"),
+        (lambda: Frechet(Gaussian(np.zeros(2), np.array([[1.0, 5.0], [5.0, 1.0]]))), "negative eigenvalue"),
         (lambda: metrics.precision_recall(features(3), features(9)), "expected more than 3"),
     ],
 )

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from small import PRESETS, pipeline
 
@@ -84,8 +85,11 @@ def test_what_is_whole_is_not_drawn_again_and_what_is_not_is(tmp_path):
     before, times = files(out), {path: path.stat().st_mtime_ns for path in (out / "images").glob("*.png")}
     (out / "images" / "000002.png").write_bytes(before["000002.png"][:-5])  # truncated
     Image.new("RGB", (5, 5)).save(out / "images" / "000005.png")  # of another size
-    (out / "images" / ".000009.png.x.png").write_bytes(b"left by a killed process")
+    for name, age in ((".000009.png.x.png", 7200), (".000001.png.y.png", 5)):
+        (out / "images" / name).write_bytes(b"left by a killed process, or being written by another")
+        os.utime(out / "images" / name, (time.time() - age, time.time() - age))
     again = draw(wanted, out)
+    (out / "images" / ".000001.png.y.png").unlink()
     assert files(out) == before
     assert again["checksum"] == checksum
     kept = [path for path, at in times.items() if path.stat().st_mtime_ns == at]
@@ -105,15 +109,92 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, changes):
         draw(make(count=3), out)
 
 
-def test_other_weights_are_another_run(tmp_path):
+@pytest.mark.parametrize("part", ["transformer", "tokenizer"])
+def test_other_weights_are_another_run(tmp_path, part):
     def other(device):
         pipe = pipeline()
-        pipe.transformer.output.weight.mul_(1.01)
+        list(getattr(pipe, part).parameters())[-1].view(-1)[-1:].mul_(1.5)  # the very last number
         return pipe
 
     draw(make(count=3), tmp_path / "run")
     with pytest.raises(ValueError, match="holds another run: weights"):
         runs.sample(make(count=3), other, tmp_path / "run", device="cpu")
+
+
+def test_the_text_encoder_is_part_of_the_weights():
+    pipe = pipeline()
+    before = runs.fingerprint(pipe)
+    pipe.register_modules(text_encoder=torch.nn.Linear(3, 3))
+    assert runs.fingerprint(pipe) != before
+
+
+def test_images_that_were_swapped_or_damaged_later_are_found_and_drawn_again(tmp_path):
+    wanted, out = make(), tmp_path / "run"
+    checksum, before = draw(wanted, out)["checksum"], files(out)
+    image = out / "images" / "000003.png"
+    flipped = bytearray(before["000003.png"])
+    flipped[len(flipped) // 2] ^= 1
+    for content in (before["000001.png"], bytes(flipped)):
+        image.write_bytes(content)
+        with pytest.raises(ValueError, match=r"other images than it drew, 000003\.png"):
+            runs.check(wanted, out)
+        assert draw(wanted, out)["checksum"] == checksum
+        assert files(out) == before
+
+
+def test_a_finished_run_is_left_alone_and_an_unfinished_one_is_told(tmp_path):
+    wanted, out = make(count=3), tmp_path / "run"
+    draw(wanted, out)
+    manifest = (out / "manifest.json").read_text()
+    draw(wanted, out)
+    assert (out / "manifest.json").read_text() == manifest
+    (out / "manifest.json").write_text(manifest.replace('"complete": true', '"complete": false'))
+    with pytest.raises(ValueError, match="is not finished: run the same command again"):
+        runs.check(wanted, out)
+
+
+def test_a_run_that_was_killed_before_it_had_a_manifest(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".manifest.json.abc.json").write_text("{")
+    assert draw(make(count=2), tmp_path / "run")["complete"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "null", "[]", '{"images": 4, "forwards_per_image": "x", "seconds": {"total": 1}}']
+)
+def test_traces_that_are_lost_or_damaged_give_no_price(tmp_path, text):
+    wanted, out = make(count=3), tmp_path / "run"
+    draw(wanted, out)
+    (out / "traces" / "000000.json").write_text(text)
+    assert runs.totals(wanted, out) == {"traced_images": 0, "seconds_sampling": None, "forwards_per_image": None}
+
+
+@pytest.mark.parametrize("change", [{"count": "6"}, {"law": None}, {"classes": "5"}, {"model": ["x"]}, {"more": 1}])
+def test_manifests_of_wrong_types(tmp_path, change):
+    wanted = make(count=3).json() | change
+    (tmp_path / "manifest.json").write_text(json.dumps({"plan": wanted}))
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        plan.load(tmp_path / "manifest.json")
+
+
+def test_names_sort_as_numbers_at_any_count():
+    wanted = make(count=1_000_001)
+    assert [wanted.name(i) for i in (0, 999_999, 1_000_000)] == ["0000000.png", "0999999.png", "1000000.png"]
+    assert make(count=1_000_000).name(7) == "000007.png"
+
+
+def test_seeds_of_any_size():
+    many = replace(make(count=10), labels="random", seed=10**30)
+    assert {many.label(i) for i in range(10)} <= set(range(5))
+    with pytest.raises(ValueError, match="got image size 0"):
+        make(law={"image_size": 0})
+
+
+def test_devices_that_are_not_there(tmp_path):
+    for name in ("banana", "cuda:77"):
+        with pytest.raises(ValueError, match="device"):
+            runs.sample(make(), lambda device: pipeline(), tmp_path / "run", device=name)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -65,12 +65,20 @@ def test_fid_clip(tiny_clip, tmp_path):
         ("a.txt", "a boat\n\n  a dog \n", ["a boat", "a dog"]),
         ("a.tsv", "Prompt\tCategory\na boat\tsea\na dog\tland\n", ["a boat", "a dog"]),
         ("a.jsonl", '{"tag": "x", "prompt": "a boat"}\n{"tag": "y", "prompt": "a dog"}\n', ["a boat", "a dog"]),
-        ("a.json", '{"annotations": [{"id": 3, "caption": "a boat "}, {"id": 4, "caption": "a dog"}]}', None),
+        (
+            "a.json",
+            '{"annotations": [{"id": 3, "caption": "a boat "}, {"id": 4, "caption": "a dog"}]}',
+            ["a boat", "a dog"],
+        ),
+        ("b.tsv", 'Prompt\tCategory\n"Hello" on a boat\tx\n"a dog\tland\n', ['"Hello" on a boat', '"a dog']),
+        ("b.jsonl", '{"prompt": "a\u2028boat"}\n{"prompt": "a dog"}\n', ["a\u2028boat", "a dog"]),
     ],
 )
 def test_prompt_files(tmp_path, name, text, expected):
     (tmp_path / name).write_text(text)
-    assert [prompt.text for prompt in prompts.read(tmp_path / name)] == expected or ["a boat", "a dog"]
+    assert [prompt.text for prompt in prompts.read(tmp_path / name)] == expected
+    (tmp_path / name).write_text("\ufeff" + text)  # as some editors save it
+    assert [prompt.text for prompt in prompts.read(tmp_path / name)] == expected
 
 
 @pytest.mark.parametrize(
@@ -81,6 +89,8 @@ def test_prompt_files(tmp_path, name, text, expected):
         ("a.jsonl", "{", "are damaged"),
         ("a.jsonl", '{"prompt": 3}', "or an empty one"),
         ("a.json", "[]", "are damaged"),
+        ("a.json", '{"annotations": [{"id": 3, "caption": null}]}', "are damaged"),
+        ("b.jsonl", '{"prompt": "  "}', "or an empty one"),
         ("a.csv", "x", "expected a folder or one of"),
         ("b.txt", None, "no prompts"),
     ],
@@ -102,9 +112,17 @@ def test_exports(tmp_path):
     grid = np.asarray(Image.open(tmp_path / "out" / "12.png"))
     assert grid.shape == (16, 16, 3)
     assert (grid[:8, 8:] == np.asarray(Image.open(paths[2]))).all()
-    (tmp_path / "g.jsonl").write_text('{"prompt": "a", "tag": "x"}\n{"prompt": "b", "tag": "y"}\n')
+    (tmp_path / "g.jsonl").write_text(
+        '{"prompt": "a", "tag": "x", "include": []}\n{"prompt": "b", "tag": "y", "include": []}\n'
+    )
     prompts.export(paths, prompts.read(tmp_path / "g.jsonl"), "geneval", tmp_path / "geneval")
     assert json.loads((tmp_path / "geneval" / "00001" / "metadata.jsonl").read_text())["tag"] == "y"
     assert (tmp_path / "geneval" / "00001" / "samples" / "00003.png").read_bytes() == paths[7].read_bytes()
+    with pytest.raises(ValueError, match="are not GenEval's"):
+        prompts.export(paths, found, "geneval", tmp_path / "out")
+    for names in (("1", "1"), ("a", "../../b")):
+        odd = [prompts.Prompt("x", name, {}) for name in names]
+        with pytest.raises(ValueError, match="no plain names of their own"):
+            prompts.export(paths, odd, "dpg", tmp_path / "out")
     with pytest.raises(ValueError, match="got 8 images of 3 prompts"):
         prompts.export(paths, [*found, found[0]], "dpg", tmp_path / "out")

@@ -12,6 +12,8 @@ from vargen.eval import clip, features, plan, prompts, report, runs
 from vargen.eval.images import Images, open_images, pack
 from vargen.eval.measure import measure, reference
 from vargen.files import check_writable, write_atomically
+from vargen.loading import find_device
+from vargen.scenes import CLASSES
 
 CACHE = Path("out/evaluation-cache")
 
@@ -66,6 +68,7 @@ def _measure_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", type=Path, help="folder, npz of images or of statistics (default: pocket scenes)"
     )
+    parser.add_argument("--reference-sha256", help="what the reference should be; a warning where it is another")
     parser.add_argument("--inception-weights", type=Path, help="torch-fidelity's file, instead of a download")
     parser.add_argument("--clip", help="folder or repository of a CLIP model; a run from prompts gets its CLIP score")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where painted references are kept")
@@ -85,7 +88,7 @@ def make_plan(options: argparse.Namespace) -> plan.Plan:
         prompts=tuple(prompt.text for prompt in found),
         seed=options.seed,
         batch_size=options.batch_size,
-        dtype=options.dtype or "",
+        dtype=options.dtype or ("float32" if find_device(options.device).type == "cpu" else "bfloat16"),
     )
 
 
@@ -95,12 +98,12 @@ def sample(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     out = options.out or Path("out/evaluation") / f"{wanted.model}-{wanted.method.replace(':', '-')}"
 
     def pipe(device: torch.device) -> Any:
-        options.device = str(device)
-        return cli.load(options)
+        return cli.load(argparse.Namespace(**{**vars(options), "device": str(device), "dtype": wanted.dtype}))
 
     manifest = runs.sample(wanted, pipe, out, device=options.device)
     if manifest:
-        print(f"{out}: {wanted.count} images, {manifest['forwards_per_image']:.1f} forwards per image")
+        forwards = manifest["forwards_per_image"]
+        print(f"{out}: {wanted.count} images, {'?' if forwards is None else f'{forwards:.1f}'} forwards per image")
     return out, manifest
 
 
@@ -110,19 +113,15 @@ def open_set(path: Path) -> tuple[Images, plan.Plan | None, dict[str, Any]]:
     if not manifest.is_file():
         return open_images(path), None, {}
     wanted = plan.load(manifest)
-    runs.check(wanted, path)
+    found = runs.check(wanted, path)
     images = open_images(path / "images")
     if images.count != wanted.count:
         raise ValueError(f"{path / 'images'} holds {images.count} images, expected the {wanted.count} of its manifest")
-    return images, wanted, json.loads(manifest.read_text())
+    return images, wanted, found
 
 
 def extractor(options: argparse.Namespace, device: torch.device) -> features.Extractor:
-    """The feature extractor that the flags ask for. ValueError where it needs a reference and none is given."""
-    if options.features == "clip" and not options.clip:
-        raise ValueError("--features clip needs --clip: the folder or repository of a CLIP model")
-    if options.features != "pocket" and options.reference is None:
-        raise ValueError(f"--features {options.features} needs a --reference: only pocket features have one built in")
+    """The feature extractor that the flags ask for."""
     if options.features == "inception":
         return features.inception(device, options.inception_weights)
     return features.clip(device, options.clip) if options.features == "clip" else features.pocket(device)
@@ -130,44 +129,71 @@ def extractor(options: argparse.Namespace, device: torch.device) -> features.Ext
 
 def measure_one(options: argparse.Namespace) -> None:
     """Measure a run, folder or npz."""
-    from vargen.loading import find_device
-
-    if options.json:
-        check_writable([options.json])
+    check_measuring(options)
     images, wanted, manifest = open_set(options.images)
-    device = find_device(options.device)
-    made = extractor(options, device)
-    labels = [wanted.label(i) for i in range(wanted.count)] if wanted and wanted.classes else None
-    recipe = registry.preset(wanted.model).choose(wanted.preset) if wanted and wanted.model in registry.MODELS else None
-    side = (wanted.law.get("image_size") if wanted else None) or (recipe.image_size if recipe else None)
-    resized = f"bicubic to {side}" if side else "not resized"
+    preset = registry.preset(wanted.model) if wanted and wanted.model in registry.MODELS else None
+    made, how, labels = extractor(options, find_device(options.device)), "as found", None
+    if wanted:
+        check_writable([options.images / "result.json"])
+        how = "rounded to uint8"
+        if side := wanted.law.get("image_size") or (preset and preset.choose(wanted.preset).image_size):
+            how = f"bicubic to {side}, {how}"
+        if options.features == "pocket" and tuple(preset.names() if preset else ()) == tuple(CLASSES):
+            labels = [wanted.label(i) for i in range(wanted.count)]
     with reference(options.reference, made, options.cache) as against:
-        result = measure(images, made, against, labels=labels, resized=resized)
+        result = measure(images, made, against, labels=labels, how=how)
+        result["warnings"] += reference_warnings(options, against.digest, images.size)
+        published = preset.choose(wanted.preset).published if preset and wanted else {}
+        if wanted and is_published_setting(options, wanted, against.settled) and "fid" in published:
+            result["published_fid"] = published["fid"]
     if wanted:
         keys = ("seconds_sampling", "forwards_per_image", "traced_images", "plan", "versions", "weights", "checksum")
         result |= {key: manifest.get(key) for key in keys}
-        if recipe and "fid" in recipe.published and options.features == "inception":
-            result["published_fid"] = recipe.published["fid"]
-        if wanted.prompts and options.clip:
+        if options.clip and wanted.prompts:
             texts = [wanted.prompt(i) for i in range(wanted.count)]
-            result["clip_score"] = clip.score(images, texts, options.clip, device)
-    text = json.dumps(result, indent=2) + "\n"
-    for path in [options.json, options.images / "result.json" if wanted else None]:
-        if path:
-            write_atomically(path, lambda temporary: temporary.write_text(text))
+            result["clip_score"] = clip.score(images, texts, options.clip, made.device)
     low, high = result["fid_interval"]
     print(f"FID {result['fid']:.4f} (95% interval {low:.4f} to {high:.4f}): {result['description']}")
     for warning in result["warnings"]:
         print(f"warning: {warning}")
+    text = json.dumps(result, indent=2) + "\n"
+    for path in [options.json, options.images / "result.json" if wanted else None]:
+        if path:
+            write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def check_measuring(options: argparse.Namespace) -> None:
+    """Refuse what can be refused before anything is drawn or read."""
+    if options.features == "clip" and not options.clip:
+        raise ValueError("--features clip needs --clip: the folder or repository of a CLIP model")
+    if options.features != "pocket" and options.reference is None:
+        raise ValueError(f"--features {options.features} needs a --reference: only pocket features have one built in")
+    if options.reference is not None and not options.reference.exists():
+        raise ValueError(f"there is no reference {options.reference}")
+    if options.json:
+        check_writable([options.json])
+
+
+def reference_warnings(options: argparse.Namespace, digest: str, size: tuple[int, int]) -> list[str]:
+    """What is wrong with the reference or the features for these images."""
+    out = []
+    if options.reference_sha256 and not digest.startswith(options.reference_sha256.lower()):
+        out.append(f"the reference is not the one that was named: its SHA-256 is {digest}")
+    if options.features == "pocket" and size != (64, 64):
+        out.append(f"pocket features are made for scenes of 64x64 pixels, these images are {size[1]}x{size[0]}")
+    return out
+
+
+def is_published_setting(options: argparse.Namespace, wanted: plan.Plan, settled: bool) -> bool:
+    """Whether a published FID may stand beside this one: 50,000 images of the unchanged recipe, against statistics."""
+    return options.features == "inception" and settled and wanted.count == 50_000 and not wanted.law
 
 
 def run_all(options: argparse.Namespace) -> None:
     """Draw and measure; with many processes the first one measures."""
-    if options.json:
-        check_writable([options.json])
-    device = options.device
+    check_measuring(options)
+    extractor(options, torch.device("cpu"))  # may lack its weights: better known now
     options.images, manifest = sample(options)
-    options.device = device
     if manifest:
         measure_one(options)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -43,7 +44,7 @@ def pocket(device: torch.device) -> Extractor:
     def run(images: Tensor) -> dict[str, Tensor]:
         maps = model.maps(images.float() / 127.5 - 1)
         pooled = maps[-1].mean((-1, -2))
-        spatial = maps[2][:, :SPATIAL].permute(0, 2, 3, 1).flatten(1)
+        spatial = F.adaptive_avg_pool2d(maps[2][:, :SPATIAL], 8).permute(0, 2, 3, 1).flatten(1)  # as it is at 64x64
         return {"pooled": pooled, "logits": model.head(pooled), "spatial": spatial}
 
     return Extractor("pocket-classifier", run, device)
@@ -139,16 +140,23 @@ class Stored:
 
 
 @torch.inference_mode()
-def extract(images: Images, extractor: Extractor, folder: Path, *, batch: int = 64) -> dict[str, Stored]:
-    """Features of all images, in order, on disk in `folder`: memory stays flat."""
+def extract(
+    images: Images, extractor: Extractor, folder: Path, *, batch: int = 64, digest: Any = None
+) -> dict[str, Stored]:
+    """Features of all images, in order, on disk in `folder`: memory stays flat. `digest` takes the pixels in."""
     out: dict[str, Stored] = {}
     bar = tqdm(total=images.count, unit="image", desc=extractor.name, disable=None, leave=False)
     for pixels in images.batches(batch):
+        if digest is not None:
+            digest.update(pixels.tobytes())
         tensor = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).to(extractor.device)
         for name, value in extractor.run(tensor).items():
             if name not in out:
                 out[name] = Stored(folder / name, value.shape[1])
-            out[name].append(value.float().cpu().numpy())
+            rows = value.float().cpu().numpy()
+            if not np.isfinite(rows).all():
+                raise ValueError(f"the features of {images.name} are not all finite: its extractor failed")
+            out[name].append(rows)
         bar.update(len(pixels))
     bar.close()
     return out

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from vargen.files import write_atomically
 
 Pixels = NDArray[np.uint8]
+DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -69,41 +70,51 @@ def read_image(path: Path, size: tuple[int, ...] | None = None) -> Pixels:
     from PIL import Image
 
     try:
-        if path.suffix.lower() == ".png" and _ends(path)[1] != PNG_END:
-            raise ValueError("it ends early")  # Pillow lets that pass
+        if path.suffix.lower() == ".png" and _png_sides(path) is None:
+            raise ValueError("it ends early, or a checksum is wrong")  # Pillow lets that pass
         with Image.open(path) as image:
+            if image.mode not in ("RGB", "L", "P", "1") or "transparency" in image.info:
+                raise ValueError(f"its mode is {image.mode}, with more than 8 bits or transparency")
             pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"the image {path} is damaged: {error}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the image {path} is damaged or unfit: {error}") from None
     if size is not None and pixels.shape[:2] != tuple(size):
         height, width = pixels.shape[:2]
         raise ValueError(f"the image {path} is {width}x{height}, expected {size[1]}x{size[0]} as the others")
     return pixels
 
 
-def _ends(path: Path) -> tuple[bytes, bytes]:
-    """The first 24 bytes of a file, and its last 8."""
-    with path.open("rb") as file:
-        start = file.read(24)
-        file.seek(-8, io.SEEK_END)
-        return start, file.read()
-
-
 def is_whole_png(path: Path, size: int) -> bool:
-    """Whether there is a PNG of `size` pixels a side with its end in place; cheap, since nothing is decoded."""
+    """Whether there is a PNG of `size` pixels a side, complete and with every checksum right."""
     try:
-        start, end = _ends(path)
-    except OSError:  # not there, or shorter than 8 bytes
+        return _png_sides(path) == (size, size)
+    except OSError:
         return False
-    sides = (int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big"))
-    return start[:8] == PNG_START and sides == (size, size) and end == PNG_END
+
+
+def _png_sides(path: Path) -> tuple[int, int] | None:
+    """Width and height of a PNG whose chunks are all there and undamaged; nothing is decoded."""
+    data, at, sides = path.read_bytes(), len(PNG_START), None
+    if data[:at] != PNG_START:
+        return None
+    while at + 12 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 8 + length
+        if zlib.crc32(data[at + 4 : end]).to_bytes(4, "big") != data[end : end + 4]:
+            return None
+        if kind == b"IHDR":
+            sides = (int.from_bytes(data[at + 8 : at + 12], "big"), int.from_bytes(data[at + 12 : at + 16], "big"))
+        if kind == b"IEND":
+            return sides
+        at = end + 4
+    return None
 
 
 def _npz(path: Path) -> Images:
     shape, dtype = npz_shapes(path).get("arr_0", (None, None))
     if shape is None:
         raise ValueError(f"the file {path} has no images: there is no arr_0 in it")
-    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
+    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or min(shape) < 1:
         raise ValueError(f"arr_0 of {path} is {shape} {dtype}, expected (N, H, W, 3) uint8")
     row = int(np.prod(shape[1:]))
     member, at = _member(path, "arr_0"), 0  # the open member and the row it stands at: a zip is read forward
@@ -116,7 +127,7 @@ def _npz(path: Path) -> Images:
             for first in range(at, start, 1024):
                 member.read(min(1024, start - first) * row)
             data = member.read((stop - start) * row)
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error) as error:
+        except DAMAGE as error:
             raise ValueError(f"the file {path} is damaged: {error}") from None
         at = stop
         if len(data) != (stop - start) * row:
@@ -133,8 +144,8 @@ def npz_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-        return {name: _header(_open(path, name)) for name in names}
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error) as error:
+        return {name: _header(_open(path, name))[:2] for name in names}
+    except DAMAGE as error:
         raise ValueError(f"the file {path} is damaged: {error}") from None
 
 
@@ -142,18 +153,25 @@ def _open(path: Path, name: str) -> Any:
     return zipfile.ZipFile(path).open(f"{name}.npy")
 
 
-def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype]:
+def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Shape, type, and whether the array is stored by columns."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(stream)
-    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = reader(stream)
-    if fortran and len(shape) > 1:
-        raise ValueError("an array is stored by columns")
-    return shape, dtype
+    if version not in readers:
+        raise ValueError(f"an array is in version {version} of the format")
+    shape, fortran, dtype = readers[version](stream)
+    return shape, dtype, fortran
 
 
 def _member(path: Path, name: str) -> Any:
-    stream = _open(path, name)
-    _header(stream)
+    """An array's bytes, its header read. ValueError where they are not in order of rows."""
+    try:
+        stream = _open(path, name)
+        fortran = _header(stream)[2]
+    except DAMAGE as error:
+        raise ValueError(f"the file {path} is damaged: {error}") from None
+    if fortran:
+        raise ValueError(f"{name} of {path} is stored by columns, expected by rows")
     return stream
 
 

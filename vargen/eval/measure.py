@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vargen.eval import metrics
 from vargen.eval.features import Extractor, extract
-from vargen.eval.images import Images, npz_shapes, open_images
+from vargen.eval.images import DAMAGE, Images, npz_shapes, open_images
 from vargen.eval.metrics import Frechet, Gaussian, Rows
-from vargen.scenes import CLASSES
+from vargen.files import write_atomically
 from vargen.training.data import HELD_OUT, scenes
 
+FEWEST = 7  # images up to which precision, recall and KID say nothing
+MOST_FEATURES = 20_000
 ENOUGH = 10_000  # images below which a Fréchet distance is mostly bias
 POCKET_REFERENCE = 5_000  # held-out scenes
 
@@ -31,7 +34,7 @@ class Reference:
     features: Rows | None = None
     count: int | None = None
     size: tuple[int, int] | None = None
-    digest: str = ""  # SHA-256 of its file, or of its statistics where it is made of many
+    digest: str = ""  # SHA-256 of a statistics file, or of all pixels
     settled: bool = False  # whether its Gaussian is the one that is meant, and not that of so many images
 
 
@@ -53,36 +56,54 @@ def reference(path: Path | None, extractor: Extractor, cache: Path) -> Iterator[
 
 
 def pocket_scenes(cache: Path, count: int = POCKET_REFERENCE) -> Images:
-    """Held-out scenes, painted once and kept in `cache`."""
+    """Held-out scenes, painted once and kept in `cache` beside their checksum; painted anew where that is wrong."""
     cache.mkdir(parents=True, exist_ok=True)
+    path = cache / f"scenes-{HELD_OUT}-{count}.npy"
+    note = path.with_suffix(".sha256")
+    if not (path.exists() and note.exists() and note.read_text() == _sha256(path)):
+        path.unlink(missing_ok=True)
+        scenes(cache, count, HELD_OUT)
+        write_atomically(note, lambda temporary: temporary.write_text(_sha256(path)))
     data = scenes(cache, count, HELD_OUT)
     return Images(f"{count} held-out pocket scenes", count, data.shape[1:3], lambda a, b: np.array(data[a:b]))
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _of_images(images: Images, extractor: Extractor, folder: Path) -> Reference:
-    found = extract(images, extractor, folder)
+    pixels = hashlib.sha256()
+    found = extract(images, extractor, folder, digest=pixels)
     gaussian = metrics.moments(found["pooled"]).gaussian()
     spatial = metrics.moments(found["spatial"]).gaussian() if "spatial" in found else None
-    digest = hashlib.sha256(gaussian.mu.tobytes() + gaussian.sigma.tobytes()).hexdigest()
+    digest = pixels.hexdigest()
     return Reference(images.name, gaussian, spatial, found["pooled"], images.count, images.size, digest)
 
 
 def _of_statistics(path: Path, extractor: Extractor, folder: Path) -> Reference:
     shapes = npz_shapes(path)
-    wanted = [("mu", "sigma")] + ([("mu_s", "sigma_s")] if "mu_s" in shapes else [])
+    pairs = [("mu", "sigma")] + ([("mu_s", "sigma_s")] if "mu_s" in shapes else [])
+    for mu, sigma in pairs:
+        sizes = [shapes[key][0] if key in shapes else None for key in (mu, sigma)]
+        if sizes[0] is None or len(sizes[0]) != 1 or sizes[1] != sizes[0] * 2 or sizes[0][0] > MOST_FEATURES:
+            raise ValueError(
+                f"the statistics {path} have {mu} {sizes[0]} and {sigma} {sizes[1]}, expected (D,) and (D, D)"
+            )
+        if not all(np.issubdtype(shapes[key][1], np.floating) for key in (mu, sigma)):
+            raise ValueError(f"the statistics {path} are not floating-point numbers")
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = [Gaussian(*(np.asarray(file[key], dtype=np.float64) for key in pair)) for pair in wanted]
-    except (ValueError, KeyError, OSError) as error:
+            found = [Gaussian(*(np.asarray(file[key], dtype=np.float64) for key in pair)) for pair in pairs]
+    except DAMAGE as error:
         raise ValueError(f"the statistics {path} are damaged: {error}") from None
     features = count = size = None
     if "arr_0" in shapes:
         images = open_images(path)
         features, count, size = extract(images, extractor, folder)["pooled"], images.count, images.size
     spatial = found[1] if len(found) > 1 else None
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Reference(f"statistics {path.name}", found[0], spatial, features, count, size, digest, True)
+    return Reference(f"statistics {path.name}", found[0], spatial, features, count, size, _sha256(path), True)
 
 
 def measure(
@@ -91,16 +112,22 @@ def measure(
     against: Reference,
     *,
     labels: list[int] | None = None,
-    resized: str = "not resized",
+    how: str = "as found",
 ) -> dict[str, Any]:
-    """All figures of `images`; `labels` (N,) are the classes that were asked for. The result names what it rests on."""
+    """All figures of `images`, and a description of what they rest on; `how` says how the pixels came about.
+
+    With `labels` (N,) of pocket scenes, the share that the classifier agrees with. `fid_interval` is of sampling alone:
+    the bias of a Fréchet distance from few images is not in it. Figures that too few images allow are left out, with a
+    warning.
+    """
     with tempfile.TemporaryDirectory() as folder:
+        _probe(images, extractor, against)
         found = extract(images, extractor, Path(folder))
-        pooled = found["pooled"]
-        distance = Frechet(against.gaussian)
-        fid, error = distance(metrics.moments(pooled).gaussian()), metrics.jackknife(pooled, distance)
+        pooled, distance = found["pooled"], Frechet(against.gaussian)
+        fid = distance(metrics.moments(pooled).gaussian())
+        error = metrics.jackknife(pooled, distance) if images.count > 2 else float("inf")
         out: dict[str, Any] = {
-            "description": f"{extractor.name}, {against.name}, {images.count:,} images, {resized}, rounded to uint8",
+            "description": f"{extractor.name}, {against.name}, {images.count:,} images, {how}",
             "images": images.count,
             "features": extractor.name,
             "reference": against.name,
@@ -111,18 +138,33 @@ def measure(
         }
         if "spatial" in found and against.spatial is not None:
             out["sfid"] = Frechet(against.spatial)(metrics.moments(found["spatial"]).gaussian())
+        guesses = None
         if "logits" in found:
             splits = min(10, images.count)
             out["inception_score"], out["inception_score_std"] = metrics.inception_score(found["logits"], splits=splits)
-        if against.features is not None:
+            parts = [found["logits"][i : i + 1024].argmax(1) for i in range(0, images.count, 1024)]
+            guesses = np.concatenate(parts)
+        if against.features is not None and min(images.count, len(against.features)) > FEWEST:
             device = str(extractor.device)
             out["precision"], out["recall"] = metrics.precision_recall(pooled, against.features, device=device)
-            out["kid"], out["kid_std"] = metrics.kid(pooled, against.features)
-        guesses = found["logits"][:].argmax(1) if "logits" in found else None
-        if labels is not None and guesses is not None and found["logits"].shape[1] == len(CLASSES):
+            size = min(1000, images.count // 2, len(against.features) // 2)  # below all: subsets must differ
+            out["kid"], out["kid_std"] = metrics.kid(pooled, against.features, size=size)
+            out["kid_subset"] = size
+        if labels is not None and guesses is not None:
             out["class_agreement"] = float((guesses == np.array(labels)).mean())
         out["warnings"] = warnings(images, against, guesses)
     return out
+
+
+def _probe(images: Images, extractor: Extractor, against: Reference) -> None:
+    """ValueError where the features do not fit the reference, before all images are read."""
+    pixels = torch.from_numpy(images.read(0, 1).copy()).permute(0, 3, 1, 2).to(extractor.device)
+    with torch.inference_mode():
+        found = extractor.run(pixels)
+    for key, gaussian in (("pooled", against.gaussian), ("spatial", against.spatial)):
+        if key in found and gaussian is not None and found[key].shape[1] != len(gaussian.mu):
+            ours, theirs = found[key].shape[1], len(gaussian.mu)
+            raise ValueError(f"{extractor.name} has {ours} {key} features, expected {theirs} as {against.name} has")
 
 
 def warnings(images: Images, against: Reference, guesses: Any) -> list[str]:
@@ -130,6 +172,10 @@ def warnings(images: Images, against: Reference, guesses: Any) -> list[str]:
     out = []
     if images.count < ENOUGH:
         out.append(f"{images.count:,} images: a Fréchet distance is biased upwards below {ENOUGH:,}")
+    if images.count <= FEWEST and against.features is not None:
+        out.append(f"{images.count} images are too few for precision, recall and KID: left out")
+    if images.count < 1000 and guesses is not None:
+        out.append(f"an Inception Score over splits of {images.count} images is biased downwards")
     if against.count is not None and against.count < ENOUGH and not against.settled:
         out.append(f"the reference has {against.count:,} images, fewer than {ENOUGH:,}")
     elif against.count == ENOUGH and not against.settled:
@@ -141,7 +187,8 @@ def warnings(images: Images, against: Reference, guesses: Any) -> list[str]:
         out.append(f"the reference has {_pixels(against.size)} pixels, the images {_pixels(images.size)}")
     if guesses is not None and len(guesses) > 1:
         by_chance = np.square(np.bincount(guesses) / len(guesses)).sum()
-        if (guesses[1:] == guesses[:-1]).mean() > (1 + by_chance) / 2 and by_chance < 1:
+        doubt = 6 * np.sqrt(by_chance * (1 - by_chance) / len(guesses))
+        if (guesses[1:] == guesses[:-1]).mean() > by_chance + max(doubt, 0.05):
             out.append("the images look sorted by class: split scores of other tools will be wrong (these shuffle)")
     return out
 

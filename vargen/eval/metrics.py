@@ -40,6 +40,11 @@ class Gaussian:
     def __post_init__(self) -> None:
         if self.mu.ndim != 1 or self.sigma.shape != (len(self.mu), len(self.mu)):
             raise ValueError(f"got a mean of shape {self.mu.shape} and a covariance of shape {self.sigma.shape}")
+        if not np.isfinite(self.mu).all() or not np.isfinite(self.sigma).all():
+            raise ValueError("got a mean or a covariance with numbers that are not finite")
+        scale = max(np.abs(self.sigma).max(initial=0), 1e-12)
+        if np.abs(self.sigma - self.sigma.T).max(initial=0) > 1e-5 * scale or self.sigma.diagonal().min(initial=0) < 0:
+            raise ValueError("got a covariance that is none: not symmetric, or with a negative variance")
 
 
 class Moments:
@@ -91,6 +96,8 @@ class Frechet:
 
     def __init__(self, reference: Gaussian) -> None:
         values, vectors = np.linalg.eigh(reference.sigma.astype(np.float64))
+        if values[0] < -1e-3 * max(values[-1], 1e-12):
+            raise ValueError("got a covariance that is none: it has a negative eigenvalue")
         self._reference = reference
         self._root = vectors * np.sqrt(np.clip(values, 0, None))
 
@@ -141,9 +148,8 @@ def inception_score(logits: Rows, *, splits: int = 10) -> tuple[float, float]:
 
 def kid(ours: Rows, theirs: Rows, *, subsets: int = 100, size: int = 1000) -> tuple[float, float]:
     """Mean and deviation over random `subsets` of the unbiased squared MMD under the kernel (x.y / D + 1)^3."""
-    size = min(size, len(ours), len(theirs))
-    if size < 2:
-        raise ValueError(f"got {len(ours)} and {len(theirs)} images for KID, expected at least 2")
+    if not 2 <= size <= min(len(ours), len(theirs)):
+        raise ValueError(f"got {len(ours)} and {len(theirs)} images for KID over subsets of {size}, expected as many")
     random, values = np.random.RandomState(SEED), []
     for _ in range(subsets):
         x = np.asarray(ours[np.sort(random.choice(len(ours), size, replace=False))], dtype=np.float64)

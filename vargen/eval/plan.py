@@ -6,9 +6,9 @@ batched product depend on its shape, and a run must give the same files on one p
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 
@@ -32,7 +32,7 @@ class Plan:
     classes: int = 0
     law: dict[str, Any] = field(default_factory=dict)  # the recipe's values that the caller replaced
     prompts: tuple[str, ...] = ()
-    dtype: str = "float32"
+    dtype: str = "float32"  # of the transformer
 
     @property
     def groups(self) -> list[range]:
@@ -44,7 +44,7 @@ class Plan:
         """The class of an image: in turn, or drawn uniformly."""
         if self.labels == "balanced":
             return index % self.classes
-        seed, slot = torch.tensor([self.seed]), torch.tensor([[index]])
+        seed, slot = torch.tensor(request.seeds(1, self.seed, None)), torch.tensor([[index]])
         return int(noise.uniform(seed, slot, noise.Purpose.LABEL).item() * self.classes)
 
     def prompt(self, index: int) -> str:
@@ -53,7 +53,7 @@ class Plan:
 
     def name(self, index: int) -> str:
         """The file of an image."""
-        return f"{index:06d}.png"
+        return f"{index:0{max(6, len(str(self.count - 1)))}d}.png"
 
     def arguments(self, group: Iterable[int]) -> dict[str, Any]:
         """What the pipeline is called with."""
@@ -88,6 +88,7 @@ def make(
     chosen = preset.choose(recipe)
     name = recipe or next(iter(preset.recipes))
     request.method(method, chosen, law, {})
+    request.image_size(law.get("image_size"), chosen)
     _, settings = registry.method(method)
     if getattr(settings, "window", None) == "auto":
         method = ":".join([p for p in method.split(":") if not p.startswith("window=")] + [f"window={AUTO_WINDOW}"])
@@ -97,6 +98,7 @@ def make(
             if preset.classes
             else f"{preset.name} draws what prompts say: name a file of them"
         )
+    request.whole(rest.get("seed", 0), "seed")
     for key, value in (("number of images", count), ("batch size", rest.get("batch_size", 1))):
         request.whole(value, key, least=1)
     given = {key: value for key, value in law.items() if value is not None}
@@ -117,6 +119,11 @@ def load(path: Path) -> Plan:
     """The plan that a run's manifest holds. ValueError where it is damaged."""
     try:
         values = json.loads(path.read_text())["plan"]
-        return Plan(**{**values, "prompts": tuple(values["prompts"])})
-    except (ValueError, TypeError, LookupError) as error:
+        found = Plan(**{**values, "prompts": tuple(values["prompts"])})
+        for each in fields(Plan):
+            hint, value = get_type_hints(Plan)[each.name], getattr(found, each.name)
+            if not isinstance(value, get_origin(hint) or hint):
+                raise TypeError(f"{each.name} is {value!r}")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"the manifest {path} is damaged: {error}") from None
+    return found

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ def read(path: Path) -> list[Prompt]:
     (annotations with caption). A folder of .txt: DPG-Bench, one prompt a file.
     """
     if path.is_dir():
-        found = [Prompt(file.read_text().strip(), file.stem, {}) for file in sorted(path.glob("*.txt"))]
+        found = [Prompt(_text(file).strip(), file.stem, {}) for file in sorted(path.glob("*.txt"))]
     elif not path.is_file():
         raise ValueError(f"no prompts {path}")
     else:
@@ -35,30 +36,38 @@ def read(path: Path) -> list[Prompt]:
             raise ValueError(f"got prompts {path}, expected a folder or one of {', '.join(readers)}")
         try:
             found = readers[path.suffix](path)
-        except (ValueError, KeyError, TypeError, csv.Error) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
             raise ValueError(f"the prompts {path} are damaged: {error!r}") from None
-    if not found or not all(isinstance(prompt.text, str) and prompt.text for prompt in found):
+    if not found or not all(isinstance(prompt.text, str) and prompt.text.strip() for prompt in found):
         raise ValueError(f"there are no prompts in {path}, or an empty one")
     return found
 
 
+def _text(path: Path) -> str:
+    """A file's text, without the mark that some editors put in front. ValueError, by name, where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompts {path} are not UTF-8: {error.reason}") from None
+
+
 def _lines(path: Path) -> list[Prompt]:
-    lines = [line.strip() for line in path.read_text().splitlines()]
+    lines = [line.strip() for line in _text(path).split("\n")]
     return [Prompt(line, str(i), {}) for i, line in enumerate(filter(None, lines))]
 
 
 def _parti(path: Path) -> list[Prompt]:
-    with path.open(newline="") as file:
-        return [Prompt(row["Prompt"], str(i), dict(row)) for i, row in enumerate(csv.DictReader(file, delimiter="\t"))]
+    rows = csv.DictReader(_text(path).split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE)  # its quotes are text
+    return [Prompt(row["Prompt"].strip(), str(i), dict(row)) for i, row in enumerate(rows)]
 
 
 def _geneval(path: Path) -> list[Prompt]:
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    rows = [json.loads(line) for line in _text(path).split("\n") if line.strip()]
     return [Prompt(row["prompt"], f"{i:05d}", row) for i, row in enumerate(rows)]
 
 
 def _coco(path: Path) -> list[Prompt]:
-    rows = json.loads(path.read_text())["annotations"]
+    rows = json.loads(_text(path))["annotations"]
     return [Prompt(row["caption"].strip(), str(row["id"]), row) for row in rows]
 
 
@@ -70,12 +79,17 @@ def export(images: list[Path], prompts: list[Prompt], layout: str, out: Path) ->
     """
     if len(images) % len(prompts):
         raise ValueError(f"got {len(images)} images of {len(prompts)} prompts, expected as many of each")
+    names = [prompt.name for prompt in prompts]
+    if layout == "dpg" and (len(set(names)) < len(names) or not all(re.fullmatch(r"[\w-]+", name) for name in names)):
+        raise ValueError("the prompts have no plain names of their own, which dpg's files are called by")
+    if layout == "geneval" and not all({"tag", "include"} <= prompt.metadata.keys() for prompt in prompts):
+        raise ValueError("the prompts are not GenEval's: they lack the fields tag and include that its scores need")
     for index, prompt in enumerate(prompts):
         mine = images[index :: len(prompts)]
         if layout == "geneval":
             folder = out / f"{index:05d}"
             (folder / "samples").mkdir(parents=True, exist_ok=True)
-            (folder / "metadata.jsonl").write_text(json.dumps(prompt.metadata or {"prompt": prompt.text}) + "\n")
+            (folder / "metadata.jsonl").write_text(json.dumps(prompt.metadata) + "\n")
             for number, path in enumerate(mine):
                 shutil.copyfile(path, folder / "samples" / f"{number:05d}.png")
         elif layout == "dpg":

@@ -10,6 +10,7 @@ COLUMNS = {  # heading -> key of a row, format
     "model": ("model", "{}"),
     "method": ("method", "{}"),
     "preset": ("preset", "{}"),
+    "settings": ("settings", "{}"),
     "images": ("images", "{:,}"),
     "forwards": ("forwards_per_image", "{:.1f}"),
     "seconds": ("seconds_per_image", "{:.3f}"),
@@ -35,7 +36,8 @@ def load(folders: list[Path]) -> list[dict[str, Any]]:
             raise ValueError(f"there is no result in {folder}: measure it first")
         try:
             rows.append(row(json.loads(path.read_text())))
-        except (ValueError, TypeError, LookupError) as error:
+            markdown(rows)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ValueError(f"the result {path} is damaged: {error!r}") from None
     return rows
 
@@ -46,12 +48,16 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
     out = {key: plan[key] for key in ("model", "method", "preset") if key in plan}
     out |= {key: result[key] for _, (key, _) in COLUMNS.items() if result.get(key) is not None}
     out |= {key: result[key] for key in ("features", "reference", "reference_sha256", "description")}
+    out["warnings"] = list(result.get("warnings", []))
+    changed = {**plan.get("law", {}), **({"seed": plan["seed"]} if plan.get("seed") else {})}
+    if changed:
+        out["settings"] = ", ".join(f"{key} {value}" for key, value in changed.items())
     low, high = result["fid_interval"]
     out["half_interval"] = (high - low) / 2
     if result.get("kid") is not None:
         out["kid_thousandths"] = 1000 * result["kid"]
     if result.get("seconds_sampling") is not None:
-        out["seconds_per_image"] = result["seconds_sampling"] / max(result.get("traced_images", images), 1)
+        out["seconds_per_image"] = result["seconds_sampling"] / result.get("traced_images", images)
     return out
 
 
@@ -63,8 +69,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         cells = [form.format(one[key]) if key in one else "" for key, form in used.values()]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *sorted({f"- {one['description']}" for one in rows})]
+    lines += [f"- Warning: {warning}." for warning in sorted({w for one in rows for w in one["warnings"]})]
     if len({(one["features"], one["reference_sha256"]) for one in rows}) > 1:
         lines.append("- Warning: these rows rest on different features or references and cannot be compared.")
+    if len({one["images"] for one in rows}) > 1:
+        lines.append("- Warning: these rows are of different numbers of images, on which a FID depends.")
     return "\n".join(lines) + "\n"
 
 
@@ -96,6 +105,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
     """`OUT.md`, `OUT.json` and `OUT.png`."""
-    write_atomically(out.with_suffix(".md"), lambda path: path.write_text(markdown(rows)))
-    write_atomically(out.with_suffix(".json"), lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
-    plot(rows, out.with_suffix(".png"))
+    paths = [out.with_name(out.name + suffix) for suffix in (".md", ".json", ".png")]
+    write_atomically(paths[0], lambda path: path.write_text(markdown(rows)))
+    write_atomically(paths[1], lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
+    plot(rows, paths[2])

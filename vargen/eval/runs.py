@@ -11,6 +11,7 @@ cores.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +27,9 @@ from vargen.core import versions
 from vargen.eval.images import is_whole_png
 from vargen.eval.plan import Plan, load
 from vargen.files import write_atomically
+from vargen.loading import find_device
+
+STALE_SECONDS = 3600  # after which a half-written file is nobody's
 
 
 def sample(
@@ -35,17 +39,26 @@ def sample(
 
     ValueError where it holds another run, or where a file cannot be written; what was drawn stays.
     """
-    cpu = device == "cpu" or not torch.cuda.is_available()
-    if cpu:
+    where = find_device(device)
+    state = PartialState(cpu=where.type == "cpu", timeout=timedelta(days=30))  # some wait long for the slowest
+    if state.num_processes > 1 and where.type != "cpu":
+        where = torch.device(str(state.device))
+    threads = torch.get_num_threads()
+    if where.type == "cpu":
         torch.set_num_threads(1)
-    state = PartialState(cpu=cpu, timeout=timedelta(days=30))  # processes may wait long for the slowest
-    pipe = make_pipe(torch.device("cpu") if cpu else torch.device(str(state.device)))
+    try:
+        return _sample(plan, make_pipe(where), out, state)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _sample(plan: Plan, pipe: Any, out: Path, state: PartialState) -> dict[str, Any]:
     pipe.set_progress_bar_config(disable=True)
     todo: list[Any] = [None]
     if state.is_main_process:
         _begin(plan, pipe, out)
-        side = _side(plan, pipe)
-        todo = [[g for g in plan.groups if not all(is_whole_png(_image(out, plan, i), side) for i in g)]]
+        side, sums = _side(plan, pipe), _read_sums(out)
+        todo = [[g for g in plan.groups if not all(_is_right(out, plan, i, side, sums) for i in g)]]
     if state.num_processes > 1:
         broadcast_object_list(todo)
     mine = todo[0][state.process_index :: state.num_processes]
@@ -56,9 +69,26 @@ def sample(
         bar.update(min(len(group) * state.num_processes, plan.count - bar.n))
     bar.close()
     state.wait_for_everyone()
-    manifest = _finish(plan, out) if state.is_main_process else {}
+    manifest = _finish(plan, pipe, out) if state.is_main_process else {}
     state.wait_for_everyone()
     return manifest
+
+
+def _is_right(out: Path, plan: Plan, index: int, side: int, sums: dict[str, str]) -> bool:
+    """Whether an image is there, whole, and the one whose checksum was taken, if one was."""
+    path = _image(out, plan, index)
+    return is_whole_png(path, side) and (path.name not in sums or sums[path.name] == _sha256(path))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_sums(out: Path) -> dict[str, str]:
+    """Checksum by file name, of a run that was finished once."""
+    path = out / "images" / "SHA256SUMS"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def _side(plan: Plan, pipe: Any) -> int:
@@ -72,38 +102,52 @@ def _image(out: Path, plan: Plan, index: int) -> Path:
 
 
 def _begin(plan: Plan, pipe: Any, out: Path) -> None:
-    manifest = out / "manifest.json"
+    """Write the manifest first and make the folders then, so that a run that was killed here can be taken up again."""
+    path = out / "manifest.json"
     now = {"plan": plan.json(), "weights": fingerprint(pipe)}
-    if manifest.exists():
-        before = load(manifest).json() | {"weights": json.loads(manifest.read_text()).get("weights")}
+    if path.exists():
+        before = _read_manifest(path)
+        found = load(path).json() | {"weights": before.get("weights")}
         after = now["plan"] | {"weights": now["weights"]}
-        if other := [key for key in after if before.get(key) != after[key]]:
-            changed = ", ".join(f"{key} {before.get(key)!r} instead of {after[key]!r}" for key in other)
+        if other := [key for key in after if found.get(key) != after[key]]:
+            changed = ", ".join(f"{key} {found.get(key)!r} instead of {after[key]!r}" for key in other)
             raise ValueError(f"{out} holds another run: {changed}")
-    elif out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no run: name a new folder")
+    else:
+        if out.exists() and any(not p.name.startswith(".manifest") for p in out.iterdir()):
+            raise ValueError(f"{out} is not empty and holds no run: name a new folder")
+        _write_manifest(out, now | {"complete": False, "versions": [versions(pipe.transformer.device)]})
     for folder in (out / "images", out / "traces"):
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*"):  # of a process that was killed while it wrote
-            leftover.unlink()
-    now |= {"complete": False, "versions": versions(pipe.transformer.device)}
-    write_atomically(manifest, lambda path: path.write_text(json.dumps(now, indent=2) + "\n"))
+        for leftover in folder.glob(".*"):  # of a process that was killed while it wrote, long ago
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                leftover.unlink(missing_ok=True)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    load(path)
+    return json.loads(path.read_text())
+
+
+def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
+    write_atomically(out / "manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n"))
 
 
 def fingerprint(pipe: Any) -> str:
-    """A digest that tells weights apart: the first values of every tensor of the transformer and the tokenizer."""
+    """A digest that tells weights apart, the same on every device: each tensor's first values and its sum as words."""
     digest = hashlib.sha256()
-    for part in (pipe.transformer, pipe.tokenizer):
-        for key, value in part.state_dict().items():
-            digest.update(f"{key} {tuple(value.shape)}".encode())
-            digest.update(value.flatten()[:256].float().cpu().numpy().tobytes())
+    for part in (pipe.transformer, pipe.tokenizer, pipe.text_encoder):
+        for key, value in ({} if part is None else part.state_dict()).items():
+            words = value.contiguous().flatten()
+            total = words.view(torch.int16).sum(dtype=torch.int64).item() if words.element_size() > 1 else 0
+            digest.update(f"{key} {tuple(value.shape)} {value.dtype} {total}".encode())
+            digest.update(words[:256].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def _draw(plan: Plan, pipe: Any, out: Path, group: range) -> None:
     drawn = pipe(**plan.arguments(group), batch_size=len(group))
     trace = json.loads(drawn.trace.json())
-    kept = {key: trace[key] for key in ("images", "forwards_per_image", "seconds", "peak_memory_bytes")}
+    kept = {key: trace[key] for key in ("images", "forwards_per_image", "seconds")}
     try:
         for index, image in zip(group, drawn.images, strict=True):
             save_png(_image(out, plan, index), image, plan.texts(index))
@@ -117,34 +161,53 @@ def _trace(out: Path, start: int) -> Path:
     return out / "traces" / f"{start:06d}.json"
 
 
-def _finish(plan: Plan, out: Path) -> dict[str, Any]:
-    """Check that all is there, and write checksums and totals."""
-    check(plan, out)
-    sums = [(hashlib.sha256(_image(out, plan, i).read_bytes()).hexdigest(), plan.name(i)) for i in range(plan.count)]
-    listing = "".join(f"{digest}  {name}\n" for digest, name in sums)
+def _finish(plan: Plan, pipe: Any, out: Path) -> dict[str, Any]:
+    """Check that all is there, and write checksums and totals, unless they are written already."""
+    missing(plan, out)
+    lines = [f"{_sha256(_image(out, plan, i))}  {plan.name(i)}\n" for i in range(plan.count)]
+    listing, manifest = "".join(lines), _read_manifest(out / "manifest.json")
+    checksum, here = hashlib.sha256(listing.encode()).hexdigest(), versions(pipe.transformer.device)
+    if manifest.get("complete") and manifest.get("checksum") == checksum:
+        return manifest
     write_atomically(out / "images" / "SHA256SUMS", lambda path: path.write_text(listing))
-    manifest = json.loads((out / "manifest.json").read_text())
-    manifest |= {"complete": True, "checksum": hashlib.sha256(listing.encode()).hexdigest(), **totals(plan, out)}
-    write_atomically(out / "manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n"))
+    known = manifest["versions"] if isinstance(manifest.get("versions"), list) else []
+    manifest |= {"versions": known if here in known else [*known, here]}
+    manifest |= {"complete": True, "checksum": checksum, **totals(plan, out)}
+    _write_manifest(out, manifest)
     return manifest
 
 
-def check(plan: Plan, out: Path) -> None:
+def check(plan: Plan, out: Path) -> dict[str, Any]:
+    """The manifest of a finished run. ValueError names images that it lacks, or that are not those it drew."""
+    missing(plan, out)
+    manifest, sums = _read_manifest(out / "manifest.json"), _read_sums(out)
+    if not manifest.get("complete"):
+        raise ValueError(f"{out} is not finished: run the same command again")
+    if wrong := [plan.name(i) for i in range(plan.count) if sums.get(plan.name(i)) != _sha256(_image(out, plan, i))]:
+        names = ", ".join(wrong[:5])
+        raise ValueError(f"{out} has other images than it drew, {names}: run the same command again")
+    return manifest
+
+
+def missing(plan: Plan, out: Path) -> None:
     """ValueError names the images that a run lacks."""
-    if missing := [plan.name(i) for i in range(plan.count) if not _image(out, plan, i).is_file()]:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise ValueError(f"{out} lacks {', '.join(missing[:5])}{more}: run the same command again")
+    if lacking := [plan.name(i) for i in range(plan.count) if not _image(out, plan, i).is_file()]:
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        raise ValueError(f"{out} lacks {', '.join(lacking[:5])}{more}: run the same command again")
 
 
 def totals(plan: Plan, out: Path) -> dict[str, Any]:
-    """Forwards per image and seconds of all groups, from their traces."""
-    traces = []
+    """Forwards per image and seconds, from the traces of the groups; None where no trace is left."""
+    rows = []
     for group in plan.groups:
         try:
-            traces.append(json.loads(_trace(out, group.start).read_text()))
-        except (OSError, ValueError):
+            trace = json.loads(_trace(out, group.start).read_text())
+            count, forwards = int(trace["images"]), float(trace["forwards_per_image"])
+            rows.append((count, forwards, float(trace["seconds"]["total"])))
+        except (OSError, ValueError, TypeError, LookupError):
             continue  # what it took is not known; the images are what counts
-    known = sum(trace["images"] for trace in traces)
-    seconds = sum(trace["seconds"]["total"] for trace in traces)
-    forwards = sum(trace["forwards_per_image"] * trace["images"] for trace in traces) / max(known, 1)
-    return {"traced_images": known, "seconds_sampling": seconds, "forwards_per_image": forwards}
+    known = sum(count for count, _, _ in rows)
+    if known == 0:
+        return {"traced_images": 0, "seconds_sampling": None, "forwards_per_image": None}
+    forwards = sum(count * forwards for count, forwards, _ in rows) / known
+    return {"traced_images": known, "seconds_sampling": sum(s for _, _, s in rows), "forwards_per_image": forwards}
