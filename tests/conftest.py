@@ -10,3 +10,9 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A folder for what the evaluation keeps, shared by all tests."""
+    return tmp_path_factory.mktemp("cache")

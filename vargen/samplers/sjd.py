@@ -69,7 +69,7 @@ class SpeculativeJacobi(JacobiWindow):
 
 
 class CoupledJacobi(SpeculativeJacobi):
-    """Coupled speculative Jacobi decoding: a revised draft changes only as far as its law did."""
+    """Coupled speculative Jacobi decoding: a revised draft changes only as far as its law did (with rule=exact)."""
 
     Settings: ClassVar[type] = CoupledSettings
 

@@ -36,7 +36,7 @@ class SpeculativeSettings(RuleSettings):
 
 
 class Speculative(Window):
-    """Speculative decoding: a small model drafts a chain, one forward verifies it (exact with rule=exact)."""
+    """Speculative decoding: a small model drafts a chain, one forward verifies it (with rule=exact)."""
 
     Settings: ClassVar[type] = SpeculativeSettings
     exact: ClassVar[bool] = True
