@@ -5,7 +5,9 @@ import torch
 from small import CONFIG, llamagen, pipeline
 from toy import WARP, ToyModel, images, p_value
 
-from vargen.drafting import ModelDrafter
+import vargen
+from vargen import registry
+from vargen.drafting import ModelDrafter, attach
 from vargen.guidance import Guidance
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
 from vargen.samplers import rules
@@ -66,6 +68,9 @@ def test_a_model_keeps_all_that_it_drafts_itself(method, length, batch):
     count = CONFIG.side**2
     assert out.trace.forwards == 1 + -(-(count - 1) // (length + 1))
     assert out.trace.drafter_forwards == 1 + length * (out.trace.forwards - 1)
+    assert out.trace.drafts == out.trace.drafts_kept
+    committed = count - 1 - (count - 1) // (length + 1)  # all but the first token and the bonus tokens
+    assert out.trace.drafts == batch * committed
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"top_k": 5}, {"cfg_interval": 9}])
@@ -108,6 +113,37 @@ def test_drafters_that_do_not_fit(changes, words):
     pipe.drafter = LlamaGen(LlamaGenConfig(**shapes))
     with pytest.raises(ValueError, match=f"LlamaGen cannot draft here: {words}"):
         pipe([0], method="speculative", seed=0)
+
+
+def test_acceptance_is_counted_within_images(monkeypatch):
+    """Against a count by hand, from what the rule said of every step."""
+    pipe, seen, rule = pipeline(), [], rules.leading
+    pipe.drafter = small_drafter()
+    monkeypatch.setattr(rules, "leading", lambda kept: seen.append(rule(kept)) or rule(kept))
+    out = pipe([0, 1, 2], method="speculative:length=4", seed=0, output_type="latent")
+    place, drafts, kept = [1, 1, 1], 0, 0
+    for step in seen:
+        for row in range(3):
+            left = CONFIG.side**2 - place[row]
+            drafts, kept = drafts + min(4, left), kept + min(int(step[row]), left)
+            place[row] = min(place[row] + int(step[row]) + 1, CONFIG.side**2)
+    assert (out.trace.drafts, out.trace.drafts_kept) == (drafts, kept)
+    assert 0 < kept < drafts
+
+
+def test_drafters_by_name(monkeypatch, tmp_path):
+    pipe = vargen.load("pocket-llamagen-small", device="cpu", drafter="pocket-llamagen")
+    assert pipe.drafter is not None
+    assert len(pipe.drafter.layers) == 8
+    monkeypatch.setitem(registry.MODELS, "small", "small:PRESETS")
+    with pytest.raises(ValueError, match="small cannot draft here: its vocabulary are 48, the model's 1024"):
+        vargen.load("pocket-llamagen", device="cpu", drafter="small")
+    with pytest.raises(ValueError, match="name the model that it is of"):
+        vargen.load("pocket-llamagen", device="cpu", drafter_checkpoint=tmp_path)
+    other = pipeline()
+    other.tokenizer.quantize.embedding.weight.add_(torch.rand(48, 4))
+    with pytest.raises(ValueError, match="other cannot draft for small: its image tokenizer has another codebook"):
+        attach(pipeline(), "other", other)
 
 
 def test_no_drafter():

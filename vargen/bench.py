@@ -96,6 +96,8 @@ def rows(drawn: dict[str, tuple[Trace, Tensor]]) -> list[dict[str, Any]]:
                 "seconds_per_image": round(seconds, 5),
                 "speedup": speedup,
                 "images_equal_to_ar": equal,
+                "acceptance": round(trace.drafts_kept / trace.drafts, 4) if trace.drafts else None,
+                "drafter_forwards_per_image": round(trace.drafter_forwards / trace.images, 3),
                 "seconds": {key: round(value / trace.images, 5) for key, value in trace.seconds.items()},
                 "windows": trace.windows,
             }
@@ -115,11 +117,12 @@ def machine(trace: Trace) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| method | forwards per image | seconds per image | speedup |", "|---|---|---|---|"]
+    lines = ["| method | forwards per image | seconds per image | speedup | acceptance |", "|---|---|---|---|---|"]
     for row in result["rows"]:
         speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}x"
         name, forwards = row["method"], row["forwards_per_image"]
-        lines.append(f"| {name} | {forwards:.1f} | {row['seconds_per_image']:.3f} | {speedup} |")
+        kept = "" if row["acceptance"] is None else f"{row['acceptance']:.0%}"
+        lines.append(f"| {name} | {forwards:.1f} | {row['seconds_per_image']:.3f} | {speedup} | {kept} |")
     nats = result["nats_per_token"]
     note = "" if nats is None else f", {nats:.2f} nats per token"
     head = f"{result['model']}, {result['dtype']}, batch {result['batch_size']}, {result['images']} images{note}"

@@ -46,6 +46,8 @@ def add_law(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="weights file to use instead of downloading the published one")
     parser.add_argument("--tokenizer-checkpoint", type=Path, help="the same for the image tokenizer")
     parser.add_argument("--text-encoder", help="folder or repository of a T5 encoder, instead of the published one")
+    parser.add_argument("--drafter", help="model that drafts, for methods that want one (default: the one that ships)")
+    parser.add_argument("--drafter-checkpoint", type=Path, help="its weights file")
     parser.add_argument("--preset", help="a published recipe of the model, see --list; default: the first")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance; 1 or less is off")
     parser.add_argument("--cfg-interval", type=int, help="last token to be guided, as LlamaGen counts them; -1: all")
@@ -71,7 +73,8 @@ def load(options: argparse.Namespace) -> Any:
     import vargen
 
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    files = {key: getattr(options, key) for key in ("checkpoint", "tokenizer_checkpoint", "text_encoder")}
+    named = ("checkpoint", "tokenizer_checkpoint", "text_encoder", "drafter", "drafter_checkpoint")
+    files = {key: getattr(options, key) for key in named}
     return vargen.load(options.model, device=options.device, dtype=dtype, **files)
 
 

@@ -90,6 +90,8 @@ class Trace:
     images: int = 0
     forwards: int = 0  # calls of the large model, the prefill included
     drafter_forwards: int = 0  # calls of the small model, where one drafts
+    drafts: int = 0  # tokens that the small model drafted for unfinished images, and that were verified
+    drafts_kept: int = 0  # of these, those that stand in the images
     forwards_per_image: float = 0.0  # mean over images of the calls during which that image was being decoded
     tokens_per_forward: float = 0.0  # tokens of an image over its forwards, mean over images
     seconds: dict[str, float] = field(default_factory=dict)  # total, model, sampler, decode; calibration at first
@@ -112,6 +114,7 @@ class Trace:
         for trace in traces:
             out.forwards += trace.forwards
             out.drafter_forwards += trace.drafter_forwards
+            out.drafts, out.drafts_kept = out.drafts + trace.drafts, out.drafts_kept + trace.drafts_kept
             out.forwards_per_image += trace.forwards_per_image * trace.images / total
             out.tokens_per_forward += trace.tokens_per_forward * trace.images / total
             out.peak_memory_bytes = max(out.peak_memory_bytes, trace.peak_memory_bytes)

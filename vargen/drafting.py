@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vargen.core import Block, Condition
@@ -33,6 +34,15 @@ def check(name: str, drafter: RasterSpec, target: RasterSpec) -> None:
         ours, theirs = getattr(drafter, what), getattr(target, what)
         if ours != theirs:
             raise ValueError(f"{name} cannot draft here: its {what} are {ours}, the model's {theirs}")
+
+
+def attach(pipe: Any, name: str, other: Any) -> None:
+    """Let the transformer of the pipeline `other` draft for `pipe`. ValueError, by its name, where it cannot."""
+    check(name, other.transformer.spec, pipe.transformer.spec)
+    ours, theirs = (getattr(p.tokenizer, "quantize", None) for p in (pipe, other))
+    if ours is not None and theirs is not None and not torch.equal(ours.codebook(), theirs.codebook()):
+        raise ValueError(f"{name} cannot draft for {pipe.preset.name}: its image tokenizer has another codebook")
+    pipe.drafter = other.transformer
 
 
 def drafter_of(pipe: Any, method: Method, inputs: tuple[Tensor, ...]) -> ModelDrafter:

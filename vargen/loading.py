@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vargen import registry
+from vargen import drafting, registry
 from vargen.pipeline import RasterPipeline
 from vargen.presets.contract import Sources
 
@@ -18,13 +18,16 @@ def load(
     checkpoint: str | Path | None = None,
     tokenizer_checkpoint: str | Path | None = None,
     text_encoder: str | Path | None = None,
+    drafter: str | None = None,
+    drafter_checkpoint: str | Path | None = None,
 ) -> RasterPipeline:
     """A pipeline by the model's name. ValueError lists names, or names the file that does not load.
 
     `device` defaults to CUDA where there is one. `dtype` is the transformer's, cast to while loading (default: float32
     on a CPU, bfloat16 on CUDA); the image tokenizer stays in float32. The official files are downloaded at a pinned
     revision unless named: `checkpoint` and `tokenizer_checkpoint` are files or folders with them, `text_encoder` a
-    folder or repository with a T5 encoder and its tokenizer.
+    folder or repository with a T5 encoder and its tokenizer. `drafter` is another model by name, of the same
+    vocabulary, grid and image tokenizer, for the methods that draft with one.
     """
     preset, where = registry.preset(name), find_device(device)
     if text_encoder is not None and preset.classes:
@@ -33,7 +36,13 @@ def load(
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"got dtype {kind}, expected float32, bfloat16 or float16")
     text = None if text_encoder is None else str(Path(text_encoder).expanduser())
-    return preset.build(Sources(_path(checkpoint), _path(tokenizer_checkpoint), text), where, kind)
+    pipe = preset.build(Sources(_path(checkpoint), _path(tokenizer_checkpoint), text), where, kind)
+    if drafter is None and drafter_checkpoint is not None:
+        raise ValueError("got a drafter's checkpoint and no drafter: name the model that it is of")
+    if drafter is not None:
+        given = Sources(_path(drafter_checkpoint), _path(tokenizer_checkpoint), text)
+        drafting.attach(pipe, drafter, registry.preset(drafter).build(given, where, kind))
+    return pipe
 
 
 def load_tokenizer(

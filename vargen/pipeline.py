@@ -256,7 +256,9 @@ class RasterPipeline(DiffusionPipeline):
             yield Partial(sampler.tokens, sampler.settled, counts.forwards, trace, self, image_size)
         slots = model.spec.slots
         trace.forwards, trace.windows = counts.forwards, counts.widths
-        trace.drafter_forwards = 0 if task.drafter is None else task.drafter.forwards
+        if task.drafter is not None:
+            trace.drafter_forwards = task.drafter.forwards
+            trace.drafts, trace.drafts_kept = getattr(sampler, "drafts", 0), getattr(sampler, "drafts_kept", 0)
         trace.forwards_per_image = sum(counts.per_image) / len(counts.per_image)
         trace.tokens_per_forward = sum(slots / n for n in counts.per_image) / len(counts.per_image)
         trace.seconds, trace.versions = clock.seconds(), versions(device)

@@ -48,6 +48,8 @@ class Speculative(Window):
         self._drafter, self._length = task.drafter, settings.length
         self._rule = rule(settings, task)
         self._q: Tensor | None = None  # laws of the drafts, (B, length, V)
+        self.drafts = 0  # tokens drafted within images, of which `drafts_kept` stand in them
+        self._kept = task.seeds.new_zeros(())
 
     def propose(self) -> Block:
         count, lowest = self._task.spec.slots, min(self.settled)
@@ -85,7 +87,15 @@ class Speculative(Window):
         offsets = self._offsets[: self._length]
         kept, tokens = self._rule(drafts, self._q, p[:, :-1], accept, redraw[:, :-1], offsets)
         self._buffer.scatter_(1, self._slots(self.widest), torch.cat([tokens, bonus], dim=1))
-        self._commit(rules.leading(kept)[:, None] + 1)
+        lead, left = rules.leading(kept)[:, None], self._task.spec.slots - self._pointers
+        self.drafts += sum(min(self._length, self._task.spec.slots - n) for n in self.settled)
+        self._kept = self._kept + torch.minimum(lead, left).sum()
+        self._commit(lead + 1)
+
+    @property
+    def drafts_kept(self) -> int:
+        """Drafts that stand in the images."""
+        return int(self._kept)
 
 
 @dataclass(frozen=True)
