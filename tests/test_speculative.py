@@ -133,8 +133,8 @@ def test_acceptance_is_counted_within_images(monkeypatch):
 
 def test_drafters_by_name(monkeypatch, tmp_path):
     pipe = vargen.load("pocket-llamagen-small", device="cpu", drafter="pocket-llamagen")
-    assert pipe.drafter is not None
-    assert len(pipe.drafter.layers) == 8
+    assert isinstance(pipe.drafter, LlamaGen)
+    assert pipe.drafter.config.layers == 8
     monkeypatch.setitem(registry.MODELS, "small", "small:PRESETS")
     with pytest.raises(ValueError, match="small cannot draft here: its vocabulary are 48, the model's 1024"):
         vargen.load("pocket-llamagen", device="cpu", drafter="small")

@@ -32,7 +32,6 @@ class ToyModel:
     spec = RasterSpec(SIDE, SIDE, IDS, 1)
     device = torch.device("cpu")
     _starts = (IDS ** torch.arange(SLOTS) - 1) // (IDS - 1)
-    _spell = (IDS ** (torch.arange(SLOTS) - torch.arange(SLOTS)[:, None]).clamp(min=0)).triu().double()
 
     def __init__(self, seed: int = 3) -> None:
         # All tables in one; the law of slot s starts at row (4^s - 1) / 3, a row is the number that earlier ids spell.
@@ -42,20 +41,28 @@ class ToyModel:
     def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
         return Condition(torch.zeros(len(labels) * (2 if guided else 1), 1, 1))
 
-    def make_cache(self, batch: int) -> KVCache:
-        return KVCache(1, batch, SLOTS, 1, 1, dtype=torch.float64, device=self.device)
+    def make_cache(self, batch: int, extra: int = 0) -> KVCache:
+        return KVCache(1, batch, SLOTS + extra, 1, 1, dtype=torch.float64, device=self.device)
 
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
         return self._tables[0][:, 0].repeat_interleave(len(condition.embedding) // 2, dim=0)[:, None]
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:
+        """Keys hold the ids and values the slots, so that a token may read those it sees wherever they are cached."""
+        places = block.slots if block.places is None else block.places
         assert int(block.slots.min()) >= block.first
-        assert int(block.slots.max()) < block.stop <= SLOTS
-        ids = block.tokens.double()[..., None, None]
-        keys, _ = cache.write(0, cache.flat(block.slots), ids, ids, block.stop)
-        spelled = keys[:, :, 0, 0] @ self._spell[: block.stop, : block.stop]  # (R, stop)
+        assert int(places.max()) < block.stop <= cache.keys.shape[2]
+        assert int(block.slots.max()) < SLOTS
+        if block.moves is not None:
+            cache.move(*block.moves)
+        keys, values = (x.double()[..., None, None] for x in (block.tokens, block.slots))
+        keys, values = cache.write(0, cache.flat(places), keys, values, block.stop)
+        causal = torch.arange(block.stop) <= places[..., None]
+        seen = causal if block.sees is None else block.sees[..., : block.stop]  # (R, n, stop)
+        power = block.slots[..., None] - values[:, None, :, 0, 0]
+        spelled = torch.where(seen, keys[:, None, :, 0, 0] * float(IDS) ** power, 0.0).sum(-1)  # (R, n)
         target = (block.slots + 1).clamp(max=SLOTS - 1)
-        index = self._starts[target] + spelled.long().gather(1, target - 1)
+        index = self._starts[target] + torch.where(target == block.slots, 0, spelled.long())
         index[cache.keys.shape[1] // 2 :] += len(self._rows) // 2  # the unconditional rows, unless they were dropped
         return self._rows[index]
 

@@ -7,7 +7,7 @@ computed at slot s are the law of slot s + 1, and those of the last condition to
 
 import json
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,27 @@ class Block:
     slots: Tensor  # (B, n) int64: where each token stands, and the cache row that it writes
     first: int
     stop: int
-    sees: Tensor | None = None  # (B, n, S) bool over slots; None: causal by slot
+    sees: Tensor | None = None  # (B, n, S) bool over places; None: causal by slot
+    # A tree's branches share slots, so that each token has a place of its own in the cache, behind the image's slots.
+    # With places, `sees` is given, and `stop` bounds them. `moves` (source, target), both (B, m), are places whose rows
+    # are copied before the block runs: a path that was accepted goes to the slots it stands for.
+    places: Tensor | None = None  # (B, n); None: the slots
+    moves: tuple[Tensor, Tensor] | None = None
 
     def twice(self) -> "Block":
         """The same block for the conditional and the unconditional rows, (2B, n)."""
-        sees = None if self.sees is None else self.sees.repeat(2, 1, 1)
-        return Block(self.tokens.repeat(2, 1), self.slots.repeat(2, 1), self.first, self.stop, sees)
+
+        def double(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.repeat(2, *[1] * (value.dim() - 1))
+
+        return replace(
+            self,
+            tokens=self.tokens.repeat(2, 1),
+            slots=self.slots.repeat(2, 1),
+            sees=double(self.sees),
+            places=double(self.places),
+            moves=None if self.moves is None else (self.moves[0].repeat(2, 1), self.moves[1].repeat(2, 1)),
+        )
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,12 @@ class KVCache:
     def flat(self, rows: Tensor) -> Tensor:
         """Index (R * n,) into batch and rows together, for `write`, from cache rows (R, n)."""
         return (rows + self._offset[: len(rows)]).flatten()
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copy rows `source` (R, m) to rows `target` (R, m) in every layer."""
+        batch = torch.arange(len(source), device=source.device)[:, None]
+        for part in (self.keys, self.values):
+            part[:, batch, target] = part[:, batch, source]
 
     def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]:
         """Write k and v (R, n, heads, dim) at `flat`; return the layer's first `stop` rows, (R, stop, heads, dim)."""

@@ -16,9 +16,13 @@ class ModelDrafter:
     """A small model of the same vocabulary and grid, under the large one's guidance and truncation."""
 
     def __init__(self, model: RasterModel, condition: Condition, guidance: Guidance, warp: Warp) -> None:
-        self._model, self._guidance, self._warp = model, guidance, warp
-        self._cache = model.make_cache(condition.embedding.shape[0])
-        model.prefill(condition, self._cache)
+        self._model, self._condition, self._guidance, self._warp = model, condition, guidance, warp
+        self.reserve(0)
+
+    def reserve(self, extra: int) -> None:
+        """Begin, with so many places in the cache behind the image's slots."""
+        self._cache = self._model.make_cache(self._condition.embedding.shape[0], extra)
+        self._model.prefill(self._condition, self._cache)
         self.forwards = 1
 
     def laws(self, block: Block) -> Tensor:

@@ -76,7 +76,7 @@ def raster(
 ) -> Iterator[None]:
     """Decode a batch; yields after each forward, when `sampler` holds what is settled. Stop iterating to cancel."""
     slots, rows = model.spec.slots, condition.embedding.shape[0]
-    cache = model.make_cache(rows)
+    cache = model.make_cache(rows, getattr(sampler, "extra", 0))
     logits = guidance.mix(model.prefill(condition, cache))
     while True:
         counts.note(logits.shape[1], [n < slots for n in sampler.settled])

@@ -52,8 +52,8 @@ class RasterModel(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def make_cache(self, batch: int) -> KVCache:
-        """An empty cache for `batch` rows."""
+    def make_cache(self, batch: int, extra: int = 0) -> KVCache:
+        """An empty cache for `batch` rows, with `extra` places behind the image's slots."""
         ...
 
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:

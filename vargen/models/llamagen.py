@@ -217,22 +217,26 @@ class LlamaGen(nn.Module):
             states, mask = torch.cat([states.to(nothing.dtype), nothing]), mask.repeat(2, 1)
         return Condition(self.cls_embedding(states), mask == 0)
 
-    def make_cache(self, batch: int) -> KVCache:
+    def make_cache(self, batch: int, extra: int = 0) -> KVCache:
         c = self.config
-        rows = c.condition_tokens + self.spec.slots
+        rows = c.condition_tokens + self.spec.slots + extra
         return KVCache(c.layers, batch, rows, c.heads, c.head_dim, dtype=self.dtype, device=self.device)
 
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
         batch, count, _ = condition.embedding.shape
         rows = torch.arange(count, device=self.device).expand(batch, -1)
         cache.padding = condition.padding
-        return self._logits(self._cached(condition.embedding, rows, cache, 0, count, None)[:, -1:])
+        return self._logits(self._cached(condition.embedding, rows, rows, cache, 0, count, None)[:, -1:])
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:
         t, x, sees = self.config.condition_tokens, self.tok_embeddings(block.tokens), block.sees
         if sees is not None:  # the condition is always seen
             sees = F.pad(sees[..., : block.stop], (t, 0), value=True)
-        return self._logits(self._cached(x, block.slots + t, cache, block.first + t, block.stop + t, sees))
+        if block.moves is not None:
+            cache.move(block.moves[0] + t, block.moves[1] + t)
+        places = block.slots if block.places is None else block.places
+        slots = block.slots + t
+        return self._logits(self._cached(x, slots, places + t, cache, block.first + t, block.stop + t, sees))
 
     def forward(self, condition: Condition, ids: Tensor) -> Tensor:
         """Teacher-forced logits (R, N, V) of ids (R, N) under a condition; no cache."""
@@ -243,13 +247,16 @@ class LlamaGen(nn.Module):
         x = self._layers(x, Step(self.rope()[rows][:, :, None], mask))
         return self._logits(x[:, self.config.condition_tokens - 1 :])
 
-    def _cached(self, x: Tensor, rows: Tensor, cache: KVCache, first: int, stop: int, sees: Tensor | None) -> Tensor:
+    def _cached(
+        self, x: Tensor, slots: Tensor, rows: Tensor, cache: KVCache, first: int, stop: int, sees: Tensor | None
+    ) -> Tensor:
+        """Run tokens that stand at `slots` and are cached in `rows`, both counted from the condition's first row."""
         padding, mask = cache.padding, None
         alone = rows.shape[1] == 1 and first + 1 == stop  # a lone token at the last row sees everything
         if sees is not None or padding is not None or not alone:
             padding = None if padding is None else padding[: len(rows)]
             mask = _mask(rows, stop, sees, padding, x.dtype)
-        return self._layers(x, Step(self.rope()[rows][:, :, None], mask, cache, cache.flat(rows), stop))
+        return self._layers(x, Step(self.rope()[slots][:, :, None], mask, cache, cache.flat(rows), stop))
 
     def _layers(self, x: Tensor, step: Step) -> Tensor:
         for index, layer in enumerate(self.layers):

@@ -16,6 +16,10 @@ class Drafter(Protocol):
 
     forwards: int
 
+    def reserve(self, extra: int) -> None:
+        """Begin, with so many places in the cache behind the image's slots."""
+        ...
+
     def laws(self, block: Block) -> Tensor:
         """Laws (B, n, V) of the slots behind a block of tokens."""
         ...
