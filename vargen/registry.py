@@ -33,6 +33,7 @@ METHODS = {
     "sjd-coupled": "vargen.samplers.sjd:CoupledJacobi",
     "sjd-exact": "vargen.samplers.sjd_exact:ExactJacobi",
     "speculative": "vargen.samplers.speculative:Speculative",
+    "speculative-tree": "vargen.samplers.tree:TreeSpeculative",
     "lantern": "vargen.samplers.speculative:Lantern",
     "lantern++": "vargen.samplers.speculative:LanternPlus",
     "gsd": "vargen.samplers.speculative:GSD",

@@ -1,0 +1,126 @@
+"""Trees of drafts: the exact law of whole images, everything kept from oneself, and shapes that are none."""
+
+import pytest
+import torch
+from small import CONFIG, llamagen, pipeline
+from test_speculative import small_drafter
+from toy import ToyModel, images, p_value
+
+from vargen.core import Block
+from vargen.samplers import rules, tree
+from vargen.samplers.tree import TreeSettings, TreeSpeculative, parents_of
+
+LEVEL = 1e-5  # per case; with fixed seeds a case either always passes or always fails
+COUNTS = {1: 800, 4: 3200, 16: 12800}
+SHAPES = ("1", "3", "2-2", "3-2-1", "4-1-1-1", "0+1+00+01+010")
+
+
+def draw(batch, shape, **rest):
+    return images(TreeSpeculative, TreeSettings(tree=shape), COUNTS[batch], batch, drafter=ToyModel(11), **rest)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch", COUNTS)
+def test_law_of_whole_images(shape, batch):
+    assert p_value(draw(batch, shape)) > LEVEL
+
+
+def test_drawing_with_replacement_is_caught(monkeypatch):
+    monkeypatch.setattr(tree, "_without", lambda law, token: law)
+    drawn = draw(16, "3-2")
+    monkeypatch.undo()
+    assert p_value(drawn) > LEVEL  # with replacement in both places it is exact as well
+    real, calls = tree._without, []
+    monkeypatch.setattr(
+        tree, "_without", lambda law, token: real(law, token) if law.dim() == 2 else calls.append(1) or law
+    )
+    assert p_value(draw(16, "3-2")) < LEVEL  # drawn with replacement, judged as if without
+    assert calls
+
+
+def test_keeping_p_after_a_refusal_is_caught(monkeypatch):
+    monkeypatch.setattr(rules, "residual", lambda p, q: p)
+    assert p_value(draw(16, "3-2")) < LEVEL
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize("shape", ["1-1-1", "3-2-1", "0+1+00+01+010+0100"])
+def test_a_model_keeps_the_first_path_that_it_drafts_itself(shape, batch):
+    pipe = pipeline()
+    pipe.drafter = pipe.transformer
+    labels = [i % CONFIG.classes for i in range(batch)]
+    out = pipe(labels, method=f"speculative-tree:tree={shape}", seed=0, output_type="latent")
+    forwards = -(-(CONFIG.side**2 - 1) // 4) if shape != "0+1+00+01+010+0100" else None
+    if forwards is not None:
+        assert out.trace.forwards == 1 + forwards  # depth + 1 tokens each
+    else:
+        assert out.trace.forwards < 20
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"top_k": 2}, {"cfg_interval": 9}])
+def test_an_image_depends_on_its_seed_alone(options):
+    pipe, method = pipeline(), "speculative-tree:tree=3-2-1"
+    pipe.drafter = small_drafter()
+    together = pipe([0, 1, 2, 3] * 4, method=method, seed=0, output_type="latent", **options).tokens
+    for index in (0, 6, 15):
+        alone = pipe([index % 4], method=method, seed=index, output_type="latent", **options)
+        assert torch.equal(alone.tokens[0], together[index])
+
+
+def test_more_candidates_need_fewer_forwards():
+    pipe = pipeline()
+    pipe.drafter = small_drafter()
+    forwards = [
+        pipe(
+            [0, 1, 2, 3], method=f"speculative-tree:tree={shape}", seed=0, output_type="latent"
+        ).trace.forwards_per_image
+        for shape in ("1-1", "8-2")
+    ]
+    assert forwards[1] < forwards[0]
+
+
+def test_places_behind_the_image_and_moves_equal_teacher_forcing():
+    """Two branches in one block; one of them is moved to its slots, and decoding goes on from there."""
+    model = llamagen()
+    ids = torch.randint(CONFIG.vocabulary, (2, 36), generator=torch.Generator().manual_seed(2))
+    other = (ids + 1) % CONFIG.vocabulary
+    condition = model.class_condition(torch.tensor([1, 4]), guided=False)
+    full, cache = model(condition, ids), model.make_cache(2, extra=4)
+    cache.keys.fill_(1e3)  # what was never written must never be seen
+    model.prefill(condition, cache)
+    first = torch.arange(5).expand(2, -1)
+    model.decode(Block(ids[:, :5], first, 0, 5), cache)
+    tokens = torch.stack([other[:, 5], ids[:, 5], other[:, 6], ids[:, 6]], dim=1)
+    slots, places = torch.tensor([5, 5, 6, 6]).expand(2, -1), torch.arange(36, 40).expand(2, -1)
+    branches = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1]], dtype=torch.bool)
+    sees = torch.cat([(torch.arange(36) < 5).expand(4, -1), branches], dim=1).expand(2, -1, -1)
+    out = model.decode(Block(tokens, slots, 0, 40, sees, places), cache)
+    torch.testing.assert_close(out[:, 1], full[:, 6], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out[:, 3], full[:, 7], rtol=1e-4, atol=1e-4)
+    moves = (torch.tensor([[37, 39]] * 2), torch.tensor([[5, 6]] * 2))
+    on = model.decode(Block(ids[:, 7:9], torch.tensor([[7, 8]] * 2), 7, 9, moves=moves), cache)
+    torch.testing.assert_close(on, full[:, 8:10], rtol=1e-4, atol=1e-4)
+
+
+def test_shapes():
+    assert parents_of("3") == [0, 0, 0]
+    assert parents_of("2-2") == [0, 0, 1, 1, 2, 2]
+    assert parents_of("2-1-1") == [0, 0, 1, 2, 3, 4]
+    assert parents_of("1+0+01+00+000") == [0, 0, 1, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ("", "expected widths as 4-2-1 or paths"),
+        ("4-0", "expected widths"),
+        ("0+0", "a path stands twice"),
+        ("0+10", "lacks its parent or the candidate before it"),
+        ("0+2", "lacks its parent or the candidate before it"),
+        ("99-99", "more than 256 nodes"),
+        ("9-9-9-9-9-9-9-9-9-9-9-9", "more than 256 nodes"),
+    ],
+)
+def test_impossible_trees(shape, words):
+    with pytest.raises(ValueError, match=words):
+        pipeline()([0], method=f"speculative-tree:tree={shape}", seed=0)
