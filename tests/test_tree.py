@@ -11,7 +11,7 @@ from vargen.samplers import rules, tree
 from vargen.samplers.tree import TreeSettings, TreeSpeculative, parents_of
 
 LEVEL = 1e-5  # per case; with fixed seeds a case either always passes or always fails
-COUNTS = {1: 800, 4: 3200, 16: 12800}
+COUNTS = {1: 400, 4: 1600, 16: 6400}
 SHAPES = ("1", "3", "2-2", "3-2-1", "4-1-1-1", "0+1+00+01+010")
 
 
