@@ -36,7 +36,7 @@ def test_law_where_guidance_ends_early(interval):
 
 
 def test_drawing_from_p_instead_of_the_residual_is_caught(monkeypatch):
-    monkeypatch.setattr(rules, "replace", lambda draft, q, p, u: rules.draw(p, u))
+    monkeypatch.setattr(rules, "residual", lambda p, q: p)
     assert p_value(draw(16)) < LEVEL
 
 

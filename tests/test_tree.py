@@ -102,6 +102,33 @@ def test_places_behind_the_image_and_moves_equal_teacher_forcing():
     torch.testing.assert_close(on, full[:, 8:10], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"rule": "lantern", "k": 3, "delta": 0.0},
+        {"rule": "lantern++", "k": 3, "factor": 0.0},
+        {"rule": "gsd", "group": 1},
+        {"rule": "cool", "tolerance": 1.0, "decay": 0.0},
+    ],
+)
+def test_a_neutral_rule_draws_what_the_exact_one_draws(neutral, tmp_path, monkeypatch):
+    monkeypatch.setenv("VARGEN_CACHE", str(tmp_path))
+    codes, drafter = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)), ToyModel(11)
+    wanted = images(TreeSpeculative, TreeSettings(tree="3-2"), 64, 16, drafter=drafter)
+    found = images(TreeSpeculative, TreeSettings(tree="3-2", **neutral), 64, 16, drafter=drafter, codebook=codes)
+    assert (found == wanted).all()
+
+
+def test_a_relaxed_rule_keeps_longer_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("VARGEN_CACHE", str(tmp_path))
+    pipe, forwards = pipeline(), []
+    pipe.drafter = small_drafter()
+    for rule in ("exact", "lantern:k=40:delta=0.5"):
+        out = pipe([0, 1, 2, 3], method=f"speculative-tree:tree=2-2-1:rule={rule}", seed=0, output_type="latent")
+        forwards.append(out.trace.forwards_per_image)
+    assert forwards[1] < forwards[0]
+
+
 def test_shapes():
     assert parents_of("3") == [0, 0, 0]
     assert parents_of("2-2") == [0, 0, 1, 1, 2, 2]

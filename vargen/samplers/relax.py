@@ -15,8 +15,8 @@ from vargen.samplers import neighbours, rules
 from vargen.samplers.contract import Task
 
 RuleName = Literal["exact", "lantern", "lantern++", "gsd", "cool"]
-Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(draft, q, p, u_accept, u_redraw, offset) -> (kept, token); `offset` is a draft's place in its window."""
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(draft, q, p, u, offset) -> (kept, rest), as in `rules.py`; `offset` is a draft's place in its window or tree."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ def rule(settings: RuleSettings, task: Task) -> Rule:
     """The rule that `settings` ask for. ValueError where the model's codes are unknown, or fewer than `k`."""
     name = settings.rule
     if name == "exact" or (name.startswith("lantern") and settings.k == 0):
-        return lambda draft, q, p, u, v, offset: rules.keep(draft, q, p, u, v)
+        return lambda draft, q, p, u, offset: rules.exact(draft, q, p, u)
     if name == "cool":
 
-        def cool(draft: Tensor, q: Tensor, p: Tensor, u: Tensor, v: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-            return rules.cool(draft, q, p, u, v, settings.tolerance * torch.exp(-settings.decay * offset))
+        def cool(draft: Tensor, q: Tensor, p: Tensor, u: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+            return rules.cool(draft, q, p, u, settings.tolerance * torch.exp(-settings.decay * offset))
 
         return cool
     if task.codebook is None:
@@ -62,7 +62,7 @@ def rule(settings: RuleSettings, task: Task) -> Rule:
         raise ValueError(f"rule {name} needs a code for every id: there are {have} codes and {want} ids")
     if name == "gsd":
         codebook, below, above = task.codebook, settings.group // 2, (settings.group - 1) // 2
-        return lambda draft, q, p, u, v, offset: rules.gsd(draft, q, p, u, v, codebook, below=below, above=above)
+        return lambda draft, q, p, u, offset: rules.gsd(draft, q, p, u, codebook, below=below, above=above)
     near = neighbours.table(task.codebook, settings.k)
     bound = {"delta": settings.delta} if name == "lantern" else {"factor": settings.factor}
-    return lambda draft, q, p, u, v, offset: rules.lantern(draft, q, p, u, v, near, **bound)
+    return lambda draft, q, p, u, offset: rules.lantern(draft, q, p, u, near, **bound)

@@ -34,8 +34,17 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
 def replace(draft: Tensor, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
     """A token (...) from the residual; the draft where nothing is left because p = q up to rounding."""
-    token, total = _draw(residual(p, q), u)
+    return _from(residual(p, q), draft, u)
+
+
+def _from(rest: Tensor, draft: Tensor, u: Tensor) -> Tensor:
+    token, total = _draw(rest, u)
     return torch.where(total > 0, token, draft)
+
+
+def settle(kept: Tensor, rest: Tensor, draft: Tensor, u: Tensor) -> Tensor:
+    """Tokens (...): the draft where it is kept, else one drawn from `rest` (..., V), what a rule leaves."""
+    return torch.where(kept, draft, _from(rest, draft, u))
 
 
 def keep(draft: Tensor, q: Tensor, p: Tensor, u_accept: Tensor, u_redraw: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +58,13 @@ def leading(kept: Tensor) -> Tensor:
     return kept.long().cumprod(-1).sum(-1)
 
 
-# Relaxed rules. Each takes a draft ~ q for exact where it is neutral, and for approximately right elsewhere.
+# Rules that judge a draft: (kept, rest), `rest` (..., V) being what its replacement is drawn from, not normalised. The
+# relaxed ones are exact where they are neutral, and approximately right elsewhere.
+
+
+def exact(draft: Tensor, q: Tensor, p: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """(kept, rest) of speculative decoding: with `settle` it is `keep`."""
+    return accepts(draft, q, p, u), residual(p, q)
 
 
 def shifted(draft: Tensor, p: Tensor, neighbours: Tensor, *, delta: float | None = None, factor: float = 0.0) -> Tensor:
@@ -74,23 +89,21 @@ def lantern(
     draft: Tensor,
     q: Tensor,
     p: Tensor,
-    u_accept: Tensor,
-    u_redraw: Tensor,
+    u: Tensor,
     neighbours: Tensor,
     *,
     delta: float | None = None,
     factor: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """(kept, token) under `shifted`: `keep` with the draft's neighbours counted as the draft."""
-    return keep(draft, q, shifted(draft, p, neighbours, delta=delta, factor=factor), u_accept, u_redraw)
+    """(kept, rest) under `shifted`: `exact` with the draft's neighbours counted as the draft."""
+    return exact(draft, q, shifted(draft, p, neighbours, delta=delta, factor=factor), u)
 
 
 def gsd(
     draft: Tensor,
     q: Tensor,
     p: Tensor,
-    u_accept: Tensor,
-    u_redraw: Tensor,
+    u: Tensor,
     codebook: Tensor,
     *,
     below: int = 7,
@@ -98,11 +111,11 @@ def gsd(
     gap: float = 0.15,
     distance: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
-    """(kept, token) of grouped speculative decoding (arXiv 2508.07747): a draft is kept on its cluster's mass ratio.
+    """(kept, rest) of grouped speculative decoding (arXiv 2508.07747): a draft is kept on its cluster's mass ratio.
 
     The cluster of x are the ids that stand `below` ranks before to `above` ranks behind it in the order of p, whose
     probability differs from x's by `gap` at most, and whose codes lie within squared `distance`. With no ranks beside
-    its own, a cluster is its draft and the rule is `keep`.
+    its own, a cluster is its draft and the rule is `exact`.
     """
     order = p.argsort(dim=-1, descending=True, stable=True)
     rank = (order == draft[..., None]).long().argmax(-1, keepdim=True)  # (..., 1)
@@ -113,18 +126,13 @@ def gsd(
     alike = (p.gather(-1, members) - own).abs() <= gap
     cluster = inside & alike & (close | (members == draft[..., None]))
     ours, theirs = (torch.where(cluster, law.gather(-1, members), 0.0).sum(-1) for law in (p, q))
-    kept = u_accept * theirs < ours
-    return kept, torch.where(kept, draft, replace(draft, q, p, u_redraw))
+    return u * theirs < ours, residual(p, q)
 
 
-def cool(
-    draft: Tensor, q: Tensor, p: Tensor, u_accept: Tensor, u_redraw: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(kept, token) of COOL-SD (arXiv 2601.09212): kept with probability min(1, w p / q), else from max(p - q f, 0).
+def cool(draft: Tensor, q: Tensor, p: Tensor, u: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(kept, rest) of COOL-SD (arXiv 2601.09212): kept with probability f = min(1, w p / q), rest max(p - q f, 0).
 
-    `weight` (...) is w > 0, by the place in the draft; f is that probability, so that q f = min(q, w p). At w = 1 the
-    rule is `keep`.
+    `weight` (...) is w > 0, by the place in the draft, and q f = min(q, w p). At w = 1 the rule is `exact`.
     """
     weighted = weight[..., None] * p
-    kept = accepts(draft, q, weighted, u_accept)
-    return kept, torch.where(kept, draft, replace(draft, torch.minimum(q, weighted), p, u_redraw))
+    return accepts(draft, q, weighted, u), residual(p, torch.minimum(q, weighted))

@@ -83,7 +83,8 @@ class CoupledJacobi(SpeculativeJacobi):
             return super()._revise(scores, drafts)
         (p, q), width = self._laws_of_step(), drafts.shape[1]
         accept, redraw = self._uniform(Purpose.ACCEPT, width), self._uniform(Purpose.REDRAW, width)
-        return self._rule(drafts, q, p, accept, redraw, self._offsets[:width])
+        kept, rest = self._rule(drafts, q, p, accept, self._offsets[:width])
+        return kept, rules.settle(kept, rest, drafts, redraw)
 
     def _redraw(self, scores: Tensor, u: Tensor) -> Tensor:
         return self._plain_draw(scores)

@@ -85,7 +85,8 @@ class Speculative(Window):
         drafts = self._buffer.gather(1, self._slots(self._length))
         accept = self._uniform(Purpose.ACCEPT, self._length)
         offsets = self._offsets[: self._length]
-        kept, tokens = self._rule(drafts, self._q, p[:, :-1], accept, redraw[:, :-1], offsets)
+        kept, rest = self._rule(drafts, self._q, p[:, :-1], accept, offsets)
+        tokens = rules.settle(kept, rest, drafts, redraw[:, : self._length])
         self._buffer.scatter_(1, self._slots(self.widest), torch.cat([tokens, bonus], dim=1))
         lead, left = rules.leading(kept)[:, None], self._task.spec.slots - self._pointers
         self.drafts += sum(min(self._length, self._task.spec.slots - n) for n in self.settled)

@@ -3,7 +3,8 @@
 
 The candidates below a node are drawn from the drafter's law without replacement. They are tried one after another:
 each is kept with probability min(1, p / q); where it is not, p becomes max(p - q, 0) and q loses it, both normalised.
-Where none is kept, the token comes from the p that is left. So the token is ~ p whatever the drafter: exact.
+Where none is kept, the token comes from the p that is left. So the token is ~ p whatever the drafter: exact. Another
+`rule` judges each candidate in the place of this one, and leaves what it leaves: approximate (`relax.py`).
 
 All nodes share the slots of their depths, so that each is cached at a place behind the image and sees the committed
 tokens and its own ancestors; the path that was accepted is then moved to its slots.
@@ -20,6 +21,7 @@ from vargen.core import Block
 from vargen.noise import Purpose
 from vargen.samplers import rules
 from vargen.samplers.contract import Task
+from vargen.samplers.relax import RuleSettings, rule
 from vargen.samplers.window import Window
 
 MOST_NODES = 256
@@ -56,17 +58,18 @@ def parents_of(text: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class TreeSettings:
+class TreeSettings(RuleSettings):
     """Settings of `speculative-tree`."""
 
     tree: str = "3-2-1"  # candidates per node and level, or paths joined by +
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parents_of(self.tree)
 
 
 class TreeSpeculative(Window):
-    """Speculative decoding with a tree: several candidates per slot, drawn without replacement."""
+    """Speculative decoding with a tree: several candidates per slot, without replacement (with rule=exact)."""
 
     Settings: ClassVar[type] = TreeSettings
     exact: ClassVar[bool] = True
@@ -76,6 +79,7 @@ class TreeSpeculative(Window):
         parents = [0, *parents_of(settings.tree)]  # of the root: itself
         super().__init__(task, len(parents))
         assert task.drafter is not None
+        self._rule = rule(settings, task)
         self.extra = len(parents) - 1  # places in the cache
         self._drafter, device = task.drafter, task.device
         self._drafter.reserve(self.extra)
@@ -162,8 +166,7 @@ class TreeSpeculative(Window):
             token, total = self._nodes[self._rows, child], q.sum(-1)
             tried = (child > 0) & (chosen == 0) & (total > 0)  # a candidate beyond the law's support was never drawn
             law = q / total.clamp(min=1e-30)[:, None]
-            kept = rules.accepts(token, law, p, coins[self._rows, child])
-            rest = rules.residual(p, law)
+            kept, rest = self._rule(token, law, p, coins[self._rows, child], self._depths[child] - 1)
             left = rest.sum(-1, keepdim=True)
             refused = (tried & ~kept)[:, None]
             p = torch.where(refused & (left > 0), rest / left.clamp(min=1e-30), p)
