@@ -84,19 +84,18 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained", sharey=True)
     for axis, key, label in zip(
         axes, ("forwards_per_image", "seconds_per_image"), ("forwards per image", "seconds per image"), strict=True
     ):
-        for one in rows:
+        for number, one in enumerate(rows):
             if key in one:
-                axis.errorbar(one[key], one["fid"], yerr=one["half_interval"], fmt="o", capsize=3)
-                axis.annotate(
-                    one.get("method", ""), (one[key], one["fid"]), (5, 5), textcoords="offset points", fontsize=8
-                )
+                style = {"fmt": "o", "capsize": 3, "color": f"C{number}"}
+                axis.errorbar(one[key], one["fid"], yerr=one["half_interval"], label=one.get("method", ""), **style)
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
     axes[0].set_ylabel("FID (95% interval)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     for published in sorted({one["published_fid"] for one in rows if "published_fid" in one}):
         axes[0].axhline(published, linestyle="--", linewidth=1, color="grey")
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
