@@ -90,8 +90,14 @@ class TreeSpeculative(Window):
         self._deepest = max(depths)
         below = [[n for n in range(1, len(parents)) if parents[n] == node] for node in range(len(parents))]
         most = max(map(len, below))
+        # Per level, the nodes that have children, and per rank those that have so many, with the children: known to the
+        # host, so that a step reads nothing from the device to find its way.
+        self._feeding = [[n for n in level if below[n]] for level in levels_of(depths)]
+        self._ranks = [
+            [[(n, below[n][: rank + 1]) for n in nodes if len(below[n]) > rank] for rank in range(most)]
+            for nodes in self._feeding
+        ]
         self._children = torch.tensor([nodes + [0] * (most - len(nodes)) for nodes in below], device=device)  # 0: none
-        self._levels = [[n for n in range(len(parents)) if depths[n] == d] for d in range(self._deepest + 1)]
         self._depths = torch.tensor(depths, device=device)
         self._ancestors = torch.tensor([[n in own for n in range(1, len(parents))] for own in kin], device=device)
         self._nodes = task.seeds.new_zeros(task.batch, len(parents))  # tokens, the last committed one first
@@ -104,15 +110,15 @@ class TreeSpeculative(Window):
         self._nodes[:, :1] = self._buffer.gather(1, last)
         draws = self._uniform(Purpose.GUESS, self.widest)
         for depth in range(self._deepest):
-            feeding = [node for node in self._levels[depth] if self._children[node].any()]
+            feeding = self._feeding[depth]
             self._q[:, feeding] = self._laws(feeding, depth)
-            for rank in range(self._children.shape[1]):
-                parents = [node for node in feeding if self._children[node, rank] > 0]
-                nodes = self._children[parents, rank]
-                law = self._q[:, parents]
+            for rank, families in enumerate(self._ranks[depth]):
+                law = self._q[:, [node for node, _ in families]]
                 for earlier in range(rank):  # without replacement
-                    law = _without(law, self._nodes[:, self._children[parents, earlier]])
-                self._nodes[:, nodes] = rules.draw(law, draws[:, nodes])
+                    law = _without(law, self._nodes[:, [children[earlier] for _, children in families]])
+                nodes = [children[rank] for _, children in families]
+                if nodes:
+                    self._nodes[:, nodes] = rules.draw(law, draws[:, nodes])
         return replace(self._block(list(range(self.widest)), min(self.settled) - 1), moves=self._moves)
 
     def _laws(self, nodes: list[int], depth: int) -> Tensor:
@@ -173,6 +179,11 @@ class TreeSpeculative(Window):
             q = torch.where(refused, _without(q, token), q)
             chosen = torch.where(tried & kept, child, chosen)
         return chosen, p
+
+
+def levels_of(depths: list[int]) -> list[list[int]]:
+    """The nodes of each depth."""
+    return [[n for n, own in enumerate(depths) if own == d] for d in range(max(depths) + 1)]
 
 
 def _without(law: Tensor, token: Tensor) -> Tensor:
