@@ -9,7 +9,8 @@ from small import CONFIG, llamagen
 from vargen import generate, noise
 from vargen.core import Block
 from vargen.guidance import Guidance
-from vargen.models.llamagen import LlamaGen, LlamaGenConfig, RMSNorm, rope_table
+from vargen.models.llama import RMSNorm, rope_table
+from vargen.models.llamagen import LlamaGen, LlamaGenConfig
 from vargen.samplers.ar import ARSettings, Autoregressive
 from vargen.samplers.contract import Task
 from vargen.samplers.warp import Warp
@@ -126,7 +127,7 @@ def test_engine_equals_a_plain_loop(scale):
 @pytest.mark.parametrize("dim", [32, 64, 100])
 def test_rope_against_angles_written_out(dim):
     config = LlamaGenConfig(1, 1, dim, 3, vocabulary=4, caption_width=8, caption_tokens=2)
-    table, half = rope_table(config), dim // 2
+    table, half = rope_table(config, 2), dim // 2
     assert table.shape == (11, half)
     assert (table[:2] == 0).all()  # the condition's keys and queries are multiplied by zero, as in training
     for slot in range(9):

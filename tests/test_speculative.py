@@ -7,7 +7,7 @@ from toy import WARP, ToyModel, images, p_value
 
 import vargen
 from vargen import registry
-from vargen.drafting import ModelDrafter, attach
+from vargen.drafting import ModelDrafter, from_model
 from vargen.guidance import Guidance
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
 from vargen.samplers import rules
@@ -143,7 +143,7 @@ def test_drafters_by_name(monkeypatch, tmp_path):
     other = pipeline()
     other.tokenizer.quantize.embedding.weight.add_(torch.rand(48, 4))
     with pytest.raises(ValueError, match="other cannot draft for small: its image tokenizer has another codebook"):
-        attach(pipeline(), "other", other)
+        from_model(pipeline(), "other", other)
 
 
 def test_no_drafter():

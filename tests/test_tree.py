@@ -7,7 +7,7 @@ from test_speculative import small_drafter
 from toy import ToyModel, images, p_value
 
 from vargen.core import Block
-from vargen.samplers import rules, tree
+from vargen.samplers import rules
 from vargen.samplers.tree import TreeSettings, TreeSpeculative, parents_of
 
 LEVEL = 1e-5  # per case; with fixed seeds a case either always passes or always fails
@@ -26,13 +26,13 @@ def test_law_of_whole_images(shape, batch):
 
 
 def test_drawing_with_replacement_is_caught(monkeypatch):
-    monkeypatch.setattr(tree, "_without", lambda law, token: law)
+    monkeypatch.setattr(rules, "without", lambda law, token: law)
     drawn = draw(16, "3-2")
     monkeypatch.undo()
     assert p_value(drawn) > LEVEL  # with replacement in both places it is exact as well
-    real, calls = tree._without, []
+    real, calls = rules.without, []
     monkeypatch.setattr(
-        tree, "_without", lambda law, token: real(law, token) if law.dim() == 2 else calls.append(1) or law
+        rules, "without", lambda law, token: real(law, token) if law.dim() == 2 else calls.append(1) or law
     )
     assert p_value(draw(16, "3-2")) < LEVEL  # drawn with replacement, judged as if without
     assert calls
@@ -139,7 +139,7 @@ def test_shapes():
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ("", "expected widths as 4-2-1 or paths"),
+        ("", "expected widths as 4-2-1, paths"),
         ("4-0", "expected widths"),
         ("0+0", "a path stands twice"),
         ("0+10", "lacks its parent or the candidate before it"),

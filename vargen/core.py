@@ -35,6 +35,7 @@ class Block:
     # With places, `sees` is given, and `stop` bounds them. `moves` (source, target), both (B, m), are places whose rows
     # are copied before the block runs: a path that was accepted goes to the slots it stands for.
     places: Tensor | None = None  # (B, n); None: the slots
+    parents: Tensor | None = None  # (B, n): the place of the token before each; None: the slot before
     moves: tuple[Tensor, Tensor] | None = None
 
     def twice(self) -> "Block":
@@ -49,6 +50,7 @@ class Block:
             slots=self.slots.repeat(2, 1),
             sees=double(self.sees),
             places=double(self.places),
+            parents=double(self.parents),
             moves=None if self.moves is None else (self.moves[0].repeat(2, 1), self.moves[1].repeat(2, 1)),
         )
 

@@ -1,13 +1,18 @@
 """Drafters: what proposes tokens for a large model to verify. They keep their own cache and count their forwards."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vargen.core import Block, Condition
+from vargen import checkpoints, registry
+from vargen.core import Block, Condition, KVCache
 from vargen.guidance import Guidance
-from vargen.models.contract import RasterModel, RasterSpec
+from vargen.models.contract import RasterModel, RasterSpec, embed
+from vargen.models.eagle import EagleHead
+from vargen.presets.contract import Sources
 from vargen.request import Method
 from vargen.samplers.warp import Warp
 
@@ -19,6 +24,10 @@ class ModelDrafter:
         self._model, self._condition, self._guidance, self._warp = model, condition, guidance, warp
         self.reserve(0)
 
+    def watch(self, model: RasterModel) -> RasterModel:
+        """`model` as it is to be run: a small model drafts from tokens alone."""
+        return model
+
     def reserve(self, extra: int) -> None:
         """Begin, with so many places in the cache behind the image's slots."""
         self._cache = self._model.make_cache(self._condition.embedding.shape[0], extra)
@@ -28,8 +37,77 @@ class ModelDrafter:
     def laws(self, block: Block) -> Tensor:
         """Laws (B, n, V) of the slots behind a block of tokens, which enters the drafter's cache."""
         self.forwards += 1
-        logits = self._model.decode(self._guidance.spread(block), self._cache)
+        logits = self._model.decode(self._guidance.spread(replace(block, moves=None)), self._cache)
         return self._warp(self._guidance.mix(logits, block))
+
+
+class HeadDrafter:
+    """An EAGLE head on the large model itself. It keeps the state of every place: the model's where the model has run
+    (`see`), its own predictions where it has not.
+    """
+
+    def __init__(self, head: EagleHead, model: Any, rows: int, guidance: Guidance, warp: Warp) -> None:
+        self._head, self._model, self._rows, self._guidance, self._warp = head, model, rows, guidance, warp
+        self.reserve(0)
+
+    def watch(self, model: RasterModel) -> RasterModel:
+        """`model` as it is to be run, so that its states are seen."""
+        return Watched(model, self)
+
+    def reserve(self, extra: int) -> None:
+        """Begin, with so many places in the cache behind the image's slots."""
+        self._cache = self._head.make_cache(self._rows, extra)
+        places = 1 + self._head.spec.slots + extra  # row 0 has the state of the condition, row 1 + s that of place s
+        width = self._head.config.width
+        self._states = torch.zeros(self._rows, places, width, dtype=self._head.dtype, device=self._head.device)
+        self.forwards = 0
+
+    def see(self, states: Tensor, places: Tensor | None = None) -> None:
+        """Keep the model's states (R, n, d) of `places` (R, n), or that of the condition."""
+        self._keep(states, torch.full_like(states[..., 0], -1, dtype=torch.int64) if places is None else places)
+
+    def laws(self, block: Block) -> Tensor:
+        """Laws (B, n, V) of the slots behind a block of tokens, which enters the drafter's cache.
+
+        Where the tokens follow one another, only the last one's state is predicted: the model has run the others.
+        """
+        self.forwards += 1
+        rows = self._guidance.spread(block)
+        if rows.moves is not None:
+            source, target = rows.moves
+            self._keep(self._at(source), target)
+        before = rows.slots - 1 if rows.parents is None else rows.parents
+        tokens = self._model.embed(rows.tokens)
+        states = self._head.decode(tokens, self._at(before), replace(rows, moves=None), self._cache)
+        places = rows.slots if rows.places is None else rows.places
+        predicted = slice(-1, None) if rows.parents is None else slice(None)
+        self._keep(states[:, predicted], places[:, predicted])
+        return self._warp(self._guidance.mix(self._model.logits(states), block))
+
+    def _at(self, places: Tensor) -> Tensor:
+        """The states (R, n, d) of `places` (R, n), -1 being the condition."""
+        return self._states[torch.arange(len(places), device=places.device)[:, None], places + 1]
+
+    def _keep(self, states: Tensor, places: Tensor) -> None:
+        self._states[torch.arange(len(places), device=places.device)[:, None], places + 1] = states
+
+
+class Watched:
+    """A raster model whose states an EAGLE head sees as it runs."""
+
+    def __init__(self, model: Any, drafter: HeadDrafter) -> None:
+        self._model, self._drafter = model, drafter
+        self.spec, self.device, self.make_cache = model.spec, model.device, model.make_cache
+
+    def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
+        states = self._model.prefill_states(condition, cache)
+        self._drafter.see(states)
+        return self._model.logits(states)
+
+    def decode(self, block: Block, cache: KVCache) -> Tensor:
+        states = self._model.decode_states(block, cache)
+        self._drafter.see(states, block.slots if block.places is None else block.places)
+        return self._model.logits(states)
 
 
 def check(name: str, drafter: RasterSpec, target: RasterSpec) -> None:
@@ -40,23 +118,62 @@ def check(name: str, drafter: RasterSpec, target: RasterSpec) -> None:
             raise ValueError(f"{name} cannot draft here: its {what} are {ours}, the model's {theirs}")
 
 
-def attach(pipe: Any, name: str, other: Any) -> None:
-    """Let the transformer of the pipeline `other` draft for `pipe`. ValueError, by its name, where it cannot."""
+def from_model(pipe: Any, name: str, other: Any) -> nn.Module:
+    """The transformer of the pipeline `other`, to draft for `pipe`. ValueError, by its name, where it cannot."""
     check(name, other.transformer.spec, pipe.transformer.spec)
     ours, theirs = (getattr(p.tokenizer, "quantize", None) for p in (pipe, other))
     if ours is not None and theirs is not None and not torch.equal(ours.codebook(), theirs.codebook()):
         raise ValueError(f"{name} cannot draft for {pipe.preset.name}: its image tokenizer has another codebook")
-    pipe.drafter = other.transformer
+    return other.transformer
 
 
-def drafter_of(pipe: Any, method: Method, inputs: tuple[Tensor, ...]) -> ModelDrafter:
-    """A fresh drafter for a batch, from the pipeline's. ValueError where it has none, or one that does not fit."""
+def by_name(pipe: Any, name: str, given: Sources | None = None) -> nn.Module:
+    """A drafter for `pipe`: `eagle`, or a model; from the files `given`. ValueError where it does not fit."""
+    given = given or Sources()
+    if name == "eagle":
+        return load_head(pipe, given.checkpoint)
     target = pipe.transformer
-    if pipe.drafter is None and pipe.preset.drafter is not None:
-        pipe.drafter = pipe.preset.drafter(target.device, target.dtype)
-    if pipe.drafter is None:
+    return from_model(pipe, name, registry.preset(name).build(given, target.device, target.dtype))
+
+
+def drafter_of(pipe: Any, method: Method, inputs: tuple[Tensor, ...]) -> ModelDrafter | HeadDrafter:
+    """A fresh drafter for a batch: what the method names, or else the pipeline's. ValueError where none fits."""
+    target, name, found = pipe.transformer, method.settings.drafter, pipe.drafter
+    if name:
+        if name not in pipe.drafters:
+            pipe.drafters[name] = by_name(pipe, name)
+        found = pipe.drafters[name]
+    elif found is None and pipe.preset.drafter is not None:
+        found = pipe.drafter = pipe.preset.drafter(target.device, target.dtype)
+    if found is None:
         raise ValueError(f"{method.name} needs a drafter, and {pipe.preset.name} has none: load it with drafter=NAME")
-    check(type(pipe.drafter).__name__, pipe.drafter.spec, target.spec)
-    model = pipe.drafter.to(target.device)
-    embed = model.class_condition if model.spec.classes else model.text_condition
-    return ModelDrafter(model, embed(*inputs, guided=method.guidance.active), method.guidance, method.warp)
+    check(type(found).__name__, found.spec, target.spec)
+    if isinstance(found, EagleHead):
+        check_head(found, target)
+        head, rows = found.to(target.device, target.dtype), len(inputs[0]) * (2 if method.guidance.active else 1)
+        return HeadDrafter(head, target, rows, method.guidance, method.warp)
+    model: Any = found.to(target.device)
+    return ModelDrafter(model, embed(model, inputs, guided=method.guidance.active), method.guidance, method.warp)
+
+
+def check_head(head: EagleHead, target: Any) -> None:
+    """ValueError where a model shows no states, or states that a head was not made for."""
+    if not hasattr(target, "decode_states"):
+        raise ValueError(f"an EAGLE head cannot draft for {type(target).__name__}, which does not show its states")
+    if head.config.width != target.config.width:
+        theirs = target.config.width
+        raise ValueError(f"EagleHead cannot draft here: its states are {head.config.width} wide, the model's {theirs}")
+
+
+def load_head(pipe: Any, path: Path | None) -> EagleHead:
+    """The EAGLE head for a pipeline's model, from `path` or else the one that ships. ValueError where none fits."""
+    path = path or pipe.preset.head
+    if path is None:
+        raise ValueError(
+            f"{pipe.preset.name} comes with no EAGLE head: name the file of one from scripts/train_drafter.py"
+        )
+    target = pipe.transformer
+    with torch.device("meta"):
+        head = EagleHead(target.config)
+    checkpoints.load_into(head, path, dtype=target.dtype, device=target.device)
+    return head.eval().requires_grad_(False)

@@ -17,6 +17,7 @@ from vargen.cli import DEFAULT_METHOD
 from vargen.core import Generation, Trace, peak_memory, reset_peak_memory, versions
 from vargen.drafting import drafter_of
 from vargen.models import t5
+from vargen.models.contract import embed
 from vargen.presets.contract import LAW, Preset, custom
 from vargen.request import Method
 from vargen.samplers.contract import RasterSampler, Task
@@ -65,7 +66,8 @@ class RasterPipeline(DiffusionPipeline):
         )
         self.preset = preset or custom(transformer)
         self.nats_per_token: float | None = None  # cross-entropy on held-out images, where it is known
-        self.drafter: nn.Module | None = None  # a small model that drafts, where a method wants one
+        self.drafter: nn.Module | None = None  # what drafts where a method wants a drafter and names none
+        self.drafters: dict[str, nn.Module] = {}  # those that methods named
         self._costs: dict[Any, dict[int, float]] = {}
         self._processor = VaeImageProcessor()
 
@@ -243,11 +245,11 @@ class RasterPipeline(DiffusionPipeline):
         trace = Trace(self.preset.name, method.name, len(seeds), seeds=seeds, settings=method.described)
         reset_peak_memory(device)
         clock, counts = generate.Clock(device), generate.Counts()
-        embed = model.class_condition if model.spec.classes else model.text_condition
-        condition = embed(*inputs, guided=method.guidance.active)
+        condition = embed(model, inputs, guided=method.guidance.active)
         task = Task(model.spec, torch.tensor(seeds, device=device), method.warp, codebook=self._codebook())
         if getattr(method.sampler, "drafted", False):
-            task = replace(task, drafter=drafter_of(self, method, inputs))
+            drafter = drafter_of(self, method, inputs)
+            task, model = replace(task, drafter=drafter), drafter.watch(model)
         if getattr(method.settings, "window", None) == "auto":
             task = replace(task, costs=self._step_costs(method, condition, task))
             clock.lap("calibration")
@@ -282,13 +284,12 @@ class RasterPipeline(DiffusionPipeline):
         return self._costs[key]
 
     def _finish(self, final: Partial, output_type: str) -> Generation:
-        device, trace = self.transformer.device, final.trace
-        clock = generate.Clock(device)
+        trace, clock = final.trace, generate.Clock(self.transformer.device)
         images = final.tokens if output_type == "latent" else self.decode(final.tokens, output_type, final.image_size)
         clock.lap("decode")
         seconds = trace.seconds | clock.seconds()
         trace.seconds = {**seconds, "total": sum(seconds.values())}
-        trace.peak_memory_bytes = peak_memory(device)
+        trace.peak_memory_bytes = peak_memory(self.transformer.device)
         return Generation(images, final.tokens, trace)
 
 

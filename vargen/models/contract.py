@@ -1,7 +1,7 @@
 """What a model must offer to be decoded: one Protocol per kind of model."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +40,30 @@ class TextConditional(Protocol):
         ...
 
 
+class ShowsStates(Protocol):
+    """A raster model that shows the states behind its logits, for heads that draft from them (`models/eagle.py`)."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Image tokens (R, n) as the layers take them, (R, n, d)."""
+        ...
+
+    def prefill_states(self, condition: Condition, cache: KVCache) -> Tensor:
+        """As `prefill`, but (R, 1, d)."""
+        ...
+
+    def decode_states(self, block: Block, cache: KVCache) -> Tensor:
+        """As `decode`, but (R, n, d)."""
+        ...
+
+    def states(self, condition: Condition, ids: Tensor) -> Tensor:
+        """Teacher-forced states (R, N, d) of ids (R, N): that of slot s - 1 gives the law of slot s. No cache."""
+        ...
+
+    def logits(self, states: Tensor) -> Tensor:
+        """What the output head makes of states (R, n, d): (R, n, V) in float32."""
+        ...
+
+
 class RasterModel(Protocol):
     """A next-token model over image tokens in raster order (LlamaGen, Lumina-mGPT, Emu3, Janus).
 
@@ -63,3 +87,8 @@ class RasterModel(Protocol):
     def decode(self, block: Block, cache: KVCache) -> Tensor:
         """Write a block to the cache; the logits of the slot behind each of its tokens, (R, n, V)."""
         ...
+
+
+def embed(model: Any, inputs: tuple[Tensor, ...], *, guided: bool) -> Condition:
+    """The condition of labels (B,), or of text states (B, T, C) and their mask (B, T), as `model` takes them."""
+    return (model.class_condition if model.spec.classes else model.text_condition)(*inputs, guided=guided)

@@ -1,12 +1,8 @@
 """LlamaGen: a Llama decoder over VQ tokens in raster order (arXiv 2406.06525, official repository LlamaGen).
 
-Parameter names and shapes are the official checkpoints'. RMSNorm normalises in float32, casts down, then multiplies
-by its weight; the two-dimensional rotary embedding works in float32. Its table is zero (not the identity) at the
-condition's positions, which is what the published weights were trained with. A condition is one class token, or 120
-states of a text encoder, padded on the left.
+Parameter names and shapes are the official checkpoints'. A condition is one class token, or 120 states of a text
+encoder, padded on the left.
 """
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,114 +10,12 @@ from torch import Tensor, nn
 
 from vargen.checkpoints import Layout
 from vargen.core import Block, Condition, KVCache
-from vargen.models.contract import RasterSpec
+from vargen.models.llama import LlamaGenConfig, RMSNorm, Step, Trunk, causal_mask
 
 # Tables and caches that the official code keeps on the module, and that some of its files carry.
 LAYOUT = Layout(ignored=r"freqs_cis|causal_mask|layers\.\d+\.attention\.kv_cache\.[kv]_cache")
 
-
-@dataclass(frozen=True)
-class LlamaGenConfig:
-    """Shapes of a LlamaGen; the defaults are the class-conditional GPT-B at 256 pixels with VQ-16."""
-
-    layers: int = 12
-    heads: int = 12
-    width: int = 768
-    side: int = 16  # tokens along one side of the image
-    vocabulary: int = 16384
-    classes: int = 1000  # row `classes` of the class table is the unconditional one; not used with text
-    caption_width: int = 0  # of the text encoder's states; 0: class-conditional
-    caption_tokens: int = 120
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-5
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def hidden(self) -> int:
-        """Width of the feed-forward layer: two thirds of four widths, rounded up to a multiple of 256."""
-        return -(-int(8 * self.width / 3) // 256) * 256
-
-    @property
-    def condition_tokens(self) -> int:
-        """Rows that the condition takes in front of the image."""
-        return self.caption_tokens if self.caption_width else 1
-
-
-def rope_table(config: LlamaGenConfig) -> Tensor:
-    """Rotations (T + side^2, head_dim / 2), complex64: row angles, then column angles; zero for the condition.
-
-    Always computed on a CPU: sines differ in their last bit from device to device.
-    """
-    half = config.head_dim // 2
-    frequencies = config.rope_base ** (-torch.arange(0, half, 2, device="cpu")[: half // 2].float() / half)
-    cells = torch.arange(config.side, device="cpu").float()[:, None] * frequencies  # (side, half / 2)
-    rows = cells[:, None].expand(-1, config.side, -1)
-    columns = cells[None].expand(config.side, -1, -1)
-    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
-    rotations = torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([rotations.new_zeros(config.condition_tokens, rotations.shape[-1]), rotations])
-
-
-def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Rotate neighbouring channel pairs of `x` (R, n, H, D) by complex `rotations` (R or 1, n, 1, D / 2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotations).flatten(-2).type_as(x)
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
-
-
-class Attention(nn.Module):
-    def __init__(self, config: LlamaGenConfig) -> None:
-        super().__init__()
-        self.heads, self.dim = config.heads, config.head_dim
-        self.wqkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.wo = nn.Linear(config.width, config.width, bias=False)
-
-    def forward(self, x: Tensor, step: "Step", layer: int) -> Tensor:
-        qk, v = self.wqkv(x).unflatten(-1, (3 * self.heads, self.dim)).split((2 * self.heads, self.heads), dim=2)
-        q, k = rotate(qk, step.rotations).chunk(2, dim=2)  # (R, n, H, D)
-        if step.cache is not None:
-            k, v = step.cache.write(layer, step.rows, k, v, step.stop)
-        causal = step.cache is None and step.mask is None
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=step.mask, is_causal=causal)
-        return self.wo(out.transpose(1, 2).flatten(2))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: LlamaGenConfig) -> None:
-        super().__init__()
-        self.w1 = nn.Linear(config.width, config.hidden, bias=False)
-        self.w3 = nn.Linear(config.width, config.hidden, bias=False)
-        self.w2 = nn.Linear(config.hidden, config.width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
-
-
-class Layer(nn.Module):
-    def __init__(self, config: LlamaGenConfig) -> None:
-        super().__init__()
-        self.attention = Attention(config)
-        self.feed_forward = FeedForward(config)
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.ffn_norm = RMSNorm(config.width, config.norm_eps)
-
-    def forward(self, x: Tensor, step: "Step", layer: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), step, layer)
-        return x + self.feed_forward(self.ffn_norm(x))
+__all__ = ["LAYOUT", "LlamaGen", "LlamaGenConfig"]
 
 
 class ClassEmbedder(nn.Module):
@@ -155,50 +49,15 @@ class CaptionEmbedder(nn.Module):
         return self.cap_proj(states.to(self.uncond_embedding.dtype))  # (B, T, d)
 
 
-@dataclass(frozen=True)
-class Step:
-    """What every layer of one forward shares; built once per step."""
-
-    rotations: Tensor  # (R or 1, n, 1, D / 2) complex
-    mask: Tensor | None = None  # (R, 1, n, stop), added to the attention scores
-    cache: KVCache | None = None
-    rows: Tensor | None = None  # where the cache is written, see KVCache.flat
-    stop: int = 0
-
-
-class LlamaGen(nn.Module):
-    """LlamaGen under the raster contract (`models/contract.py`)."""
+class LlamaGen(Trunk):
+    """LlamaGen under the raster contract (`models/contract.py`); shows its states."""
 
     def __init__(self, config: LlamaGenConfig) -> None:
-        super().__init__()
-        if config.width % config.heads or config.head_dim % 4:
-            raise ValueError(f"got width {config.width} and {config.heads} heads, expected a head width in fours")
-        self.config = config
+        super().__init__(config, config.layers, config.condition_tokens)
         self.cls_embedding = CaptionEmbedder(config) if config.caption_width else ClassEmbedder(config)
         self.tok_embeddings = nn.Embedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.output = nn.Linear(config.width, config.vocabulary, bias=False)
-        self._rope = rope_table(config)  # a plain attribute: stays float32 under .to(dtype)
-
-    @property
-    def spec(self) -> RasterSpec:
-        c = self.config
-        return RasterSpec(c.side, c.side, c.vocabulary, 0 if c.caption_width else c.classes)
-
-    @property
-    def device(self) -> torch.device:
-        return self.output.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.output.weight.dtype
-
-    def rope(self) -> Tensor:
-        """The rotation table on the model's device."""
-        if self._rope.device != self.device:
-            self._rope = self._rope.to(self.device)
-        return self._rope
 
     def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
         """Embed labels (B,) as (B, 1, d), or as (2B, 1, d) with the unconditional rows behind when `guided`."""
@@ -217,66 +76,39 @@ class LlamaGen(nn.Module):
             states, mask = torch.cat([states.to(nothing.dtype), nothing]), mask.repeat(2, 1)
         return Condition(self.cls_embedding(states), mask == 0)
 
-    def make_cache(self, batch: int, extra: int = 0) -> KVCache:
-        c = self.config
-        rows = c.condition_tokens + self.spec.slots + extra
-        return KVCache(c.layers, batch, rows, c.heads, c.head_dim, dtype=self.dtype, device=self.device)
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Image tokens (R, n) as the layers take them, (R, n, d)."""
+        return self.tok_embeddings(tokens)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """What the output head makes of states (R, n, d): logits (R, n, V) in float32."""
+        return self.output(self.norm(states)).float()
 
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
+        return self.logits(self.prefill_states(condition, cache))
+
+    def decode(self, block: Block, cache: KVCache) -> Tensor:
+        return self.logits(self.decode_states(block, cache))
+
+    def prefill_states(self, condition: Condition, cache: KVCache) -> Tensor:
+        """As `prefill`, the states (R, 1, d) behind the logits."""
         batch, count, _ = condition.embedding.shape
         rows = torch.arange(count, device=self.device).expand(batch, -1)
         cache.padding = condition.padding
-        return self._logits(self._cached(condition.embedding, rows, rows, cache, 0, count, None)[:, -1:])
+        return self.cached(condition.embedding, rows, rows, cache, 0, count, None)[:, -1:]
 
-    def decode(self, block: Block, cache: KVCache) -> Tensor:
-        t, x, sees = self.config.condition_tokens, self.tok_embeddings(block.tokens), block.sees
-        if sees is not None:  # the condition is always seen
-            sees = F.pad(sees[..., : block.stop], (t, 0), value=True)
-        if block.moves is not None:
-            cache.move(block.moves[0] + t, block.moves[1] + t)
-        places = block.slots if block.places is None else block.places
-        slots = block.slots + t
-        return self._logits(self._cached(x, slots, places + t, cache, block.first + t, block.stop + t, sees))
+    def decode_states(self, block: Block, cache: KVCache) -> Tensor:
+        """As `decode`, the states (R, n, d) behind the logits."""
+        return self.run(self.embed(block.tokens), block, cache)
 
     def forward(self, condition: Condition, ids: Tensor) -> Tensor:
         """Teacher-forced logits (R, N, V) of ids (R, N) under a condition; no cache."""
-        x = torch.cat([condition.embedding, self.tok_embeddings(ids[:, :-1])], dim=1)
+        return self.logits(self.states(condition, ids))
+
+    def states(self, condition: Condition, ids: Tensor) -> Tensor:
+        """The states (R, N, d) behind `forward`: that of slot s - 1 gives the law of slot s."""
+        x = torch.cat([condition.embedding, self.embed(ids[:, :-1])], dim=1)
         rows, mask = torch.arange(x.shape[1], device=x.device)[None], None
         if condition.padding is not None:
-            mask = _mask(rows, x.shape[1], None, condition.padding, x.dtype)
-        x = self._layers(x, Step(self.rope()[rows][:, :, None], mask))
-        return self._logits(x[:, self.config.condition_tokens - 1 :])
-
-    def _cached(
-        self, x: Tensor, slots: Tensor, rows: Tensor, cache: KVCache, first: int, stop: int, sees: Tensor | None
-    ) -> Tensor:
-        """Run tokens that stand at `slots` and are cached in `rows`, both counted from the condition's first row."""
-        padding, mask = cache.padding, None
-        alone = rows.shape[1] == 1 and first + 1 == stop  # a lone token at the last row sees everything
-        if sees is not None or padding is not None or not alone:
-            padding = None if padding is None else padding[: len(rows)]
-            mask = _mask(rows, stop, sees, padding, x.dtype)
-        return self._layers(x, Step(self.rope()[slots][:, :, None], mask, cache, cache.flat(rows), stop))
-
-    def _layers(self, x: Tensor, step: Step) -> Tensor:
-        for index, layer in enumerate(self.layers):
-            x = layer(x, step, index)
-        return x
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return self.output(self.norm(x)).float()
-
-
-def _mask(rows: Tensor, stop: int, sees: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores of queries at `rows` (R, n) over `stop` keys, (R, 1, n, stop): 0 or -inf.
-
-    Causal unless `sees` (R, n, stop) says otherwise. Nobody sees `padding` (R, T), but for a token itself, so that
-    no row of the softmax is empty.
-    """
-    keys = torch.arange(stop, device=rows.device)
-    hidden = keys > rows[..., None] if sees is None else ~sees
-    if padding is not None:
-        hidden = hidden.repeat(len(padding) // len(hidden), 1, 1)
-        hidden[..., : padding.shape[1]] |= padding[:, None]
-        hidden &= keys != rows[..., None]
-    return torch.zeros(hidden.shape, dtype=dtype, device=rows.device).masked_fill_(hidden, float("-inf"))[:, None]
+            mask = causal_mask(rows, x.shape[1], None, condition.padding, x.dtype)
+        return self.through(x, Step(self.rope()[rows][:, :, None], mask))[:, self.front - 1 :]

@@ -47,6 +47,7 @@ class Preset:
     names: Callable[[], Sequence[str]] = tuple  # of the classes
     examples: tuple[int, ...] = ()  # the classes that are drawn when none is asked for
     drafter: "Callable[[torch.device, torch.dtype], Any] | None" = None  # a small model that drafts for this one
+    head: Path | None = None  # weights of an EAGLE head that drafts for this one
 
     @property
     def recipe(self) -> Recipe:

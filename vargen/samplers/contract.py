@@ -21,7 +21,11 @@ class Drafter(Protocol):
         ...
 
     def laws(self, block: Block) -> Tensor:
-        """Laws (B, n, V) of the slots behind a block of tokens."""
+        """Laws (B, n, V) of the slots behind a block of tokens, which enters the drafter's cache.
+
+        A step's first block brings every token that the last step may have committed: the drafter's cache may hold
+        other tokens there. Its `moves` say where the large model ran what was kept of a tree.
+        """
         ...
 
 

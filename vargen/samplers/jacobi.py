@@ -42,10 +42,10 @@ class JacobiWindow(Window, ABC):
     exact: ClassVar[bool] = True
     uses_law = True
 
-    def __init__(self, settings: WindowSettings, task: Task) -> None:
+    def __init__(self, settings: WindowSettings, task: Task, more: int = 0) -> None:
         self._settings = settings
         self._policy = WidthPolicy(settings.window, task.costs, task.spec.slots)
-        super().__init__(task, max(self._policy.widths))
+        super().__init__(task, max(self._policy.widths), more)
         self._known = self._pointers  # drafts that stand in each row's window, (B, 1)
         self._moved = self._pointers  # tokens committed by the last step, (B, 1)
         self._p: Tensor | None = None  # laws of the last step, (B, w, V)
@@ -92,18 +92,19 @@ class JacobiWindow(Window, ABC):
         else:
             kept, revised = self._revise(scores, self._buffer.gather(1, slots))
             moved = (rules.leading(kept)[:, None] + 1).clamp_(max=width)
-        self._buffer.scatter_(1, slots, revised)
-        if self._laws is not None and self._p is not None:
-            self._laws.scatter_(1, slots[..., None].expand_as(self._p), self._p)
-        self._advance(width, moved)
+        self._advance(revised, moved)
 
     def _plain_draw(self, scores: Tensor) -> Tensor:
         """argmax(log p + g) (B, w), g fixed per slot: the tokens that plain decoding would draw under these laws."""
         width = scores.shape[1]
         return (scores + self._gumbel.at(self._slots(width), min(self.settled), max(self.settled) + width)).argmax(-1)
 
-    def _advance(self, width: int, moved: Tensor) -> None:
-        """Move the pointers, and tell the policy what the step settled."""
+    def _advance(self, revised: Tensor, moved: Tensor) -> None:
+        """Take the `revised` window (B, w), move the pointers, and tell the policy what the step settled."""
+        width, slots = revised.shape[1], self._slots(revised.shape[1])
+        self._buffer.scatter_(1, slots, revised)
+        if self._laws is not None and self._p is not None:
+            self._laws.scatter_(1, slots[..., None].expand_as(self._p), self._p)
         self._known = width - moved
         self._moved = moved
         slowest = min(self.settled)

@@ -4,7 +4,6 @@ LANTERN (arXiv 2410.03355), LANTERN++ (2502.06352), GSD (2508.07747), COOL-SD (2
 `exact`, and each of the others at its neutral setting, leaves the law of plain decoding as it is.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,10 +12,9 @@ from torch import Tensor
 
 from vargen.samplers import neighbours, rules
 from vargen.samplers.contract import Task
+from vargen.samplers.rules import Rule
 
 RuleName = Literal["exact", "lantern", "lantern++", "gsd", "cool"]
-Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(draft, q, p, u, offset) -> (kept, rest), as in `rules.py`; `offset` is a draft's place in its window or tree."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,13 @@ class RuleSettings:
             raise ValueError(f"got group {self.group}, expected 1 or more")
         if not 0 < self.tolerance < float("inf") or not 0 <= self.decay < float("inf"):
             raise ValueError(f"got tolerance {self.tolerance} and decay {self.decay}, expected above 0, and 0 or more")
+
+
+@dataclass(frozen=True)
+class DraftedSettings(RuleSettings):
+    """The settings of every method that drafts with another model."""
+
+    drafter: str = ""  # eagle, or a model by name; empty: the one that was loaded with the model, or that ships for it
 
 
 def rule(settings: RuleSettings, task: Task) -> Rule:

@@ -5,6 +5,8 @@
 gives a token ~ p, whatever q was.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,44 @@ def keep(draft: Tensor, q: Tensor, p: Tensor, u_accept: Tensor, u_redraw: Tensor
 def leading(kept: Tensor) -> Tensor:
     """Length (B,) of the run of True at the start of each row of `kept` (B, n)."""
     return kept.long().cumprod(-1).sum(-1)
+
+
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(draft, q, p, u, offset) -> (kept, rest), as below; `offset` is a draft's place in its window or tree."""
+
+
+def among(
+    rule: Rule, drafts: Tensor, there: Tensor, q: Tensor | None, p: Tensor, u: Tensor, offset: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The first of several drafts (B, K) that is kept, and what the token comes from where none is (B, V).
+
+    Recursive rejection (arXiv 2402.14160): they are tried in turn, where they are `there` (B, K). A refused draft
+    leaves what the rule leaves as the law for the next. `q` (B, V) is the law of the first draft; the others were drawn
+    from it without replacement. None: they were chosen, not drawn, so that each has a law of its own, certain of it.
+    The rank is (B,), -1 where none is kept; `offset` (B,) is their place for the rule; the law is not normalised.
+    """
+    rank, rest = torch.full_like(drafts[:, 0], -1), p
+    for k in range(drafts.shape[1]):
+        token, tried = drafts[:, k], there[:, k] & (rank < 0)
+        if q is None:
+            law = torch.zeros_like(p).scatter(-1, token[:, None], 1.0)
+        else:
+            total = q.sum(-1)
+            tried = tried & (total > 0)  # beyond the law's support nothing was drawn
+            law = q / total.clamp(min=1e-30)[:, None]
+            q = without(q, token)
+        kept, left = rule(token, law, p, u[:, k], offset)
+        total = left.sum(-1, keepdim=True)
+        refused = (tried & ~kept)[:, None] & (total > 0)
+        rest = torch.where(refused, left, rest)
+        p = torch.where(refused, left / total.clamp(min=1e-30), p)
+        rank = torch.where(tried & kept, k, rank)
+    return rank, rest
+
+
+def without(law: Tensor, token: Tensor) -> Tensor:
+    """`law` (..., V), not normalised any more, without `token` (...)."""
+    return law.scatter(-1, token[..., None], 0.0)
 
 
 # Rules that judge a draft: (kept, rest), `rest` (..., V) being what its replacement is drawn from, not normalised. The

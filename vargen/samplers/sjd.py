@@ -17,7 +17,7 @@ Exact: each committed token is ~ p_j given those before it, at any window, guess
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -73,8 +73,8 @@ class CoupledJacobi(SpeculativeJacobi):
 
     Settings: ClassVar[type] = CoupledSettings
 
-    def __init__(self, settings: CoupledSettings, task: Task) -> None:
-        super().__init__(settings, task)
+    def __init__(self, settings: Any, task: Task, more: int = 0) -> None:
+        super().__init__(settings, task, more)
         self._maximal = settings.coupling == "maximal"
         self._rule = rule(settings, task)
 

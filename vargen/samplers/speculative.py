@@ -19,12 +19,12 @@ from vargen.core import Block
 from vargen.noise import Purpose
 from vargen.samplers import rules
 from vargen.samplers.contract import Task
-from vargen.samplers.relax import RuleName, RuleSettings, rule
+from vargen.samplers.relax import DraftedSettings, RuleName, rule
 from vargen.samplers.window import Window
 
 
 @dataclass(frozen=True)
-class SpeculativeSettings(RuleSettings):
+class SpeculativeSettings(DraftedSettings):
     """Settings of `speculative`."""
 
     length: int = 5  # tokens that are drafted for one forward of the large model
@@ -48,17 +48,14 @@ class Speculative(Window):
         self._drafter, self._length = task.drafter, settings.length
         self._rule = rule(settings, task)
         self._q: Tensor | None = None  # laws of the drafts, (B, length, V)
-        self.drafts = 0  # tokens drafted within images, of which `drafts_kept` stand in them
-        self._kept = task.seeds.new_zeros(())
 
     def propose(self) -> Block:
         count, lowest = self._task.spec.slots, min(self.settled)
         highest = max(n for n in self.settled if n < count)
         laws = []
         for index in range(self._length):
-            # What the drafter has not seen: at first the last two committed tokens (the last draft of a step that kept
-            # all was never fed to it, and the token behind it is new), then each draft.
-            back = 2 if index == 0 else 1
+            # At first all that the last step may have committed, since the drafter knows it as drafts at best.
+            back = self.widest if index == 0 else 1
             slots = self._slots(index + 1)[:, -1:] - torch.arange(back, 0, -1, device=self._task.device)
             slots = slots.clamp(min=0)
             tokens = self._buffer.gather(1, slots)
@@ -88,15 +85,9 @@ class Speculative(Window):
         kept, rest = self._rule(drafts, self._q, p[:, :-1], accept, offsets)
         tokens = rules.settle(kept, rest, drafts, redraw[:, : self._length])
         self._buffer.scatter_(1, self._slots(self.widest), torch.cat([tokens, bonus], dim=1))
-        lead, left = rules.leading(kept)[:, None], self._task.spec.slots - self._pointers
-        self.drafts += sum(min(self._length, self._task.spec.slots - n) for n in self.settled)
-        self._kept = self._kept + torch.minimum(lead, left).sum()
+        lead = rules.leading(kept)[:, None]
+        self._tally(offsets[None] + 1, lead)
         self._commit(lead + 1)
-
-    @property
-    def drafts_kept(self) -> int:
-        """Drafts that stand in the images."""
-        return int(self._kept)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ tokens and its own ancestors; the path that was accepted is then moved to its sl
 """
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -21,18 +22,28 @@ from vargen.core import Block
 from vargen.noise import Purpose
 from vargen.samplers import rules
 from vargen.samplers.contract import Task
-from vargen.samplers.relax import RuleSettings, rule
+from vargen.samplers.relax import DraftedSettings, RuleSettings, rule
 from vargen.samplers.window import Window
 
 MOST_NODES = 256
+SHAPES = {  # by the names of their authors: EAGLE's (arXiv 2401.15077), and the one of LANTERN++ (2502.06352)
+    "mc_sim_7b_63": "0+1+2+3+00+01+02+10+11+20+21+30+000+001+002+010+011+020+021+100+0000+0001+0002+00000+00001",
+    "naive_extend_57": (
+        "0+1+2+3+4+00+01+02+03+10+11+12+20+21+22+30+31+40+000+001+002+003+010+011+012+020+021+022+030+031+100+101+110"
+        "+200+0000+0001+0002+0003+0010+0011+0012+0020+0021+0030+0100+0101+0110+0200+00000+00001+00002+00010+00011+00100"
+        "+00101+00110+00200"
+    ),
+}
 
 
 def parents_of(text: str) -> list[int]:
     """The parent of each node 1, 2, ... (0 is the last committed token), level by level, from a shape in text.
 
     `4-2-1`: four candidates, each with two below it, each of these with one. `0+1+00+01`: any tree as its paths, each
-    the ranks (0 to 9) of the candidates on it. ValueError where a path stands twice or its parent is not there.
+    the ranks (0 to 9) of the candidates on it. A name in `SHAPES` stands for such paths. ValueError where a path stands
+    twice or its parent is not there.
     """
+    text = SHAPES.get(text, text)
     if re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", text):
         parents, level = [], [0]
         for width in map(int, text.split("-")):
@@ -51,96 +62,62 @@ def parents_of(text: str) -> list[int]:
                 raise ValueError(f"got tree {text}, in which {path} lacks its parent or the candidate before it")
         parents = [places[path[:-1]] for path in paths]
     else:
-        raise ValueError(f"got tree {text!r}, expected widths as 4-2-1 or paths as 0+1+00+01")
+        raise ValueError(f"got tree {text!r}, expected widths as 4-2-1, paths as 0+1+00+01, or {' or '.join(SHAPES)}")
     if len(parents) > MOST_NODES:
         raise ValueError(f"got tree {text} of more than {MOST_NODES} nodes")
     return parents
 
 
-@dataclass(frozen=True)
-class TreeSettings(RuleSettings):
-    """Settings of `speculative-tree`."""
+class Tree(Window, ABC):
+    """A tree of at most `nodes` drafts behind the last committed token, node 0. Subclasses grow it.
 
-    tree: str = "3-2-1"  # candidates per node and level, or paths joined by +
+    `_grow` fills in, for rows and nodes, a node's token, its depth, which nodes it sees and its children by rank, 0
+    where there is none; and `_q`, the law of the children of each node, or None where they were chosen and not drawn.
+    """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        parents_of(self.tree)
-
-
-class TreeSpeculative(Window):
-    """Speculative decoding with a tree: several candidates per slot, without replacement (with rule=exact)."""
-
-    Settings: ClassVar[type] = TreeSettings
     exact: ClassVar[bool] = True
     drafted: ClassVar[bool] = True  # the task must bring a drafter
 
-    def __init__(self, settings: TreeSettings, task: Task) -> None:
-        parents = [0, *parents_of(settings.tree)]  # of the root: itself
-        super().__init__(task, len(parents))
+    def __init__(self, settings: RuleSettings, task: Task, *, nodes: int, deepest: int, scratch: int = 0) -> None:
+        super().__init__(task, nodes + 1)
         assert task.drafter is not None
-        self._rule = rule(settings, task)
-        self.extra = len(parents) - 1  # places in the cache
-        self._drafter, device = task.drafter, task.device
-        self._drafter.reserve(self.extra)
-        depths, kin = [0], [{0}]
-        for node in range(1, len(parents)):
-            depths.append(depths[parents[node]] + 1)
-            kin.append(kin[parents[node]] | {node})
-        self._deepest = max(depths)
-        below = [[n for n in range(1, len(parents)) if parents[n] == node] for node in range(len(parents))]
-        most = max(map(len, below))
-        # Per level, the nodes that have children, and per rank those that have so many, with the children: known to the
-        # host, so that a step reads nothing from the device to find its way.
-        self._feeding = [[n for n in level if below[n]] for level in levels_of(depths)]
-        self._ranks = [
-            [[(n, below[n][: rank + 1]) for n in nodes if len(below[n]) > rank] for rank in range(most)]
-            for nodes in self._feeding
-        ]
-        self._children = torch.tensor([nodes + [0] * (most - len(nodes)) for nodes in below], device=device)  # 0: none
-        self._depths = torch.tensor(depths, device=device)
-        self._ancestors = torch.tensor([[n in own for n in range(1, len(parents))] for own in kin], device=device)
-        self._nodes = task.seeds.new_zeros(task.batch, len(parents))  # tokens, the last committed one first
-        self._q = torch.zeros(task.batch, len(parents), task.spec.vocabulary, device=device)
-        self._rows = torch.arange(task.batch, device=device)
+        self._rule, self._drafter = rule(settings, task), task.drafter
+        self.extra, self._deepest = nodes, deepest  # places in the cache; levels
+        self._drafter.reserve(nodes + scratch)
+        self._nodes = task.seeds.new_zeros(task.batch, nodes + 1)
+        self._depths = task.seeds.new_zeros(task.batch, nodes + 1)
+        self._sees = torch.zeros(task.batch, nodes + 1, nodes, dtype=torch.bool, device=task.device)  # itself too
+        self._children = task.seeds.new_zeros(task.batch, nodes + 1, 1)
+        self._q: Tensor | None = None  # (B, nodes + 1, V)
+        self._rows = torch.arange(task.batch, device=task.device)
         self._moves: tuple[Tensor, Tensor] | None = None
+
+    @abstractmethod
+    def _grow(self) -> None: ...
 
     def propose(self) -> Block:
         last = (self._pointers - 1).clamp(min=0)
         self._nodes[:, :1] = self._buffer.gather(1, last)
-        draws = self._uniform(Purpose.GUESS, self.widest)
-        for depth in range(self._deepest):
-            feeding = self._feeding[depth]
-            self._q[:, feeding] = self._laws(feeding, depth)
-            for rank, families in enumerate(self._ranks[depth]):
-                law = self._q[:, [node for node, _ in families]]
-                for earlier in range(rank):  # without replacement
-                    law = _without(law, self._nodes[:, [children[earlier] for _, children in families]])
-                nodes = [children[rank] for _, children in families]
-                if nodes:
-                    self._nodes[:, nodes] = rules.draw(law, draws[:, nodes])
-        return replace(self._block(list(range(self.widest)), min(self.settled) - 1), moves=self._moves)
+        self._grow()
+        places = self._task.spec.slots - 1 + torch.arange(self.widest, device=self._task.device)
+        block = self._block(self._nodes, self._depths, places.expand_as(self._nodes), self._sees)
+        return replace(block, moves=self._moves)
 
-    def _laws(self, nodes: list[int], depth: int) -> Tensor:
-        """The drafter's laws (B, nodes, V) behind nodes of one level; at first behind the last two committed tokens."""
-        if depth > 0:
-            return self._drafter.laws(self._block(nodes, max(min(self.settled) - 2, 0)))
-        slots = (self._pointers - torch.arange(2, 0, -1, device=self._task.device)).clamp(min=0)
-        stop = max(self.settled)
-        block = Block(self._buffer.gather(1, slots), slots, max(min(self.settled) - 2, 0), stop, moves=self._moves)
+    def _first_laws(self) -> Tensor:
+        """The drafter's laws (B, 1, V) behind the last committed token; it is fed all that the last step may have."""
+        slots = (self._pointers - torch.arange(self._deepest + 1, 0, -1, device=self._task.device)).clamp(min=0)
+        first = max(min(self.settled) - self._deepest - 1, 0)
+        block = Block(self._buffer.gather(1, slots), slots, first, max(self.settled), moves=self._moves)
         return self._drafter.laws(block)[:, -1:]
 
-    def _block(self, nodes: list[int], first: int) -> Block:
-        """A block of nodes, each of which sees the committed tokens and its ancestors; node 0 has its own slot."""
-        count, batch = self._task.spec.slots, self._task.batch
-        index = torch.tensor(nodes, device=self._task.device)
-        slots = (self._pointers - 1 + self._depths[index]).clamp(max=count - 1)
-        places = torch.where(index == 0, slots, count - 1 + index)
-        committed = torch.arange(count, device=index.device) < self._pointers  # (B, slots)
-        sees = torch.cat(
-            [committed[:, None].expand(-1, len(nodes), -1), self._ancestors[index].expand(batch, -1, -1)], dim=-1
-        )
-        return Block(self._nodes[:, index], slots, first, count + self.extra, sees, places)
+    def _block(self, tokens: Tensor, depths: Tensor, places: Tensor, sees: Tensor) -> Block:
+        """A block of nodes (B, n), each of which sees the committed tokens and its own; node 0 has its own slot."""
+        count = self._task.spec.slots
+        slots = (self._pointers - 1 + depths).clamp(max=count - 1)
+        places = torch.where(depths == 0, slots, places)
+        committed = torch.arange(count, device=slots.device) < self._pointers  # (B, slots)
+        sees = torch.cat([committed[:, None].expand(-1, sees.shape[1], -1), sees], dim=-1)
+        return Block(tokens, slots, min(self.settled) - 1, sees.shape[-1], sees, places)
 
     def accept(self, logits: Tensor) -> None:
         p, redraw = self._task.warp(logits), self._uniform(Purpose.REDRAW, self.widest)
@@ -150,42 +127,87 @@ class TreeSpeculative(Window):
             return
         count, coins = self._task.spec.slots, self._uniform(Purpose.ACCEPT, self.widest)
         node, alive = torch.zeros_like(self._rows), torch.ones_like(self._rows, dtype=torch.bool)
-        tokens, path, moved = [], [], torch.zeros_like(self._rows)
+        tokens, path = [], []
         for depth in range(self._deepest + 1):
-            child, law = self._try_children(node, p[self._rows, node], coins)
-            kept = alive & (child > 0)
-            tokens.append(torch.where(kept, self._nodes[self._rows, child], rules.draw(law, redraw[:, depth])))
-            path.append(torch.where(kept, child, 0))
-            moved, alive = moved + alive, kept
-            node = torch.where(kept, child, node)
+            children = self._children[self._rows, node]  # (B, K)
+            q = None if self._q is None else self._q[self._rows, node]
+            drafts, u = self._nodes.gather(1, children), coins.gather(1, children)
+            offset = torch.full_like(node, depth)
+            rank, rest = rules.among(self._rule, drafts, children > 0, q, p[self._rows, node], u, offset)
+            child = children.gather(1, rank.clamp(min=0)[:, None]).squeeze(1)
+            alive = alive & (rank >= 0)
+            tokens.append(torch.where(alive, self._nodes[self._rows, child], rules.draw(rest, redraw[:, depth])))
+            path.append(torch.where(alive, child, 0))
+            node = torch.where(alive, child, node)
         target = (self._pointers + torch.arange(len(path), device=node.device)).clamp(max=count - 1)
         source = torch.stack(path, dim=1)
         self._moves = (torch.where(source > 0, count - 1 + source, target), target)
         self._buffer.scatter_(1, self._slots(len(tokens)), torch.stack(tokens, dim=1))
-        self._commit(moved[:, None])
-
-    def _try_children(self, node: Tensor, p: Tensor, coins: Tensor) -> tuple[Tensor, Tensor]:
-        """The child (B,) kept below `node` (B,), 0 if none is, and the law (B, V) that is left for the token."""
-        q, chosen = self._q[self._rows, node], torch.zeros_like(node)
-        for rank in range(self._children.shape[1]):
-            child = self._children[node, rank]
-            token, total = self._nodes[self._rows, child], q.sum(-1)
-            tried = (child > 0) & (chosen == 0) & (total > 0)  # a candidate beyond the law's support was never drawn
-            law = q / total.clamp(min=1e-30)[:, None]
-            kept, rest = self._rule(token, law, p, coins[self._rows, child], self._depths[child] - 1)
-            left = rest.sum(-1, keepdim=True)
-            refused = (tried & ~kept)[:, None]
-            p = torch.where(refused & (left > 0), rest / left.clamp(min=1e-30), p)
-            q = torch.where(refused, _without(q, token), q)
-            chosen = torch.where(tried & kept, child, chosen)
-        return chosen, p
+        kept = (source > 0).sum(1, keepdim=True)
+        self._tally(self._depths[:, 1:], kept)
+        self._commit(kept + 1)
 
 
-def levels_of(depths: list[int]) -> list[list[int]]:
-    """The nodes of each depth."""
-    return [[n for n, own in enumerate(depths) if own == d] for d in range(max(depths) + 1)]
+@dataclass(frozen=True)
+class TreeSettings(DraftedSettings):
+    """Settings of `speculative-tree`."""
+
+    tree: str = "3-2-1"  # candidates per node and level, or paths joined by +, or a published shape by name
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parents_of(self.tree)
 
 
-def _without(law: Tensor, token: Tensor) -> Tensor:
-    """`law` (..., V), not normalised any more, without `token` (...)."""
-    return law.scatter(-1, token[..., None], 0.0)
+class TreeSpeculative(Tree):
+    """Speculative decoding with a tree: several candidates per slot, without replacement (with rule=exact)."""
+
+    Settings: ClassVar[type] = TreeSettings
+
+    def __init__(self, settings: TreeSettings, task: Task) -> None:
+        parents = [0, *parents_of(settings.tree)]  # of the root: itself
+        depths, kin = [0], [{0}]
+        for node in range(1, len(parents)):
+            depths.append(depths[parents[node]] + 1)
+            kin.append(kin[parents[node]] | {node})
+        super().__init__(settings, task, nodes=len(parents) - 1, deepest=max(depths))
+        below = [[n for n in range(1, len(parents)) if parents[n] == node] for node in range(len(parents))]
+        most = max(map(len, below))
+        # Per level, the nodes that have children, and per rank those that have so many, with the children: known to the
+        # host, so that a step reads nothing from the device to find its way.
+        levels = [[n for n, own in enumerate(depths) if own == depth and below[n]] for depth in range(self._deepest)]
+        self._feeding = [torch.tensor(nodes, device=task.device) for nodes in levels]
+        self._ranks = [
+            [[(n, below[n][: rank + 1]) for n in nodes if len(below[n]) > rank] for rank in range(most)]
+            for nodes in levels
+        ]
+
+        def rows(values: list) -> Tensor:
+            value = torch.tensor(values, device=task.device)
+            return value.expand(task.batch, *value.shape)
+
+        self._parents, self._depths = rows(parents), rows(depths)
+        self._children = rows([nodes + [0] * (most - len(nodes)) for nodes in below])
+        self._sees = rows([[n in own for n in range(1, len(parents))] for own in kin])
+        self._q = torch.zeros(task.batch, len(parents), task.spec.vocabulary, device=task.device)
+
+    def _grow(self) -> None:
+        assert self._q is not None
+        draws = self._uniform(Purpose.GUESS, self.widest)
+        for depth, feeding in enumerate(self._feeding):
+            self._q[:, feeding] = self._laws(feeding) if depth else self._first_laws()
+            for rank, families in enumerate(self._ranks[depth]):
+                law = self._q[:, [node for node, _ in families]]
+                for earlier in range(rank):  # without replacement
+                    law = rules.without(law, self._nodes[:, [children[earlier] for _, children in families]])
+                nodes = [children[rank] for _, children in families]
+                if nodes:
+                    self._nodes[:, nodes] = rules.draw(law, draws[:, nodes])
+
+    def _laws(self, nodes: Tensor) -> Tensor:
+        """The drafter's laws (B, n, V) behind `nodes` (n,) of one level, none of them node 0."""
+        start = self._task.spec.slots - 1
+        places, parents = ((start + x).expand(len(self._rows), -1) for x in (nodes, self._parents[0, nodes]))
+        block = self._block(self._nodes[:, nodes], self._depths[:, nodes], places, self._sees[:, nodes])
+        root = self._parents[0, nodes] == 0
+        return self._drafter.laws(replace(block, parents=torch.where(root, self._pointers - 1, parents)))

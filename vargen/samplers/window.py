@@ -9,16 +9,20 @@ from vargen.samplers.contract import Task
 
 
 class Window:
-    """Tokens of a batch with a commit pointer n_b per row; at most `widest` drafts stand at slots n_b, n_b + 1, ..."""
+    """Tokens of a batch with a commit pointer n_b per row; at most `widest` drafts stand at slots n_b, n_b + 1, ...
 
-    def __init__(self, task: Task, widest: int) -> None:
-        self._task, self.widest = task, widest
+    A step has `more` uniforms of each purpose besides one per draft.
+    """
+
+    def __init__(self, task: Task, widest: int, more: int = 0) -> None:
+        self._task, self.widest, self._more = task, widest, more
         padded = task.spec.slots + widest  # drafts may stand past the end of the image
         self._buffer = task.seeds.new_zeros(task.batch, padded)
         self._offsets = torch.arange(widest, device=task.device)
         self._pointers = task.seeds.new_zeros(task.batch, 1)  # n_b
         self.settled = [0] * task.batch
         self._steps = 0
+        self._drafts = task.seeds.new_zeros(2)  # drafted within images and verified; of these, standing in them
         self._uniforms: dict[Purpose, noise.Table] = {}
 
     @property
@@ -28,11 +32,27 @@ class Window:
     def _slots(self, width: int) -> Tensor:
         return self._pointers + self._offsets[:width]  # (B, w)
 
-    def _uniform(self, purpose: Purpose, width: int) -> Tensor:
-        """Fresh uniforms (B, w) for this step: keyed by the row's step and the offset in its window."""
+    @property
+    def drafts(self) -> int:
+        """Drafts within images that were verified."""
+        return int(self._drafts[0])
+
+    @property
+    def drafts_kept(self) -> int:
+        """Drafts that stand in the images."""
+        return int(self._drafts[1])
+
+    def _uniform(self, purpose: Purpose, stop: int, first: int = 0) -> Tensor:
+        """Fresh uniforms (B, stop - first) for this step: keyed by the row's step and the offset in its window."""
         if purpose not in self._uniforms:
-            self._uniforms[purpose] = noise.Table(noise.uniform, self._task.seeds, purpose, size=self.widest)
-        return self._uniforms[purpose].between(self._steps, self._steps + 1)[:, 0, :width]
+            size = self.widest + self._more
+            self._uniforms[purpose] = noise.Table(noise.uniform, self._task.seeds, purpose, size=size)
+        return self._uniforms[purpose].between(self._steps, self._steps + 1)[:, 0, first:stop]
+
+    def _tally(self, depths: Tensor, kept: Tensor) -> None:
+        """Count drafts at `depths` (B or 1, n), from 1 on, of which the first `kept` (B, 1) levels kept one each."""
+        left = self._task.spec.slots - self._pointers  # (B, 1)
+        self._drafts += torch.stack([(depths <= left).sum(), torch.minimum(kept, left).sum()])
 
     def _commit(self, moved: Tensor) -> None:
         """Move the pointers by (B, 1); this is the one place where a step reads the device."""

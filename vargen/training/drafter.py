@@ -1,0 +1,208 @@
+"""Training of an EAGLE head by distillation: it learns the laws of the model that it will draft for.
+
+The model draws its own training images, so that nothing but its weights is needed. The head is trained under the
+guidance that it will be used under, since guidance magnifies its errors, and on its own predictions: step k takes the
+states that step k - 1 predicted, as drafting does (the "training-time test" of EAGLE-3, arXiv 2503.01840).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vargen import checkpoints
+from vargen.files import write_atomically
+from vargen.guidance import Guidance
+from vargen.loading import load
+from vargen.models.contract import embed
+from vargen.models.eagle import EagleHead
+from vargen.models.llama import Step
+from vargen.models.llamagen import LlamaGen
+from vargen.pipeline import RasterPipeline
+from vargen.samplers.warp import Warp
+from vargen.training.fit import Schedule, fit
+
+PORTION = 64  # images drawn between saves
+HELD_OUT = 256  # images that are measured on, drawn behind those that are trained on
+
+
+def draw(pipe: RasterPipeline, what: Sequence[int] | Sequence[str], folder: Path, method: str) -> Tensor:
+    """Ids (images, slots) that the model draws of classes or prompts `what`, one image each, kept in `folder`.
+
+    A run that was stopped goes on where it was. Images are told by model, weights, method and what was asked for.
+    """
+    told = hashlib.sha256(repr((pipe.preset.name, method, list(what))).encode())
+    for value in pipe.transformer.state_dict().values():
+        told.update(value.flatten()[:: max(1, value.numel() // 64)].float().cpu().numpy().tobytes())
+    path = folder / f"drawn-{pipe.preset.name}-{told.hexdigest()[:12]}.npy"
+    done = np.load(path) if path.exists() else np.zeros((0, pipe.transformer.spec.slots), np.int32)
+    pipe.set_progress_bar_config(disable=True)
+    kind = "class_labels" if pipe.transformer.spec.classes else "prompt"
+    with tqdm(total=len(what), initial=len(done), unit="image", disable=None) as bar:
+        while len(done) < len(what):
+            some = list(what[len(done) : len(done) + PORTION])
+            asked: dict[str, Any] = {kind: some, "method": method, "seed": len(done), "batch_size": PORTION}
+            tokens = pipe(**asked, output_type="latent").tokens.flatten(1)
+            done = np.concatenate([done, tokens.cpu().numpy().astype(np.int32)])
+            bar.update(len(some))
+            write_atomically(path, lambda temporary, done=done: np.save(temporary, done))
+    return torch.from_numpy(done.astype(np.int64))
+
+
+class Unrolled:
+    """The head's keys and values in training, one set per step of the unrolled draft; a cache that only grows."""
+
+    padding = None
+
+    def __init__(self) -> None:
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]:
+        """Keep k and v (R, n, heads, dim); all that were kept so far, joined."""
+        self._keys.append(k)
+        self._values.append(v)
+        return torch.cat(self._keys, dim=1), torch.cat(self._values, dim=1)
+
+
+def unrolled_mask(count: int, step: int, device: torch.device) -> Tensor:
+    """Who sees whom in step k of a draft, (count, (k + 1) count) bool: the query of slot s is the k-th draft behind
+    slot s - k. It sees what step 0 made of slots up to there, and what step j made of slot s - k + j.
+    """
+    slots = torch.arange(count, device=device)
+    behind = slots[:, None] - slots  # how far each key's slot lies behind the query's
+    return torch.cat([behind >= step] + [behind == step - j for j in range(1, step + 1)], dim=1)
+
+
+def losses(head: EagleHead, model: LlamaGen, states: Tensor, ids: Tensor, law: tuple[Guidance, Warp], depth: int):
+    """Per depth of a draft: the cross-entropy (nats) of the head's laws, and the share of drafts that would be kept.
+
+    `states` (R, N, d) are the model's, conditional rows first; ids (B, N).
+    """
+    guidance, warp = law
+    repeated = ids.repeat(len(states) // len(ids), 1)
+    with torch.no_grad():
+        wanted = warp(guidance.mix(model.logits(states[:, 1:])))  # (B, N - 1, V): the laws of slots 1, 2, ...
+        tokens = model.embed(repeated[:, :-1])
+    count, cache, given, out = tokens.shape[1], Unrolled(), states[:, :-1], []
+    rotations = head.rope()[:count][None, :, None]
+    for step in range(depth):
+        seen = unrolled_mask(count, step, ids.device)
+        # What has no place in a draft so near the image's start is run as well, seeing itself; its loss is left out.
+        seen[:step, -count:] |= torch.eye(count, dtype=torch.bool, device=ids.device)[:step]
+        mask = torch.zeros(seen.shape, dtype=tokens.dtype, device=ids.device).masked_fill_(~seen, float("-inf"))
+        predicted = head(tokens, given, Step(rotations, mask[None, None], cache))  # pyright: ignore
+        logits, p = guidance.mix(model.logits(predicted))[:, step:], wanted[:, step:]
+        nats = -(p * (logits / warp.temperature).log_softmax(-1)).sum(-1).mean()  # before top-k and top-p cut it off
+        out.append((nats, torch.minimum(p, warp(logits.detach())).sum(-1).mean()))
+        given = torch.cat([states[:, :1], predicted[:, :-1]], dim=1)
+    return out
+
+
+def train(
+    head: EagleHead,
+    pipe: RasterPipeline,
+    what: Sequence[int] | Sequence[str],
+    ids: Tensor,
+    checkpoint: Path,
+    *,
+    steps: int,
+    batch: int,
+    depth: int,
+    seed: int,
+) -> None:
+    """Train in place on ids (images, slots), image i of class or prompt `what[i]`; `depth` tokens are drafted."""
+    model = pipe.transformer
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in head.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.02, generator=generator)
+    law = law_of(pipe)
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        chosen = torch.randint(len(ids), (batch,), generator=generator).tolist()
+        some = ids[chosen].to(model.device)
+        per_depth = losses(head, model, states_of(pipe, [what[i] for i in chosen], some), some, law, depth)
+        kept = {f"kept{k + 1}": share.item() for k, (_, share) in enumerate(per_depth)}
+        return torch.stack([nats for nats, _ in per_depth]).mean(), kept
+
+    schedule = Schedule(steps=steps, rate=1e-3, weight_decay=0.02, warmup=50)
+    name, data = f"{pipe.preset.name}-eagle", f"{len(ids)} images, batch {batch}, depth {depth}"
+    fit(head, loss, schedule, name=name, data=data, checkpoint=checkpoint, seed=seed, device=model.device)
+
+
+def law_of(pipe: RasterPipeline) -> tuple[Guidance, Warp]:
+    """What the model is sampled under: its first recipe."""
+    recipe = pipe.preset.recipe
+    return Guidance(recipe.guidance_scale), Warp(recipe.temperature, recipe.top_k, recipe.top_p)
+
+
+@torch.no_grad()
+def states_of(pipe: RasterPipeline, what: Sequence[Any], ids: Tensor) -> Tensor:
+    """The model's states (R, N, d) on ids (B, N) of classes or prompts `what`, with unconditional rows if guided."""
+    model, guided = pipe.transformer, law_of(pipe)[0].active
+    inputs = (torch.tensor(list(what), device=model.device),) if model.spec.classes else pipe.encode_prompt(list(what))
+    return model.states(embed(model, inputs, guided=guided), ids.repeat(2 if guided else 1, 1))
+
+
+@torch.no_grad()
+def measured(head: EagleHead, pipe: RasterPipeline, what: Sequence[Any], ids: Tensor, depth: int) -> dict[str, float]:
+    """On images (N, slots) that were not trained on: cross-entropy and the share of drafts kept, by depth."""
+    model, parts = pipe.transformer, []
+    for start in range(0, len(ids), 16):
+        some = ids[start : start + 16].to(model.device)
+        states = states_of(pipe, what[start : start + 16], some)
+        per_depth = losses(head, model, states, some, law_of(pipe), depth)
+        parts.append([(nats.item(), kept.item()) for nats, kept in per_depth])
+    means = np.mean(parts, axis=0)
+    return {f"{key}_{k + 1}": float(row[i]) for i, key in enumerate(("nats", "kept")) for k, row in enumerate(means)}
+
+
+def run(
+    name: str,
+    out: Path,
+    *,
+    work: Path,
+    checkpoint: Path | None,
+    prompts: Path | None,
+    images: int,
+    method: str,
+    steps: int,
+    batch: int,
+    depth: int,
+    seed: int,
+    device: str,
+    measure: bool,
+) -> dict[str, float]:
+    """Draw, train, write the head's float16 weights to `out`, and return its figures on images of other seeds."""
+    work.mkdir(parents=True, exist_ok=True)
+    pipe = load(name, device=device, dtype=torch.float32, checkpoint=checkpoint)
+    what = _asked(pipe, prompts, images + HELD_OUT)
+    ids = draw(pipe, what, work, method)
+    head = EagleHead(pipe.transformer.config).to(pipe.transformer.device)
+    if not measure:
+        resume = work / f"{name}-eagle.pt"
+        train(head, pipe, what[:images], ids[:images], resume, steps=steps, batch=batch, depth=depth, seed=seed)
+        checkpoints.save(out, {key: value.half().cpu() for key, value in head.state_dict().items()})
+    checkpoints.load_into(head, out, dtype=torch.float32, device=pipe.transformer.device)
+    figures = measured(head.eval(), pipe, what[images:], ids[images:], depth)
+    checkpoints.save(out, checkpoints.read(out), {key: f"{value:.4f}" for key, value in figures.items()})
+    return figures
+
+
+def _asked(pipe: RasterPipeline, prompts: Path | None, count: int) -> list[Any]:
+    """What is drawn: the classes in turn, or the lines of a file in turn."""
+    classes = pipe.transformer.spec.classes
+    if classes:
+        if prompts is not None:
+            raise ValueError(f"{pipe.preset.name} draws classes and takes no prompts")
+        return [i % classes for i in range(count)]
+    lines = [] if prompts is None else [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{pipe.preset.name} draws what a prompt says: give --prompts, a file with a prompt per line")
+    return [lines[i % len(lines)] for i in range(count)]
