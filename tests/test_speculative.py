@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from small import CONFIG, llamagen, pipeline
+from small import CONFIG, PRESETS, llamagen, pipeline
 from toy import WARP, ToyModel, images, p_value
 
 import vargen
 from vargen import registry
 from vargen.drafting import ModelDrafter, from_model
+from vargen.eval import plan, runs
 from vargen.guidance import Guidance
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
 from vargen.samplers import rules
@@ -83,8 +84,8 @@ def test_an_image_depends_on_its_seed_alone(options):
         assert torch.equal(alone.tokens[0], together[index])
 
 
-def small_drafter():
-    return llamagen(LlamaGenConfig(layers=1, heads=2, width=16, side=6, vocabulary=48, classes=5), scale=1.2)
+def small_drafter(scale=1.2):
+    return llamagen(LlamaGenConfig(layers=1, heads=2, width=16, side=6, vocabulary=48, classes=5), scale=scale)
 
 
 def test_the_drafter_is_worth_something():
@@ -147,7 +148,22 @@ def test_drafters_by_name(monkeypatch, tmp_path):
 
 
 def test_no_drafter():
-    with pytest.raises(ValueError, match="speculative needs a drafter, and small has none"):
+    with pytest.raises(ValueError, match="this method needs a drafter, and small has none"):
         pipeline()([0], method="speculative", seed=0)
     with pytest.raises(ValueError, match="got length 0"):
         pipeline()([0], method="speculative:length=0", seed=0)
+
+
+def test_a_sampling_run_knows_its_drafter(tmp_path):
+    """Images of two drafters do not mix in one folder, though model, method and settings are the same."""
+    planned = plan.make(PRESETS["small"], "speculative:length=2", 2, recipe=None, law={}, batch_size=2)
+
+    def draw(scale):
+        pipe = pipeline()
+        pipe.drafter = small_drafter(scale)
+        return runs.sample(planned, lambda device: pipe, tmp_path / "run", device="cpu")
+
+    draw(1.2)
+    draw(1.2)
+    with pytest.raises(ValueError, match="holds another run: weights"):
+        draw(1.3)

@@ -1,4 +1,6 @@
-"""Trees of drafts: the exact law of whole images, everything kept from oneself, and shapes that are none."""
+"""Trees of drafts, fixed or grown by confidence: the exact law of whole images, everything kept from oneself, and
+shapes that are none.
+"""
 
 import pytest
 import torch
@@ -7,12 +9,17 @@ from test_speculative import small_drafter
 from toy import ToyModel, images, p_value
 
 from vargen.core import Block
+from vargen.models.contract import RasterSpec
 from vargen.samplers import rules
+from vargen.samplers.contract import Task
+from vargen.samplers.dynamic import DynamicSettings, DynamicTree
 from vargen.samplers.tree import TreeSettings, TreeSpeculative, parents_of
+from vargen.samplers.warp import Warp
 
 LEVEL = 1e-5  # per case; with fixed seeds a case either always passes or always fails
 COUNTS = {1: 400, 4: 1600, 16: 6400}
-SHAPES = ("1", "3", "2-2", "3-2-1", "4-1-1-1", "0+1+00+01+010")
+SHAPES = ("3", "3-2-1", "4-1-1-1", "0+1+00+01+010")
+GROWN = ((1, 2, 2), (3, 2, 5), (4, 3, 7), (2, 9, 99))  # depth, branches, nodes; the last more than there is
 
 
 def draw(batch, shape, **rest):
@@ -23,6 +30,67 @@ def draw(batch, shape, **rest):
 @pytest.mark.parametrize("batch", COUNTS)
 def test_law_of_whole_images(shape, batch):
     assert p_value(draw(batch, shape)) > LEVEL
+
+
+@pytest.mark.parametrize("shape", GROWN)
+@pytest.mark.parametrize("batch", COUNTS)
+def test_law_of_whole_images_with_a_tree_that_grows(shape, batch):
+    settings = DynamicSettings(**dict(zip(("depth", "branches", "nodes"), shape, strict=True)))
+    assert p_value(images(DynamicTree, settings, COUNTS[batch], batch, drafter=ToyModel(11))) > LEVEL
+
+
+def test_judging_what_was_chosen_as_if_it_were_drawn_is_caught(monkeypatch):
+    judge, settings = rules.among, DynamicSettings(depth=2, branches=2, nodes=4)
+
+    def wrong(rule, drafts, there, q, p, u, offset):
+        return judge(rule, drafts, there, torch.full_like(p, 1 / p.shape[-1]), p, u, offset)
+
+    monkeypatch.setattr(rules, "among", wrong)
+    assert p_value(images(DynamicTree, settings, COUNTS[16], 16, drafter=ToyModel(11))) < LEVEL
+
+
+def test_a_tree_grows_where_the_drafter_is_confident():
+    """By hand: laws .6 .3 .1 behind the root, .5 .5 0 and .9 .1 0 behind its two likeliest children."""
+    made = []
+
+    class Fixed:
+        forwards = 0
+
+        def reserve(self, extra):
+            self.extra = extra
+
+        def laws(self, block):
+            made.append(block)
+            if block.parents is None:
+                return torch.tensor([[[0.1, 0.6, 0.3]]])
+            return torch.tensor([[[0.5, 0.5, 0.0], [0.0, 0.1, 0.9]]])
+
+    task = Task(RasterSpec(3, 3, 3, 1), torch.tensor([0]), Warp(), drafter=Fixed())
+    grown = DynamicTree(DynamicSettings(depth=2, branches=2, nodes=4), task)
+    grown.accept(torch.zeros(1, 1, 3))
+    block = grown.propose()
+    assert block.sees is not None
+    assert made[1].tokens.tolist() == [[1, 2]]  # carried on, the more confident first
+    # Confidences: 1 .6, 2 .3, 1-0 .3, 1-1 .3, 2-2 .27, 2-1 .03: the first four.
+    assert block.tokens[0, 1:].tolist() == [1, 2, 0, 1]
+    assert grown._depths.tolist() == [[0, 1, 1, 2, 2]]
+    assert grown._children.tolist() == [[[1, 2], [3, 4], [0, 0], [0, 0], [0, 0]]]
+    assert block.sees[0, 1:, 9:].tolist() == [
+        [True, False, False, False],
+        [False, True, False, False],
+        [True, False, True, False],
+        [True, False, False, True],
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_a_model_that_is_certain_keeps_all_that_it_drafts_itself(batch):
+    """Greedy by a low temperature: the likeliest path is the only one, and depth + 1 tokens come of each forward."""
+    pipe = pipeline()
+    pipe.drafter = pipe.transformer
+    labels, method = [i % CONFIG.classes for i in range(batch)], "speculative-dynamic:depth=4:branches=2:nodes=8"
+    out = pipe(labels, method=method, seed=0, output_type="latent", temperature=1e-6)
+    assert out.trace.forwards == 1 + -(-(CONFIG.side**2 - 1) // 5)
 
 
 def test_drawing_with_replacement_is_caught(monkeypatch):
@@ -58,8 +126,9 @@ def test_a_model_keeps_the_first_path_that_it_drafts_itself(shape, batch):
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"top_k": 2}, {"cfg_interval": 9}])
-def test_an_image_depends_on_its_seed_alone(options):
-    pipe, method = pipeline(), "speculative-tree:tree=3-2-1"
+@pytest.mark.parametrize("method", ["speculative-tree:tree=3-2-1", "speculative-dynamic:depth=3:branches=3:nodes=8"])
+def test_an_image_depends_on_its_seed_alone(method, options):
+    pipe = pipeline()
     pipe.drafter = small_drafter()
     together = pipe([0, 1, 2, 3] * 4, method=method, seed=0, output_type="latent", **options).tokens
     for index in (0, 6, 15):
@@ -134,6 +203,8 @@ def test_shapes():
     assert parents_of("2-2") == [0, 0, 1, 1, 2, 2]
     assert parents_of("2-1-1") == [0, 0, 1, 2, 3, 4]
     assert parents_of("1+0+01+00+000") == [0, 0, 1, 1, 3]
+    assert len(parents_of("mc_sim_7b_63")) == 25
+    assert len(parents_of("naive_extend_57")) == 57
 
 
 @pytest.mark.parametrize(
@@ -151,3 +222,23 @@ def test_shapes():
 def test_impossible_trees(shape, words):
     with pytest.raises(ValueError, match=words):
         pipeline()([0], method=f"speculative-tree:tree={shape}", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [("depth=0", "got depth 0"), ("branches=0", "got branches 0"), ("nodes=257", "expected 1 to 256")],
+)
+def test_impossible_growth(settings, words):
+    with pytest.raises(ValueError, match=words):
+        pipeline()([0], method=f"speculative-dynamic:{settings}", seed=0)
+
+
+@pytest.mark.parametrize("method", ["speculative-tree:tree=2-1", "speculative-dynamic:depth=2:branches=2:nodes=6"])
+def test_drafts_are_counted_within_images(method):
+    """36 slots of one row; each step verifies what its tree has within the image, and keeps a path less one token."""
+    pipe = pipeline()
+    pipe.drafter = small_drafter()
+    trace = pipe([0], method=method, seed=0, output_type="latent").trace
+    assert 36 - trace.forwards <= trace.drafts_kept <= 36 - trace.forwards + 1  # the last step may end on a draft
+    whole = 4 if "tree=" in method else 6
+    assert whole * (trace.forwards - 3) <= trace.drafts <= whole * (trace.forwards - 1)

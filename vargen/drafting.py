@@ -136,23 +136,37 @@ def by_name(pipe: Any, name: str, given: Sources | None = None) -> nn.Module:
     return from_model(pipe, name, registry.preset(name).build(given, target.device, target.dtype))
 
 
-def drafter_of(pipe: Any, method: Method, inputs: tuple[Tensor, ...]) -> ModelDrafter | HeadDrafter:
-    """A fresh drafter for a batch: what the method names, or else the pipeline's. ValueError where none fits."""
-    target, name, found = pipe.transformer, method.settings.drafter, pipe.drafter
+def module_of(pipe: Any, sampler: type, settings: Any) -> nn.Module | None:
+    """What drafts for a method of `pipe`, by name or by default; None where the method drafts nothing.
+
+    ValueError where it has none, or where the name is of none that fits.
+    """
+    if not getattr(sampler, "drafted", False):
+        return None
+    target, name = pipe.transformer, settings.drafter
     if name:
         if name not in pipe.drafters:
             pipe.drafters[name] = by_name(pipe, name)
-        found = pipe.drafters[name]
-    elif found is None and pipe.preset.drafter is not None:
-        found = pipe.drafter = pipe.preset.drafter(target.device, target.dtype)
+        return pipe.drafters[name]
+    if pipe.drafter is None and pipe.preset.drafter is not None:
+        pipe.drafter = pipe.preset.drafter(target.device, target.dtype)
+    if pipe.drafter is None:
+        raise ValueError(f"this method needs a drafter, and {pipe.preset.name} has none: load it with drafter=NAME")
+    return pipe.drafter
+
+
+def drafter_of(pipe: Any, method: Method, inputs: tuple[Tensor, ...]) -> ModelDrafter | HeadDrafter | None:
+    """A fresh drafter for a batch, None where the method drafts nothing. ValueError where none fits."""
+    target = pipe.transformer
+    found: Any = module_of(pipe, method.sampler, method.settings)
     if found is None:
-        raise ValueError(f"{method.name} needs a drafter, and {pipe.preset.name} has none: load it with drafter=NAME")
+        return None
     check(type(found).__name__, found.spec, target.spec)
     if isinstance(found, EagleHead):
         check_head(found, target)
         head, rows = found.to(target.device, target.dtype), len(inputs[0]) * (2 if method.guidance.active else 1)
         return HeadDrafter(head, target, rows, method.guidance, method.warp)
-    model: Any = found.to(target.device)
+    model = found.to(target.device)
     return ModelDrafter(model, embed(model, inputs, guided=method.guidance.active), method.guidance, method.warp)
 
 

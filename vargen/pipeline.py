@@ -247,8 +247,7 @@ class RasterPipeline(DiffusionPipeline):
         clock, counts = generate.Clock(device), generate.Counts()
         condition = embed(model, inputs, guided=method.guidance.active)
         task = Task(model.spec, torch.tensor(seeds, device=device), method.warp, codebook=self._codebook())
-        if getattr(method.sampler, "drafted", False):
-            drafter = drafter_of(self, method, inputs)
+        if drafter := drafter_of(self, method, inputs):
             task, model = replace(task, drafter=drafter), drafter.watch(model)
         if getattr(method.settings, "window", None) == "auto":
             task = replace(task, costs=self._step_costs(method, condition, task))

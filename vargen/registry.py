@@ -71,7 +71,7 @@ def method(spec: str, **overrides: Any) -> tuple[type, Any]:
     """
     name, *parts = spec.split(":")
     sampler = find(METHODS, name, "method")
-    hints = get_type_hints(sampler.Settings)
+    hints = {field.name: get_type_hints(sampler.Settings)[field.name] for field in dataclasses.fields(sampler.Settings)}
     values: dict[str, Any] = {}
     for part in parts:
         key, equals, text = part.partition("=")

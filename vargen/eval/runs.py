@@ -22,8 +22,10 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from vargen import registry
 from vargen.cli import save_png
 from vargen.core import versions
+from vargen.drafting import module_of
 from vargen.eval.images import is_whole_png
 from vargen.eval.plan import Plan, load
 from vargen.files import write_atomically
@@ -104,7 +106,7 @@ def _image(out: Path, plan: Plan, index: int) -> Path:
 def _begin(plan: Plan, pipe: Any, out: Path) -> None:
     """Write the manifest first and make the folders then, so that a run that was killed here can be taken up again."""
     path = out / "manifest.json"
-    now = {"plan": plan.json(), "weights": fingerprint(pipe)}
+    now = {"plan": plan.json(), "weights": fingerprint(pipe, plan.method)}
     if path.exists():
         before = _read_manifest(path)
         found = load(path).json() | {"weights": before.get("weights")}
@@ -132,10 +134,13 @@ def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
     write_atomically(out / "manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n"))
 
 
-def fingerprint(pipe: Any) -> str:
-    """A digest that tells weights apart, the same on every device: each tensor's first values and its sum as words."""
+def fingerprint(pipe: Any, method: str) -> str:
+    """A digest that tells weights apart, a drafter's too where the method has one; the same on every device.
+
+    It is of each tensor's first values and its sum as words.
+    """
     digest = hashlib.sha256()
-    for part in (pipe.transformer, pipe.tokenizer, pipe.text_encoder):
+    for part in (pipe.transformer, pipe.tokenizer, pipe.text_encoder, module_of(pipe, *registry.method(method))):
         for key, value in ({} if part is None else part.state_dict()).items():
             words = value.contiguous().flatten()
             total = words.view(torch.int16).sum(dtype=torch.int64).item() if words.element_size() > 1 else 0

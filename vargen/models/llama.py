@@ -6,6 +6,7 @@ trained with.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -119,13 +120,21 @@ class Layer(nn.Module):
         return x + self.feed_forward(self.ffn_norm(x))
 
 
+class Memory(Protocol):
+    """What attention reads: the cache, or what stands for it in training."""
+
+    def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]:
+        """Keep k and v (R, n, heads, dim); all keys and values to be seen. See `KVCache`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Step:
     """What every layer of one forward shares; built once per step."""
 
     rotations: Tensor  # (R or 1, n, 1, D / 2) complex
     mask: Tensor | None = None  # (R, 1, n, stop), added to the attention scores
-    cache: KVCache | None = None
+    cache: Memory | None = None
     rows: Tensor | None = None  # where the cache is written, see KVCache.flat
     stop: int = 0
 

@@ -6,7 +6,7 @@ states that step k - 1 predicted, as drafting does (the "training-time test" of 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,6 @@ def draw(pipe: RasterPipeline, what: Sequence[int] | Sequence[str], folder: Path
 class Unrolled:
     """The head's keys and values in training, one set per step of the unrolled draft; a cache that only grows."""
 
-    padding = None
-
     def __init__(self) -> None:
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -79,28 +77,39 @@ def unrolled_mask(count: int, step: int, device: torch.device) -> Tensor:
     return torch.cat([behind >= step] + [behind == step - j for j in range(1, step + 1)], dim=1)
 
 
-def losses(head: EagleHead, model: LlamaGen, states: Tensor, ids: Tensor, law: tuple[Guidance, Warp], depth: int):
+def unrolled(head: EagleHead, model: LlamaGen, states: Tensor, ids: Tensor, depth: int) -> Iterator[Tensor]:
+    """The states that the head predicts in step 0, 1, ... of a draft, (R, N - 1, d), every slot being the step's draft.
+
+    `states` (R, N, d) are the model's, of ids (R, N). In step k the first k slots have no such draft.
+    """
+    with torch.no_grad():
+        tokens = model.embed(ids[:, :-1])
+    count, cache, given = tokens.shape[1], Unrolled(), states[:, :-1]
+    rotations = head.rope()[:count][None, :, None]
+    for step in range(depth):
+        seen = unrolled_mask(count, step, ids.device)
+        # The slots without a draft are run as well, seeing themselves, so that no row of the softmax is empty.
+        seen[:step, -count:] |= torch.eye(count, dtype=torch.bool, device=ids.device)[:step]
+        mask = torch.zeros(seen.shape, dtype=tokens.dtype, device=ids.device).masked_fill_(~seen, float("-inf"))
+        predicted = head(tokens, given, Step(rotations, mask[None, None], cache))
+        yield predicted
+        given = torch.cat([states[:, :1], predicted[:, :-1]], dim=1)
+
+
+def losses(
+    head: EagleHead, model: LlamaGen, states: Tensor, ids: Tensor, law: tuple[Guidance, Warp], depth: int
+) -> list[tuple[Tensor, Tensor]]:
     """Per depth of a draft: the cross-entropy (nats) of the head's laws, and the share of drafts that would be kept.
 
     `states` (R, N, d) are the model's, conditional rows first; ids (B, N).
     """
-    guidance, warp = law
-    repeated = ids.repeat(len(states) // len(ids), 1)
+    (guidance, warp), out = law, []
     with torch.no_grad():
         wanted = warp(guidance.mix(model.logits(states[:, 1:])))  # (B, N - 1, V): the laws of slots 1, 2, ...
-        tokens = model.embed(repeated[:, :-1])
-    count, cache, given, out = tokens.shape[1], Unrolled(), states[:, :-1], []
-    rotations = head.rope()[:count][None, :, None]
-    for step in range(depth):
-        seen = unrolled_mask(count, step, ids.device)
-        # What has no place in a draft so near the image's start is run as well, seeing itself; its loss is left out.
-        seen[:step, -count:] |= torch.eye(count, dtype=torch.bool, device=ids.device)[:step]
-        mask = torch.zeros(seen.shape, dtype=tokens.dtype, device=ids.device).masked_fill_(~seen, float("-inf"))
-        predicted = head(tokens, given, Step(rotations, mask[None, None], cache))  # pyright: ignore
+    for step, predicted in enumerate(unrolled(head, model, states, ids.repeat(len(states) // len(ids), 1), depth)):
         logits, p = guidance.mix(model.logits(predicted))[:, step:], wanted[:, step:]
         nats = -(p * (logits / warp.temperature).log_softmax(-1)).sum(-1).mean()  # before top-k and top-p cut it off
         out.append((nats, torch.minimum(p, warp(logits.detach())).sum(-1).mean()))
-        given = torch.cat([states[:, :1], predicted[:, :-1]], dim=1)
     return out
 
 

@@ -1,0 +1,199 @@
+"""The EAGLE head: it drafts as it was trained, from the model's own states, and whatever it drafts the law is exact."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from small import CONFIG, llamagen, pipeline
+
+import vargen
+from vargen import checkpoints, drafting, generate, registry
+from vargen.core import Block
+from vargen.drafting import HeadDrafter
+from vargen.guidance import Guidance
+from vargen.models.eagle import EagleHead
+from vargen.models.llamagen import LlamaGen, LlamaGenConfig
+from vargen.models.pocket import WEIGHTS
+from vargen.samplers.contract import Task
+from vargen.samplers.dynamic import DynamicSettings, DynamicTree
+from vargen.samplers.speculative import Speculative, SpeculativeSettings
+from vargen.samplers.tree import TreeSettings, TreeSpeculative
+from vargen.samplers.warp import Warp
+from vargen.training import drafter as training
+
+LEVEL = 1e-5  # per case; with fixed seeds a case either always passes or always fails
+TINY = LlamaGenConfig(layers=1, heads=2, width=16, side=2, vocabulary=4, classes=3)
+WARP, GUIDANCE = Warp(top_k=3, temperature=0.8), Guidance(1.7)
+METHODS = {
+    "chain": (Speculative, SpeculativeSettings(length=2)),
+    "tree": (TreeSpeculative, TreeSettings(tree="2-2-1")),
+    "dynamic": (DynamicTree, DynamicSettings(depth=3, branches=2, nodes=5)),
+}
+NAMES = ("speculative:length=3", "speculative-tree:tree=3-2-1", "speculative-dynamic:depth=3:branches=3:nodes=8")
+
+
+def head_for(config=CONFIG):
+    """A random head whose laws are neither flat nor certain."""
+    generator, head = torch.Generator().manual_seed(5), EagleHead(config)
+    for parameter in head.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[-1] ** 0.5, generator=generator)
+    return head.eval().requires_grad_(False)
+
+
+@cache
+def law():
+    """Probabilities (256,) of all 2x2 images of class 1 of the tiny model, teacher-forced."""
+    model, every = llamagen(TINY), torch.cartesian_prod(*[torch.arange(4)] * 4)
+    condition = model.class_condition(torch.ones(256, dtype=torch.int64), guided=True)
+    p = WARP(GUIDANCE.mix(model(condition, every.repeat(2, 1))).double())
+    return p.gather(-1, every[..., None]).prod(1).flatten().numpy()
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize("name", METHODS)
+def test_law_of_whole_images(name, batch):
+    model, head, (sampler_class, settings), out = llamagen(TINY), head_for(TINY), METHODS[name], []
+    count = 200 * batch
+    for start in range(0, count, batch):
+        condition = model.class_condition(torch.ones(batch, dtype=torch.int64), guided=True)
+        drafter = HeadDrafter(head, model, 2 * batch, GUIDANCE, WARP)
+        sampler = sampler_class(settings, Task(model.spec, torch.arange(start, start + batch), WARP, drafter=drafter))
+        clock, counts = generate.Clock(model.device), generate.Counts()
+        for _ in generate.raster(drafter.watch(model), condition, sampler, GUIDANCE, clock, counts):
+            pass
+        out.append((sampler.tokens * torch.tensor([64, 16, 4, 1])).sum(-1))
+    seen, expected = np.bincount(torch.cat(out).numpy(), minlength=256).astype(float), law() * count
+    assert seen[expected == 0].sum() == 0
+    large = expected >= 5
+    seen, expected = (np.append(x[large], x[~large].sum()) for x in (seen, expected))
+    assert chisquare(seen, expected * seen.sum() / expected.sum()).pvalue > LEVEL
+
+
+def test_drafting_with_a_cache_equals_the_unrolled_draft_of_training():
+    """From every slot on, by chain; what the cache held before must not show."""
+    model, head = llamagen(), head_for()
+    ids = torch.randint(CONFIG.vocabulary, (2, 36), generator=torch.Generator().manual_seed(2))
+    condition = model.class_condition(torch.tensor([1, 4]), guided=False)
+    steps = list(training.unrolled(head, model, model.states(condition, ids), ids, 3))
+    drafter = HeadDrafter(head, model, 2, Guidance(1.0), Warp())
+    watched, kv = drafter.watch(model), model.make_cache(2)
+    drafter._cache.keys.fill_(1e3)  # what was never written must never be seen
+    watched.prefill(condition, kv)
+    for root in range(30):
+        for step, predicted in enumerate(steps):
+            first, stop = (max(root - 1, 0) if step == 0 else root + step), root + step + 1
+            block = Block(ids[:, first:stop], torch.arange(first, stop).expand(2, -1), first, stop)
+            found = drafter.laws(block)[:, -1]
+            wanted = model.logits(predicted[:, root + step]).softmax(-1)
+            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+        watched.decode(Block(ids[:, root : root + 1], torch.full((2, 1), root), root, root + 1), kv)
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"cfg_interval": 9}])
+@pytest.mark.parametrize("method", NAMES)
+def test_the_head_sees_the_states_of_what_is_committed(method, options, monkeypatch):
+    """A stale state, as of a branch that was given up, would spoil drafts and no law."""
+    pipe, seen, laws, made = pipeline(), [], HeadDrafter.laws, HeadDrafter.__init__
+    pipe.drafter = head_for()
+
+    def init(self, *arguments):
+        made(self, *arguments)
+        seen.append(self)
+
+    def watching(self, block):
+        out = laws(self, block)
+        if block.parents is None and block.tokens.shape[1] > 1:  # the first block of a step
+            # Where a row is finished its slots are clamped, and what is written there is never seen.
+            stops = torch.where(block.slots[:, -1] > block.slots[:, -2], block.slots[:, -1] + 1, 0)
+            seen.append((self._states.clone(), stops.tolist()))
+        return out
+
+    monkeypatch.setattr(HeadDrafter, "__init__", init)
+    monkeypatch.setattr(HeadDrafter, "laws", watching)
+    tokens = pipe([0, 1, 2], method=method, seed=0, output_type="latent", **options).tokens.flatten(1)
+    model, looked = pipe.transformer, 0
+    condition = model.class_condition(torch.tensor([0, 1, 2]), guided=options.get("guidance_scale") != 1.0)
+    rows = len(condition.embedding) if "cfg_interval" not in options else 3  # the others may have been dropped
+    wanted = model.states(condition, tokens.repeat(len(condition.embedding) // 3, 1))
+    for states, stops in seen[1:]:
+        for row in range(rows):
+            stop = stops[row % 3]  # row 0 has the condition's state, row 1 + s that of slot s
+            torch.testing.assert_close(states[row, :stop], wanted[row, :stop], rtol=1e-3, atol=1e-3)
+            looked += stop > 0
+    assert looked > 20
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"top_k": 2}, {"cfg_interval": 9}])
+@pytest.mark.parametrize("method", NAMES)
+def test_an_image_depends_on_its_seed_alone(method, options):
+    pipe = pipeline()
+    pipe.drafter = head_for()
+    together = pipe([0, 1, 2, 3] * 4, method=method, seed=0, output_type="latent", **options).tokens
+    for index in (0, 6, 15):
+        alone = pipe([index % 4], method=method, seed=index, output_type="latent", **options)
+        assert torch.equal(alone.tokens[0], together[index])
+
+
+def test_who_sees_whom_in_an_unrolled_draft():
+    seen = training.unrolled_mask(4, 2, torch.device("cpu"))
+    assert seen.shape == (4, 12)
+    assert [key for key in range(12) if seen[3, key]] == [
+        0,
+        1,
+        4 + 2,
+        8 + 3,
+    ]  # slot 3 as the second draft behind slot 1
+
+
+def test_training_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setitem(registry.MODELS, "small", "small:PRESETS")
+    monkeypatch.setattr(training, "HELD_OUT", 8)
+    asked = {"checkpoint": None, "prompts": None, "method": "ar", "batch": 4, "depth": 2, "seed": 0, "device": "cpu"}
+    out = tmp_path / "head.safetensors"
+
+    def run(steps, folder, measure=False):
+        return training.run("small", out, work=tmp_path / folder, images=24, steps=steps, measure=measure, **asked)
+
+    before, figures = run(1, "a"), run(60, "b")
+    assert figures["nats_1"] < before["nats_1"]
+    assert figures["kept_1"] > before["kept_1"]
+    assert run(60, "b", measure=True) == figures
+    assert float(checkpoints.metadata(out)["kept_1"]) == pytest.approx(figures["kept_1"], abs=1e-4)
+    pipe = vargen.load("small", device="cpu", drafter="eagle", drafter_checkpoint=out)
+    trace = pipe([0, 1], method="speculative:length=3", seed=0).trace
+    assert 0 < trace.drafts_kept < trace.drafts
+    asked["prompts"] = tmp_path / "none.txt"
+    with pytest.raises(ValueError, match="draws classes and takes no prompts"):
+        run(1, "c")
+
+
+def test_heads_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="small comes with no EAGLE head"):
+        drafting.load_head(pipeline(), None)
+    other = LlamaGenConfig(layers=1, heads=2, width=16, side=6, vocabulary=48, classes=5)
+    path = tmp_path / "head.safetensors"
+    checkpoints.save(path, head_for(other).state_dict())
+    with pytest.raises(ValueError, match="does not fit EagleHead"):
+        drafting.load_head(pipeline(), path)
+    pipe = pipeline()
+    pipe.drafter = EagleHead(other)
+    with pytest.raises(ValueError, match="its states are 16 wide, the model's 32"):
+        pipe([0], method="speculative", seed=0)
+
+
+def test_the_head_that_ships():
+    assert (WEIGHTS / "pocket-llamagen-eagle.safetensors").stat().st_size < 2_000_000
+    pipe = vargen.load("pocket-llamagen", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    asked = {"class_labels": [0, 1, 2, 3], "seed": 0, "output_type": "latent"}
+    eagle = pipe(**asked, method="speculative:drafter=eagle").trace
+    small = pipe(**asked, method="speculative:drafter=pocket-llamagen-small").trace
+    assert isinstance(pipe.drafters["eagle"], EagleHead)
+    assert isinstance(pipe.drafters["pocket-llamagen-small"], LlamaGen)
+    assert eagle.drafts_kept / eagle.drafts > 0.25
+    assert small.settings["drafter"] == "pocket-llamagen-small"
+    with pytest.raises(ValueError, match="unknown model 'nobody'"):
+        pipe(**asked, method="speculative:drafter=nobody")
