@@ -39,7 +39,7 @@ def _small(device: torch.device, dtype: torch.dtype) -> nn.Module:
     return pocket.load("pocket-llamagen-small", device=device, dtype=dtype)
 
 
-def _preset(name: str, summary: str) -> Preset:
+def _preset(name: str, summary: str, head: Path | None = None) -> Preset:
     return Preset(
         name,
         summary,
@@ -49,11 +49,16 @@ def _preset(name: str, summary: str) -> Preset:
         names=_names,
         examples=tuple(range(len(pocket.CLASSES))),
         drafter=_small,
+        head=head,
     )
 
 
 PRESETS = {
-    "pocket-llamagen": _preset("pocket-llamagen", "LlamaGen at 3.9 M parameters on pocket scenes, 64x64."),
+    "pocket-llamagen": _preset(
+        "pocket-llamagen",
+        "LlamaGen at 3.9 M parameters on pocket scenes, 64x64.",
+        pocket.WEIGHTS / "pocket-llamagen-eagle.safetensors",
+    ),
     "pocket-llamagen-small": _preset(
         "pocket-llamagen-small", "LlamaGen at 0.9 M parameters on pocket scenes, 64x64: a drafter."
     ),

@@ -31,7 +31,9 @@ class ProactiveSettings(RuleSettings, WindowSettings):
     """Settings of `sjd-pac`."""
 
     coupling: ClassVar[str] = "maximal"
-    tree: str = "4-4-4"  # candidates per node and level, or paths; those of rank 0 are the window's own drafts
+    # Candidates per node and level, or paths; those of rank 0 are the window's own drafts. The paper's: 3-3-3 to 4-4-4.
+    # Where laws are flat, as those of pocket-llamagen, many candidates for the first slot settle more for less.
+    tree: str = "32"
 
     def __post_init__(self) -> None:
         WindowSettings.__post_init__(self)
