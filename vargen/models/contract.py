@@ -17,6 +17,7 @@ class RasterSpec:
     columns: int
     vocabulary: int
     classes: int  # 0 where the model takes text
+    newline: int | None = None  # the id that ends each row, in its last column; it is given and never drawn
 
     @property
     def slots(self) -> int:

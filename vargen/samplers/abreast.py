@@ -1,0 +1,152 @@
+"""Rows abreast: several rows of the image are decoded at once, each a few columns behind the one above.
+
+An image is drawn in reading order, yet what a token depends on lies mostly beside and above it. So a row may start once
+the row above has a few tokens, and all rows that have started take theirs from one forward (`zipar.py`); within each
+row there may be drafts (`jacobi2d.py`). Approximate, but where a row waits for all of the row above.
+
+The law of a row's first token comes from the last token of the row above, which is not there yet. In its stead the
+newest token of that row is run at that slot (or the newline, where rows end in one), at a place of its own that nobody
+else sees. A token sees what is committed before it in reading order, and the earlier drafts of its own row.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vargen import noise
+from vargen.core import Block
+from vargen.noise import Purpose
+from vargen.samplers.contract import Task
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a block asks for: the laws of W columns of A rows in each image, all on the host but for `at`."""
+
+    rows: np.ndarray  # (B, A)
+    columns: np.ndarray  # (B, A, W)
+    wanted: np.ndarray  # (B, A, W) bool: not past the end of a row, nor where an image has fewer rows under way
+    at: Tensor  # (B, A, W), their slots; that behind the image where nothing is wanted
+
+
+class Abreast(ABC):
+    """Rows that are decoded together, each with a pointer to its first token that is not committed.
+
+    `start` is how many tokens the row above must have, `drafts` how many columns of a row are run, `ahead` how many of
+    them may lie beyond the pointer of the row above (they are refined there, and wait).
+    """
+
+    def __init__(self, task: Task, *, start: int, drafts: int = 1, ahead: int = 0) -> None:
+        spec = task.spec
+        self._task, self._rows, self._columns = task, spec.rows, spec.columns
+        self._length = spec.columns - (spec.newline is not None)  # columns that are drawn
+        self._start, self._width, self._ahead = min(start, self._length), min(drafts, self._length), ahead
+        self._done = np.zeros((task.batch, spec.rows), dtype=np.int64)  # the pointers
+        self._ended = np.zeros((task.batch, spec.rows), dtype=bool)  # rows whose end was run with its own tokens
+        self.extra = spec.rows + 1  # places for what stands in for the end of each row, and one that nobody looks at
+        self._buffer = task.seeds.new_zeros(task.batch, spec.slots + 1)  # the last column is nobody's
+        if spec.newline is not None:
+            self._buffer[:, :-1].unflatten(1, (spec.rows, spec.columns))[..., -1] = spec.newline
+        self._step = self._plan(np.zeros((task.batch, 1), dtype=np.int64), width=1)
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B, slots); `committed` says which of them are final."""
+        return self._buffer[:, :-1]
+
+    @property
+    def settled(self) -> list[int]:
+        """Tokens committed so far in each image, newlines included. They are not the first ones."""
+        return self.committed.sum(1).tolist()
+
+    @property
+    def committed(self) -> np.ndarray:
+        """Which slots are final, (B, slots) bool."""
+        done = self._done[..., None]
+        return ((np.arange(self._columns) < done) | (done == self._length)).reshape(len(done), -1)
+
+    @abstractmethod
+    def _decide(self, scores: Tensor, step: Step) -> tuple[Tensor, np.ndarray]:
+        """Tokens (B, A, W) of the step's columns, and how many of each row are committed (B, A), from `scores`."""
+
+    def _plan(self, rows: np.ndarray, *, width: int) -> Step:
+        """`width` columns from the pointer on, of `rows` (B, A); nothing of those that are not under way."""
+        first, stop, valid = (np.take_along_axis(x, rows, 1)[..., None] for x in (self._done, *self._limits()))
+        columns = first + np.arange(width)
+        wanted = valid & (columns < stop)
+        slots = np.where(wanted, rows[..., None] * self._columns + columns, self._task.spec.slots)
+        return Step(rows, columns, wanted, self._tensor(slots))
+
+    def _limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each row (B, rows), the column before which it may be run, and whether it is under way."""
+        limits, started = np.full_like(self._done, self._length), np.ones_like(self._ended)
+        above = self._done[:, :-1]
+        limits[:, 1:] = np.where(above < self._length, np.minimum(above + self._ahead, self._length), self._length)
+        started[:, 1:] = above >= self._start
+        return limits, started & (self._done < limits)
+
+    def propose(self) -> Block:
+        active, slots, columns = self._limits()[1], self._task.spec.slots, self._columns
+        rows = np.argsort(~active, axis=1, kind="stable")[:, : active.sum(1).max()]
+        self._step = step = self._plan(rows, width=self._width)
+        self._guess(step)
+        fed = rows[..., None] * columns + step.columns - 1  # the slot before each, which gives its law
+        above = np.take_along_axis(self._done, np.maximum(rows - 1, 0), 1)
+        early = (step.columns == 0) & ((rows > 0) & (above < self._length))[..., None]
+        newest = fed if self._task.spec.newline is not None else ((rows - 1) * columns + above - 1)[..., None]
+        source, place = np.where(early, newest, fed), np.where(early, slots + rows[..., None], fed)
+        run = np.stack([source, fed, place])
+        nothing = np.array([slots, 0, slots + self._rows])  # the same of a token that nobody sees
+        run = np.where(step.wanted, run, nothing[:, None, None, None]).reshape(3, len(rows), -1)
+        run = np.concatenate([run, self._ends(np.where(early, -1, fed), nothing)], axis=2)
+        source, fed, place = run
+        lowest = int(fed[place != nothing[2]].min())
+        tokens, at = self._buffer.gather(1, self._tensor(source)), self._tensor(np.maximum(fed, lowest))
+        if fed.shape[1] == 1 and (place == lowest).all() and set(self.settled) == {lowest + 1}:
+            return Block(tokens, at, lowest, lowest + 1)  # just as plain decoding has it
+        return Block(tokens, at, lowest, slots + self.extra, self._sees(fed, place), self._tensor(place))
+
+    def _guess(self, step: Step) -> None:
+        """Put drafts at the slots that a block is going to run; without drafts there is nothing to do."""
+        return
+
+    def _ends(self, known: np.ndarray, nothing: np.ndarray) -> np.ndarray:
+        """Source, slot and place (3, B, n) of the ends of finished rows, to be run as what they are; not slots `known`.
+
+        The last token of a row was never run, nor its newline behind it: other tokens stood in for them.
+        """
+        missing = (self._done == self._length) & ~self._ended
+        self._ended |= missing
+        slots = np.arange(self._rows * self._columns).reshape(self._rows, -1)[:-1, self._length - 1 :]
+        many = [np.setdiff1d(slots[image[:-1]], own) for image, own in zip(missing, known, strict=True)]
+        out = np.tile(nothing[:, None, None], (1, len(many), max(map(len, many))))
+        for image, some in enumerate(many):
+            out[:, image, : len(some)] = some
+        return out
+
+    def _sees(self, fed: np.ndarray, place: np.ndarray) -> Tensor:
+        """Who sees which place (B, n, slots + extra): what is committed before it, and its own row's up to itself."""
+        slots, query = self._task.spec.slots, self._tensor(fed)[..., None]
+        key = torch.arange(slots + self.extra, device=query.device)
+        own = self._tensor(place < slots)[..., None] & (key >= query - query % self._columns)
+        final = self._tensor(np.pad(self.committed, ((0, 0), (0, self.extra))))[:, None]
+        return ((final | own) & (key <= query)) | (key == self._tensor(place)[..., None])
+
+    def accept(self, logits: Tensor) -> None:
+        step = self._step
+        batch, count, width = step.columns.shape
+        scores = self._task.warp.scores(logits[:, : count * width]).unflatten(1, (count, width))
+        tokens, moved = self._decide(scores, step)
+        self._buffer.scatter_(1, step.at.flatten(1), tokens.flatten(1))
+        np.add.at(self._done, (np.arange(batch)[:, None], step.rows), moved)
+
+    def _plain_draw(self, scores: Tensor, step: Step) -> Tensor:
+        """argmax(log p + g) (B, A, W), with the noise of plain decoding."""
+        g = noise.gumbel(self._task.seeds, step.at.flatten(1), Purpose.TOKEN, scores.shape[-1])
+        return (scores + g.view_as(scores)).argmax(-1)
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._task.device)

@@ -1,0 +1,74 @@
+"""ZipAR (arXiv 2412.04062): rows abreast, a token of each from every forward; and its adaptive form.
+
+With `window` w and a full row above, image columns + (rows - 1) w forwards draw an image. `zipar-adaptive` starts a row
+at `window` tokens too, but on trial: the row's first token is drawn and, one forward later, kept or not under the law
+that one more token of the row above gives, as speculative decoding keeps drafts; else the row waits for another trial.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vargen import noise
+from vargen.noise import Purpose
+from vargen.samplers import rules
+from vargen.samplers.abreast import Abreast, Step
+from vargen.samplers.contract import Task
+
+
+@dataclass(frozen=True)
+class ZipARSettings:
+    """Settings of `zipar` and `zipar-adaptive`."""
+
+    window: int = 8  # tokens that the row above must have before a row starts; all of its columns: plain decoding
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"got window {self.window}, expected at least 1")
+
+
+class ZipAR(Abreast):
+    """ZipAR: each row starts `window` tokens behind the one above, and all take a token from every forward."""
+
+    Settings: ClassVar[type] = ZipARSettings
+    exact: ClassVar[bool] = False
+
+    def __init__(self, settings: ZipARSettings, task: Task) -> None:
+        super().__init__(task, start=settings.window)
+
+    def _decide(self, scores: Tensor, step: Step) -> tuple[Tensor, np.ndarray]:
+        return self._plain_draw(scores, step), step.wanted.sum(-1)
+
+
+class AdaptiveZipAR(ZipAR):
+    """ZipAR with rows that start on trial: the first token is kept if the next law agrees, else the row waits."""
+
+    def __init__(self, settings: ZipARSettings, task: Task) -> None:
+        super().__init__(settings, task)
+        self._trial = np.zeros_like(self._ended)  # rows whose first token is on trial
+        self._laws = torch.zeros(*self._done.shape, task.spec.vocabulary, device=task.device)  # that it was drawn from
+        self._steps = 0
+
+    def _decide(self, scores: Tensor, step: Step) -> tuple[Tensor, np.ndarray]:
+        drawn, moved, rows = self._plain_draw(scores, step), step.wanted.sum(-1), step.rows
+        above = np.take_along_axis(self._done, np.maximum(rows - 1, 0), 1)
+        early = step.wanted[..., 0] & (step.columns[..., 0] == 0) & (rows > 0) & (above < self._length)
+        self._steps += 1
+        if not early.any():
+            return drawn, moved
+        on_trial = early & np.take_along_axis(self._trial, rows, 1)
+        p, index = scores[:, :, 0].softmax(-1), self._tensor(rows)
+        batch = torch.arange(len(rows), device=p.device)[:, None]
+        q, draft = self._laws[batch, index], self._buffer.gather(1, step.at[..., 0])
+        u = noise.uniform(self._task.seeds, self._tensor(np.array([[self._steps]])), Purpose.ACCEPT, 2 * self._rows)
+        u = u[:, 0].unflatten(1, (2, self._rows))
+        kept, settled = rules.keep(draft, q, p, u[:, 0].gather(1, index), u[:, 1].gather(1, index))
+        tokens = torch.where(self._tensor(on_trial), settled, drawn[..., 0])
+        final = ~early | (on_trial & kept.cpu().numpy())
+        waiting = self._tensor(early & ~final)
+        self._laws[batch, index] = torch.where(waiting[..., None], p, q)
+        np.put_along_axis(self._trial, rows, np.where(early, ~final, np.take_along_axis(self._trial, rows, 1)), 1)
+        return tokens[..., None], np.where(final, moved, 0)
