@@ -45,7 +45,7 @@ class Abreast(ABC):
         self._length = spec.columns - (spec.newline is not None)  # columns that are drawn
         self._start, self._width, self._ahead = min(start, self._length), min(drafts, self._length), ahead
         self._done = np.zeros((task.batch, spec.rows), dtype=np.int64)  # the pointers
-        self._ended = np.zeros((task.batch, spec.rows), dtype=bool)  # rows whose end was run with its own tokens
+        self._run = np.zeros((task.batch, spec.rows), dtype=np.int64)  # columns that were run with committed tokens
         self.extra = spec.rows + 1  # places for what stands in for the end of each row, and one that nobody looks at
         self._buffer = task.seeds.new_zeros(task.batch, spec.slots + 1)  # the last column is nobody's
         if spec.newline is not None:
@@ -82,7 +82,7 @@ class Abreast(ABC):
 
     def _limits(self) -> tuple[np.ndarray, np.ndarray]:
         """For each row (B, rows), the column before which it may be run, and whether it is under way."""
-        limits, started = np.full_like(self._done, self._length), np.ones_like(self._ended)
+        limits, started = np.full_like(self._done, self._length), np.ones(self._done.shape, dtype=bool)
         above = self._done[:, :-1]
         limits[:, 1:] = np.where(above < self._length, np.minimum(above + self._ahead, self._length), self._length)
         started[:, 1:] = above >= self._start
@@ -101,7 +101,7 @@ class Abreast(ABC):
         run = np.stack([source, fed, place])
         nothing = np.array([slots, 0, slots + self._rows])  # the same of a token that nobody sees
         run = np.where(step.wanted, run, nothing[:, None, None, None]).reshape(3, len(rows), -1)
-        run = np.concatenate([run, self._ends(np.where(early, -1, fed), nothing)], axis=2)
+        run = np.concatenate([run, self._late(np.where(early | ~step.wanted, -1, fed), nothing)], axis=2)
         source, fed, place = run
         lowest = int(fed[place != nothing[2]].min())
         tokens, at = self._buffer.gather(1, self._tensor(source)), self._tensor(np.maximum(fed, lowest))
@@ -113,15 +113,20 @@ class Abreast(ABC):
         """Put drafts at the slots that a block is going to run; without drafts there is nothing to do."""
         return
 
-    def _ends(self, known: np.ndarray, nothing: np.ndarray) -> np.ndarray:
-        """Source, slot and place (3, B, n) of the ends of finished rows, to be run as what they are; not slots `known`.
+    def _late(self, fed: np.ndarray, nothing: np.ndarray) -> np.ndarray:
+        """Source, slot and place (3, B, n) of committed tokens that were not run yet, and are not among slots `fed`.
 
-        The last token of a row was never run, nor its newline behind it: other tokens stood in for them.
+        A row's newest token is run for the law behind it. Where there is none, at its end or while it waits, others see
+        it all the same; so is a newline.
         """
-        missing = (self._done == self._length) & ~self._ended
-        self._ended |= missing
-        slots = np.arange(self._rows * self._columns).reshape(self._rows, -1)[:-1, self._length - 1 :]
-        many = [np.setdiff1d(slots[image[:-1]], own) for image, own in zip(missing, known, strict=True)]
+        many = []
+        for image, (done, run) in enumerate(zip(self._done, self._run, strict=True)):
+            stop = np.where(done == self._length, self._columns, done)
+            some = [
+                row * self._columns + column for row in range(self._rows - 1) for column in range(run[row], stop[row])
+            ]
+            many.append(np.setdiff1d(np.array(some, dtype=np.int64), fed[image]))
+            self._run[image] = stop
         out = np.tile(nothing[:, None, None], (1, len(many), max(map(len, many))))
         for image, some in enumerate(many):
             out[:, image, : len(some)] = some
@@ -142,6 +147,10 @@ class Abreast(ABC):
         tokens, moved = self._decide(scores, step)
         self._buffer.scatter_(1, step.at.flatten(1), tokens.flatten(1))
         np.add.at(self._done, (np.arange(batch)[:, None], step.rows), moved)
+        # What a row has got was run as a draft, but for the newest.
+        np.maximum.at(
+            self._run, (np.arange(batch)[:, None], step.rows), np.take_along_axis(self._done, step.rows, 1) - 1
+        )
 
     def _plain_draw(self, scores: Tensor, step: Step) -> Tensor:
         """argmax(log p + g) (B, A, W), with the noise of plain decoding."""

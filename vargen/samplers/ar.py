@@ -7,6 +7,7 @@ where two laws really differ, which keeps it stable under the last-bit differenc
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from vargen import noise
@@ -26,23 +27,27 @@ class Autoregressive:
     exact: ClassVar[bool] = True
 
     def __init__(self, settings: ARSettings, task: Task) -> None:
-        count = task.spec.slots
-        self._warp, self._next = task.warp, 0
-        self.tokens = task.seeds.new_zeros(task.batch, count)
-        self._slots = task.seeds.new_zeros(task.batch, 1) + -1
-        self._gumbel = noise.Table(noise.gumbel, task.seeds, noise.Purpose.TOKEN, size=task.spec.vocabulary)
+        spec = task.spec
+        self._warp, self._newline, self._columns = task.warp, spec.newline, spec.columns
+        self._next, self._fed = 0, 0  # tokens that are settled, and of them those that the model has seen
+        self.tokens = task.seeds.new_zeros(task.batch, spec.slots)
+        self._gumbel = noise.Table(noise.gumbel, task.seeds, noise.Purpose.TOKEN, size=spec.vocabulary)
 
     @property
     def settled(self) -> list[int]:
         return [self._next] * len(self.tokens)
 
     def propose(self) -> Block:
-        n = self._next
-        return Block(self.tokens[:, n - 1 : n], self._slots, n - 1, n)
+        first, stop = self._fed, self._next
+        self._fed = stop
+        slots = torch.arange(first, stop, device=self.tokens.device).expand(len(self.tokens), -1)
+        return Block(self.tokens[:, first:stop], slots, first, stop)
 
     def accept(self, logits: Tensor) -> None:
         n = self._next
         g = self._gumbel.between(n, n + 1)
-        self.tokens[:, n : n + 1] = (self._warp.scores(logits) + g).argmax(-1)
+        self.tokens[:, n : n + 1] = (self._warp.scores(logits[:, -1:]) + g).argmax(-1)
         self._next += 1
-        self._slots = self._slots + 1
+        if self._newline is not None and self._next % self._columns == self._columns - 1:  # it costs no forward
+            self.tokens[:, self._next] = self._newline
+            self._next += 1

@@ -48,7 +48,7 @@ class AdaptiveZipAR(ZipAR):
 
     def __init__(self, settings: ZipARSettings, task: Task) -> None:
         super().__init__(settings, task)
-        self._trial = np.zeros_like(self._ended)  # rows whose first token is on trial
+        self._trial = np.zeros(self._done.shape, dtype=bool)  # rows whose first token is on trial
         self._laws = torch.zeros(*self._done.shape, task.spec.vocabulary, device=task.device)  # that it was drawn from
         self._steps = 0
 
