@@ -21,7 +21,7 @@ from vargen.samplers.warp import Warp
 from vargen.samplers.zipar import AdaptiveZipAR, ZipAR, ZipARSettings
 
 LEVEL = 1e-5  # per case; with fixed seeds a case either always passes or always fails
-COUNTS = {1: 400, 4: 1600, 16: 6400}
+COUNTS = {1: 300, 4: 1200, 16: 4800}
 NAMES = (
     "zipar:window=2",
     "zipar-adaptive:window=2",
@@ -159,7 +159,7 @@ def test_a_row_on_trial_starts_when_its_laws_agree(same, wait):
 
 @pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"top_k": 5}, {"cfg_interval": 9}])
 @pytest.mark.parametrize("method", WAITING)
-@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize("batch", [1, 16])
 def test_a_row_that_waits_for_all_of_the_one_above_is_plain_decoding(method, options, batch):
     pipe, asked = pipeline(), {"seed": 0, "output_type": "latent", "batch_size": batch, **options}
     labels = [0, 1, 2, 3] * 4 if batch > 1 else [0, 3]
@@ -195,9 +195,7 @@ def test_with_newlines_it_is_plain_decoding_as_well(sampler, settings):
     assert len(drawn[0][0].unflatten(1, (6, 6))[..., :-1].unique()) > 20
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"coupled": True}, {"coupled": True, "guess": "above"}, {"coupled": True, "ahead": 2}]
-)
+@pytest.mark.parametrize("settings", [{}, {"coupled": True}, {"coupled": True, "guess": "above"}])
 @pytest.mark.parametrize("batch", COUNTS)
 def test_law_of_whole_images_where_rows_wait(batch, settings):
     assert p_value(images(Jacobi2D, Jacobi2DSettings(window=2, **settings), COUNTS[batch], batch)) > LEVEL

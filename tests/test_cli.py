@@ -60,10 +60,19 @@ def test_same_seed_same_file(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+@pytest.mark.parametrize("method", registry.METHODS)
+def test_every_method_has_its_help(method, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("--method", method, "--help")
+    assert stopped.value.code == 0
+    settings, text = registry.settings_of(method), capsys.readouterr().out
+    assert all(f"--{setting.name.replace('_', '-')} " in text for setting in settings)
+
+
 def test_list_names_everything_and_says_what_is_exact(capsys):
     run("--list")
     text = capsys.readouterr().out
-    relaxed = {"lantern", "lantern++", "gsd", "cool"}
+    relaxed = {"lantern", "lantern++", "gsd", "cool", "zipar", "zipar-adaptive", "jacobi-2d"}
     for name in registry.METHODS:
         word = "approximate:" if name in relaxed else "exact:"
         assert any(line.split()[:2] == [name, word] for line in text.splitlines())

@@ -79,6 +79,7 @@ def test_drafting_with_a_cache_equals_the_unrolled_draft_of_training():
     condition = model.class_condition(torch.tensor([1, 4]), guided=False)
     steps = list(training.unrolled(head, model, model.states(condition, ids), ids, 3))
     drafter = HeadDrafter(head, model, 2, Guidance(1.0), Warp())
+    drafter.reserve(0)
     watched, kv = drafter.watch(model), model.make_cache(2)
     drafter._cache.keys.fill_(1e3)  # what was never written must never be seen
     watched.prefill(condition, kv)
@@ -148,26 +149,82 @@ def test_who_sees_whom_in_an_unrolled_draft():
     ]  # slot 3 as the second draft behind slot 1
 
 
-def test_training_end_to_end(tmp_path, monkeypatch):
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """`run(...)` of the small model's training, with few images."""
     monkeypatch.setitem(registry.MODELS, "small", "small:PRESETS")
     monkeypatch.setattr(training, "HELD_OUT", 8)
     asked = {"checkpoint": None, "prompts": None, "method": "ar", "batch": 4, "depth": 2, "seed": 0, "device": "cpu"}
-    out = tmp_path / "head.safetensors"
+    asked |= {"images": 24, "steps": 1, "measure": False, "work": tmp_path / "work"}
+    return lambda **changes: training.run("small", tmp_path / "head.safetensors", **{**asked, **changes})
 
-    def run(steps, folder, measure=False):
-        return training.run("small", out, work=tmp_path / folder, images=24, steps=steps, measure=measure, **asked)
 
-    before, figures = run(1, "a"), run(60, "b")
+def test_training_end_to_end(train, tmp_path):
+    before, figures = train(), train(steps=60, work=tmp_path / "other")
     assert figures["nats_1"] < before["nats_1"]
     assert figures["kept_1"] > before["kept_1"]
-    assert run(60, "b", measure=True) == figures
-    assert float(checkpoints.metadata(out)["kept_1"]) == pytest.approx(figures["kept_1"], abs=1e-4)
-    pipe = vargen.load("small", device="cpu", drafter="eagle", drafter_checkpoint=out)
+    assert train(steps=60, work=tmp_path / "other", measure=True) == figures
+    head = tmp_path / "head.safetensors"
+    assert float(checkpoints.metadata(head)["kept_1"]) == pytest.approx(figures["kept_1"], abs=1e-4)
+    pipe = vargen.load("small", device="cpu", drafter="eagle", drafter_checkpoint=head)
     trace = pipe([0, 1], method="speculative:length=3", seed=0).trace
     assert 0 < trace.drafts_kept < trace.drafts
-    asked["prompts"] = tmp_path / "none.txt"
-    with pytest.raises(ValueError, match="draws classes and takes no prompts"):
-        run(1, "c")
+    assert trace.settings["drafter"] == "eagle"
+    pipe([0], method="speculative:drafter=eagle", seed=0)  # the one that was loaded: none ships
+    assert list(pipe.drafters) == ["eagle"]
+    assert not any(value.is_inference() for value in pipe.drafters["eagle"].parameters())
+
+
+def test_a_run_does_not_go_on_from_another_s(train):
+    train()
+    train()
+    with pytest.raises(ValueError, match="is of another run"):
+        train(method="sjd:window=4")  # the same number of other images
+    with pytest.raises(ValueError, match="is of another run"):
+        train(seed=1)
+
+
+def test_a_checkpoint_that_is_none(train, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "small-eagle.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is damaged or no checkpoint"):
+        train()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images": 0}, "got images 0, expected at least 1"),
+        ({"batch": 0}, "got batch 0"),
+        ({"depth": 0}, "got depth 0"),
+        ({"steps": 0}, "got steps 0"),
+        ({"depth": 36}, "expected less than the 36 tokens"),
+        ({"measure": True}, "to measure"),
+        ({"prompts": "none.txt"}, "draws classes and takes no prompts"),
+    ],
+)
+def test_training_complains_before_it_draws(train, changes, words, monkeypatch):
+    monkeypatch.setattr(training, "draw", None)
+    with pytest.raises(ValueError, match=words):
+        train(**changes)
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "words"),
+    [
+        ("rows", "5", "rows 5 instead of 6"),
+        ("vocabulary", "47", "vocabulary 47 instead of 48"),
+        ("codebook", "0", "codebook 0 instead of"),
+        ("columns", None, "columns None instead of 6"),
+    ],
+)
+def test_a_head_of_another_layout_or_codebook_is_refused(what, value, words, tmp_path):
+    """Its tensors would fit: they depend on the model's width alone."""
+    pipe, path = pipeline(), tmp_path / "head.safetensors"
+    about = {key: text for key, text in (drafting.described(pipe) | {what: value}).items() if text is not None}
+    checkpoints.save(path, head_for().state_dict(), about)
+    with pytest.raises(ValueError, match=words):
+        drafting.load_head(pipe, path)
 
 
 def test_heads_that_do_not_fit(tmp_path):
@@ -180,7 +237,7 @@ def test_heads_that_do_not_fit(tmp_path):
         drafting.load_head(pipeline(), path)
     pipe = pipeline()
     pipe.drafter = EagleHead(other)
-    with pytest.raises(ValueError, match="its states are 16 wide, the model's 32"):
+    with pytest.raises(ValueError, match="width 16 instead of 32"):
         pipe([0], method="speculative", seed=0)
 
 

@@ -1,8 +1,10 @@
 """Speculative decoding: the exact law behind any drafter, everything kept from oneself, drafters that do not fit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from small import CONFIG, PRESETS, llamagen, pipeline
+from small import CONFIG, PRESETS, llamagen, pipeline, vq
 from toy import WARP, ToyModel, images, p_value
 
 import vargen
@@ -11,6 +13,7 @@ from vargen.drafting import ModelDrafter, from_model
 from vargen.eval import plan, runs
 from vargen.guidance import Guidance
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
+from vargen.pipeline import RasterPipeline
 from vargen.samplers import rules
 from vargen.samplers.speculative import Speculative, SpeculativeSettings
 
@@ -68,7 +71,8 @@ def test_a_model_keeps_all_that_it_drafts_itself(method, length, batch):
     out = pipe(labels, method=f"{method}:length={length}", seed=0, output_type="latent")
     count = CONFIG.side**2
     assert out.trace.forwards == 1 + -(-(count - 1) // (length + 1))
-    assert out.trace.drafter_forwards == 1 + length * (out.trace.forwards - 1)
+    starts = range(1, count, length + 1)
+    assert out.trace.drafter_forwards == 1 + sum(min(length, count - start) for start in starts)  # none past the end
     assert out.trace.drafts == out.trace.drafts_kept
     committed = count - 1 - (count - 1) // (length + 1)  # all but the first token and the bonus tokens
     assert out.trace.drafts == batch * committed
@@ -103,9 +107,9 @@ def test_the_drafter_is_worth_something():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"vocabulary": 47}, "its vocabulary are 47, the model's 48"),
-        ({"side": 5}, "its rows are 5, the model's 6"),
-        ({"classes": 6}, "its classes are 6, the model's 5"),
+        ({"vocabulary": 47}, "vocabulary 47 instead of 48"),
+        ({"side": 5}, "rows 5 instead of 6"),
+        ({"classes": 6}, "classes 6 instead of 5"),
     ],
 )
 def test_drafters_that_do_not_fit(changes, words):
@@ -137,7 +141,7 @@ def test_drafters_by_name(monkeypatch, tmp_path):
     assert isinstance(pipe.drafter, LlamaGen)
     assert pipe.drafter.config.layers == 8
     monkeypatch.setitem(registry.MODELS, "small", "small:PRESETS")
-    with pytest.raises(ValueError, match="small cannot draft here: its vocabulary are 48, the model's 1024"):
+    with pytest.raises(ValueError, match="small cannot draft here: vocabulary 48 instead of 1024"):
         vargen.load("pocket-llamagen", device="cpu", drafter="small")
     with pytest.raises(ValueError, match="name the model that it is of"):
         vargen.load("pocket-llamagen", device="cpu", drafter_checkpoint=tmp_path)
@@ -167,3 +171,39 @@ def test_a_sampling_run_knows_its_drafter(tmp_path):
     draw(1.2)
     with pytest.raises(ValueError, match="holds another run: weights"):
         draw(1.3)
+
+
+def test_a_model_that_cannot_draft_is_refused_before_it_is_built():
+    with pytest.raises(ValueError, match="llamagen-t2i-xl-256 cannot draft here: vocabulary 16384 instead of 48"):
+        pipeline()([0], method="speculative:drafter=llamagen-t2i-xl-256", seed=0)
+
+
+def test_a_text_drafter_must_read_the_same_states():
+    shapes = LlamaGenConfig(layers=1, heads=2, width=16, side=4, vocabulary=48, caption_width=8, caption_tokens=5)
+    pipe = RasterPipeline(llamagen(shapes), vq(), preset=replace(PRESETS["small"], classes=0))
+    states, mask = torch.randn(1, 5, 8), torch.ones(1, 5)
+    for change in ({"caption_width": 16}, {"caption_tokens": 6}):
+        pipe.drafter = llamagen(replace(shapes, **change))
+        with pytest.raises(ValueError, match=f"{next(iter(change)).replace('_', ' ')} [0-9]+ instead of"):
+            pipe(prompt_embeds=states, prompt_attention_mask=mask, method="speculative", seed=0)
+
+
+@pytest.mark.parametrize("method", ["speculative:length=1000000000", "gsd:group=3000000000"])
+def test_settings_beyond_any_use_cost_nothing(method):
+    pipe = pipeline()
+    pipe.drafter = small_drafter()
+    assert len(pipe([0], method=method, seed=0).images) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("speculative-tree:tree=99999999999", "more than 256 nodes"),
+        ("speculative-dynamic:depth=256:branches=256:nodes=256", "more than 16384 candidates"),
+        ("cool:tolerance=1e39", "got tolerance 1e.39"),
+        ("cool:decay=1e39", "decay 1e.39"),
+    ],
+)
+def test_settings_beyond_any_use_are_refused(method, words):
+    with pytest.raises(ValueError, match=words):
+        pipeline()([0], method=method, seed=0)

@@ -110,7 +110,7 @@ def sample(argv: list[str]) -> None:
     parser.add_argument("--list", action="store_true", help="show models and methods")
     name = method.method.split(":")[0]
     group = parser.add_argument_group(f"settings of {name}")
-    known = registry.settings_of(name)
+    known = [setting for setting in registry.settings_of(name) if setting.name != "drafter"]  # it has its flag above
     for setting in known:
         words = registry.describe(_hint(name, setting.name))
         group.add_argument(f"--{setting.name.replace('_', '-')}", help=f"{words} (default: {setting.default})")

@@ -23,7 +23,8 @@ class Block:
 
     `first` and `stop` are bounds on the slots that the host knows without reading the device: no slot lies below
     `first` or at or beyond `stop`. They spare work (a shorter cache, no mask, no unconditional rows where guidance has
-    ended) and never change a result. From block to block `first` never falls.
+    ended) and never change a result. From block to block `first` never falls, but for a drafter, which takes a few
+    tokens up again.
     """
 
     tokens: Tensor  # (B, n) int64

@@ -1,6 +1,7 @@
 """Drafters: what proposes tokens for a large model to verify. They keep their own cache and count their forwards."""
 
-from dataclasses import replace
+import hashlib
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ class ModelDrafter:
 
     def __init__(self, model: RasterModel, condition: Condition, guidance: Guidance, warp: Warp) -> None:
         self._model, self._condition, self._guidance, self._warp = model, condition, guidance, warp
-        self.reserve(0)
+        self.forwards = 0
 
     def watch(self, model: RasterModel) -> RasterModel:
         """`model` as it is to be run: a small model drafts from tokens alone."""
@@ -48,7 +49,7 @@ class HeadDrafter:
 
     def __init__(self, head: EagleHead, model: Any, rows: int, guidance: Guidance, warp: Warp) -> None:
         self._head, self._model, self._rows, self._guidance, self._warp = head, model, rows, guidance, warp
-        self.reserve(0)
+        self.forwards = 0
 
     def watch(self, model: RasterModel) -> RasterModel:
         """`model` as it is to be run, so that its states are seen."""
@@ -112,82 +113,103 @@ class Watched:
 
 def check(name: str, drafter: RasterSpec, target: RasterSpec) -> None:
     """ValueError where a drafter cannot draft for a model."""
-    for what in ("vocabulary", "rows", "columns", "classes"):
+    for what in ("vocabulary", "rows", "columns", "classes", "newline"):
         ours, theirs = getattr(drafter, what), getattr(target, what)
         if ours != theirs:
-            raise ValueError(f"{name} cannot draft here: its {what} are {ours}, the model's {theirs}")
+            raise ValueError(f"{name} cannot draft here: {what} {ours} instead of {theirs}")
+
+
+def by_name(pipe: Any, name: str, given: Sources | None = None) -> nn.Module:
+    """A drafter for `pipe`: `eagle`, or a model; from the files `given`. ValueError where it does not fit."""
+    given, target = given or Sources(), pipe.transformer
+    with torch.inference_mode(False):
+        if name == "eagle":
+            return load_head(pipe, given.checkpoint)
+        preset = registry.preset(name)
+        if preset.spec is not None:  # before anything is downloaded
+            check(name, preset.spec, target.spec)
+        return from_model(pipe, name, preset.build(replace(given, drafts=True), target.device, target.dtype))
 
 
 def from_model(pipe: Any, name: str, other: Any) -> nn.Module:
     """The transformer of the pipeline `other`, to draft for `pipe`. ValueError, by its name, where it cannot."""
     check(name, other.transformer.spec, pipe.transformer.spec)
-    ours, theirs = (getattr(p.tokenizer, "quantize", None) for p in (pipe, other))
-    if ours is not None and theirs is not None and not torch.equal(ours.codebook(), theirs.codebook()):
+    ours, theirs = (_codebook(p) for p in (pipe, other))
+    if ours is not None and theirs is not None and not torch.equal(ours, theirs):
         raise ValueError(f"{name} cannot draft for {pipe.preset.name}: its image tokenizer has another codebook")
     return other.transformer
-
-
-def by_name(pipe: Any, name: str, given: Sources | None = None) -> nn.Module:
-    """A drafter for `pipe`: `eagle`, or a model; from the files `given`. ValueError where it does not fit."""
-    given = given or Sources()
-    if name == "eagle":
-        return load_head(pipe, given.checkpoint)
-    target = pipe.transformer
-    return from_model(pipe, name, registry.preset(name).build(given, target.device, target.dtype))
-
-
-def module_of(pipe: Any, sampler: type, settings: Any) -> nn.Module | None:
-    """What drafts for a method of `pipe`, by name or by default; None where the method drafts nothing.
-
-    ValueError where it has none, or where the name is of none that fits.
-    """
-    if not getattr(sampler, "drafted", False):
-        return None
-    target, name = pipe.transformer, settings.drafter
-    if name:
-        if name not in pipe.drafters:
-            pipe.drafters[name] = by_name(pipe, name)
-        return pipe.drafters[name]
-    if pipe.drafter is None and pipe.preset.drafter is not None:
-        pipe.drafter = pipe.preset.drafter(target.device, target.dtype)
-    if pipe.drafter is None:
-        raise ValueError(f"this method needs a drafter, and {pipe.preset.name} has none: load it with drafter=NAME")
-    return pipe.drafter
-
-
-def drafter_of(pipe: Any, method: Method, inputs: tuple[Tensor, ...]) -> ModelDrafter | HeadDrafter | None:
-    """A fresh drafter for a batch, None where the method drafts nothing. ValueError where none fits."""
-    target = pipe.transformer
-    found: Any = module_of(pipe, method.sampler, method.settings)
-    if found is None:
-        return None
-    check(type(found).__name__, found.spec, target.spec)
-    if isinstance(found, EagleHead):
-        check_head(found, target)
-        head, rows = found.to(target.device, target.dtype), len(inputs[0]) * (2 if method.guidance.active else 1)
-        return HeadDrafter(head, target, rows, method.guidance, method.warp)
-    model = found.to(target.device)
-    return ModelDrafter(model, embed(model, inputs, guided=method.guidance.active), method.guidance, method.warp)
-
-
-def check_head(head: EagleHead, target: Any) -> None:
-    """ValueError where a model shows no states, or states that a head was not made for."""
-    if not hasattr(target, "decode_states"):
-        raise ValueError(f"an EAGLE head cannot draft for {type(target).__name__}, which does not show its states")
-    if head.config.width != target.config.width:
-        theirs = target.config.width
-        raise ValueError(f"EagleHead cannot draft here: its states are {head.config.width} wide, the model's {theirs}")
 
 
 def load_head(pipe: Any, path: Path | None) -> EagleHead:
     """The EAGLE head for a pipeline's model, from `path` or else the one that ships. ValueError where none fits."""
     path = path or pipe.preset.head
     if path is None:
-        raise ValueError(
-            f"{pipe.preset.name} comes with no EAGLE head: name the file of one from scripts/train_drafter.py"
-        )
+        name = pipe.preset.name
+        raise ValueError(f"{name} comes with no EAGLE head: name the file of one from scripts/train_drafter.py")
     target = pipe.transformer
     with torch.device("meta"):
         head = EagleHead(target.config)
     checkpoints.load_into(head, path, dtype=target.dtype, device=target.device)
+    about = checkpoints.metadata(path)
+    for what, wanted in described(pipe).items():
+        if about.get(what) != wanted:
+            raise ValueError(f"the head {path} cannot draft here: {what} {about.get(what)} instead of {wanted}")
     return head.eval().requires_grad_(False)
+
+
+def described(pipe: Any) -> dict[str, str]:
+    """What a head's file says of the model that it was trained for: the layout of its images, and their codes."""
+    codes, spec = _codebook(pipe), pipe.transformer.spec
+    digest = "unknown" if codes is None else hashlib.sha256(codes.float().cpu().numpy().tobytes()).hexdigest()[:16]
+    return {key: str(value) for key, value in asdict(spec).items()} | {"codebook": digest}
+
+
+def _codebook(pipe: Any) -> Tensor | None:
+    quantizer = getattr(pipe.tokenizer, "quantize", None)
+    return None if quantizer is None else quantizer.codebook()
+
+
+def chosen(pipe: Any, sampler: type, settings: Any) -> tuple[str, Any] | None:
+    """What drafts for a method of `pipe`, and its name; None where the method drafts nothing.
+
+    It is the one that the method names, or else the pipeline's, or else the preset's. ValueError where there is none,
+    or where the name is of none that fits.
+    """
+    if not getattr(sampler, "drafted", False):
+        return None
+    name, found = settings.drafter, pipe.drafter
+    if not name and found is not None:
+        known = [key for key, value in pipe.drafters.items() if value is found]
+        return (known or [type(found).__name__])[0], found
+    name = name or pipe.preset.drafter
+    if name is None:
+        raise ValueError(f"this method needs a drafter, and {pipe.preset.name} has none: load it with drafter=NAME")
+    if name not in pipe.drafters:
+        pipe.drafters[name] = by_name(pipe, name)
+    return name, pipe.drafters[name]
+
+
+def drafter_for(pipe: Any, method: Method, inputs: tuple[Tensor, ...]) -> tuple[str, ModelDrafter | HeadDrafter] | None:
+    """A fresh drafter for a batch and its name; None where the method drafts nothing. ValueError where none fits."""
+    found, target = chosen(pipe, method.sampler, method.settings), pipe.transformer
+    if found is None:
+        return None
+    name, module = found
+    check(type(module).__name__, module.spec, target.spec)
+    if isinstance(module, EagleHead):
+        if not hasattr(target, "decode_states"):
+            raise ValueError(f"an EAGLE head cannot draft for {type(target).__name__}, which does not show its states")
+        _check_config("EagleHead", module, target, "width")
+        head, rows = module.to(target.device, target.dtype), len(inputs[0]) * (2 if method.guidance.active else 1)
+        return name, HeadDrafter(head, target, rows, method.guidance, method.warp)
+    if not target.spec.classes:
+        _check_config(type(module).__name__, module, target, "caption_width", "caption_tokens")
+    model = module.to(target.device)
+    return name, ModelDrafter(model, embed(model, inputs, guided=method.guidance.active), method.guidance, method.warp)
+
+
+def _check_config(name: str, drafter: Any, target: Any, *keys: str) -> None:
+    for key in keys:
+        ours, theirs = getattr(drafter.config, key), getattr(target.config, key)
+        if ours != theirs:
+            raise ValueError(f"{name} cannot draft here: {key.replace('_', ' ')} {ours} instead of {theirs}")

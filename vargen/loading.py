@@ -42,7 +42,7 @@ def load(
         raise ValueError("got a drafter's checkpoint and no drafter: name the model that it is of")
     if drafter is not None:
         given = Sources(_path(drafter_checkpoint), _path(tokenizer_checkpoint), text)
-        pipe.drafter = drafting.by_name(pipe, drafter, given)
+        pipe.drafter = pipe.drafters[drafter] = drafting.by_name(pipe, drafter, given)
     return pipe
 
 

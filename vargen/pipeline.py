@@ -15,7 +15,7 @@ from tqdm import tqdm
 from vargen import generate, request
 from vargen.cli import DEFAULT_METHOD
 from vargen.core import Generation, Trace, peak_memory, reset_peak_memory, versions
-from vargen.drafting import drafter_of
+from vargen.drafting import drafter_for
 from vargen.models import t5
 from vargen.models.contract import embed
 from vargen.presets.contract import LAW, Preset, custom
@@ -67,7 +67,7 @@ class RasterPipeline(DiffusionPipeline):
         self.preset = preset or custom(transformer)
         self.nats_per_token: float | None = None  # cross-entropy on held-out images, where it is known
         self.drafter: nn.Module | None = None  # what drafts where a method wants a drafter and names none
-        self.drafters: dict[str, nn.Module] = {}  # those that methods named
+        self.drafters: dict[str, nn.Module] = {}  # by name
         self._costs: dict[Any, dict[int, float]] = {}
         self._processor = VaeImageProcessor()
 
@@ -247,7 +247,8 @@ class RasterPipeline(DiffusionPipeline):
         clock, counts = generate.Clock(device), generate.Counts()
         condition = embed(model, inputs, guided=method.guidance.active)
         task = Task(model.spec, torch.tensor(seeds, device=device), method.warp, codebook=self._codebook())
-        if drafter := drafter_of(self, method, inputs):
+        if drafting := drafter_for(self, method, inputs):
+            trace.settings["drafter"], drafter = drafting
             task, model = replace(task, drafter=drafter), drafter.watch(model)
         if getattr(method.settings, "window", None) == "auto":
             task = replace(task, costs=self._step_costs(method, condition, task))

@@ -54,7 +54,7 @@ def find(table: dict[str, str], name: str, kind: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def unknown(kind: str, name: str, known: Sequence[str], *, few: int = 12) -> str:
+def unknown(kind: str, name: str, known: Sequence[str], *, few: int = 20) -> str:
     """A sentence on a name that is none of `known`: all of them if they are few, else those most like it."""
     if len(known) <= few:
         return f"unknown {kind} {name!r}; there are {', '.join(known) or 'no names'}"

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from vargen import registry
 from vargen.cli import save_png
 from vargen.core import versions
-from vargen.drafting import module_of
+from vargen.drafting import chosen
 from vargen.eval.images import is_whole_png
 from vargen.eval.plan import Plan, load
 from vargen.files import write_atomically
@@ -139,8 +139,8 @@ def fingerprint(pipe: Any, method: str) -> str:
 
     It is of each tensor's first values and its sum as words.
     """
-    digest = hashlib.sha256()
-    for part in (pipe.transformer, pipe.tokenizer, pipe.text_encoder, module_of(pipe, *registry.method(method))):
+    digest, drafting = hashlib.sha256(), chosen(pipe, *registry.method(method))
+    for part in (pipe.transformer, pipe.tokenizer, pipe.text_encoder, drafting and drafting[1]):
         for key, value in ({} if part is None else part.state_dict()).items():
             words = value.contiguous().flatten()
             total = words.view(torch.int16).sum(dtype=torch.int64).item() if words.element_size() > 1 else 0

@@ -36,6 +36,11 @@ class LlamaGenConfig:
         return self.width // self.heads
 
     @property
+    def spec(self) -> RasterSpec:
+        """The image's layout."""
+        return RasterSpec(self.side, self.side, self.vocabulary, 0 if self.caption_width else self.classes)
+
+    @property
     def hidden(self) -> int:
         """Width of the feed-forward layer: two thirds of four widths, rounded up to a multiple of 256."""
         return -(-int(8 * self.width / 3) // 256) * 256
@@ -152,8 +157,7 @@ class Trunk(nn.Module):
 
     @property
     def spec(self) -> RasterSpec:
-        c = self.config
-        return RasterSpec(c.side, c.side, c.vocabulary, 0 if c.caption_width else c.classes)
+        return self.config.spec
 
     @property
     def device(self) -> torch.device:

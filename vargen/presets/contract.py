@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import torch
 
+    from vargen.models.contract import RasterSpec
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -33,6 +35,7 @@ class Sources:
     checkpoint: Path | None = None
     tokenizer_checkpoint: Path | None = None
     text_encoder: str | None = None  # a folder or repository that transformers loads
+    drafts: bool = False  # it is only to draft for a model that reads the text: no text encoder is wanted
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Preset:
     build: "Callable[[Sources, torch.device, torch.dtype], Any]"
     names: Callable[[], Sequence[str]] = tuple  # of the classes
     examples: tuple[int, ...] = ()  # the classes that are drawn when none is asked for
-    drafter: "Callable[[torch.device, torch.dtype], Any] | None" = None  # a small model that drafts for this one
+    spec: "RasterSpec | None" = None  # the image's layout
+    drafter: str | None = None  # what drafts for this one unless something else is named
     head: Path | None = None  # weights of an EAGLE head that drafts for this one
 
     @property

@@ -137,7 +137,8 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     folder = given if given and given.is_dir() else None
     weights = find(name, given)  # all files are found, and the small ones loaded, before the large one
     images = tokenizer(f"llamagen-vq-16-{kind}", sources.tokenizer_checkpoint or folder, device)
-    parts = t5.load(sources.text_encoder, SHAPES[name].caption_width, device, dtype) if kind == "t2i" else ()
+    reads = kind == "t2i" and not sources.drafts
+    parts = t5.load(sources.text_encoder, SHAPES[name].caption_width, device, dtype) if reads else ()
     with torch.device("meta"):
         transformer = LlamaGen(SHAPES[name])
     checkpoints.load_into(transformer, weights, llamagen.LAYOUT, dtype=dtype, device=device)
@@ -151,9 +152,10 @@ def _preset(name: str) -> Preset:
     what = f"from text at {pixels} pixels" if text else f"on ImageNet's classes at {pixels} pixels"
     released = "" if name in FILES else "; never released, takes a checkpoint"
     summary = f"LlamaGen {size.upper()} {what}{released}."
+    spec = SHAPES[name].spec
     if text:
-        return Preset(name, summary, TEXT_RECIPES, 0, make)
-    return Preset(name, summary, class_recipes(name), SHAPES[name].classes, make, imagenet, EXAMPLES)
+        return Preset(name, summary, TEXT_RECIPES, 0, make, spec=spec)
+    return Preset(name, summary, class_recipes(name), SHAPES[name].classes, make, imagenet, EXAMPLES, spec)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

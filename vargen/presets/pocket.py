@@ -35,10 +35,6 @@ def _names() -> tuple[str, ...]:
     return tuple(pocket.CLASSES)
 
 
-def _small(device: torch.device, dtype: torch.dtype) -> nn.Module:
-    return pocket.load("pocket-llamagen-small", device=device, dtype=dtype)
-
-
 def _preset(name: str, summary: str, head: Path | None = None) -> Preset:
     return Preset(
         name,
@@ -48,7 +44,8 @@ def _preset(name: str, summary: str, head: Path | None = None) -> Preset:
         build=partial(build, name),
         names=_names,
         examples=tuple(range(len(pocket.CLASSES))),
-        drafter=_small,
+        spec=(pocket.LLAMAGEN_SMALL if name.endswith("small") else pocket.LLAMAGEN).spec,
+        drafter="pocket-llamagen-small",
         head=head,
     )
 

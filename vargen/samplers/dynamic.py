@@ -12,9 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vargen.core import Block
 from vargen.samplers.contract import Task
 from vargen.samplers.relax import DraftedSettings
 from vargen.samplers.tree import MOST_NODES, Tree
+
+MOST_CANDIDATES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class DynamicSettings(DraftedSettings):
         for name in ("depth", "branches", "nodes"):
             if not 1 <= getattr(self, name) <= MOST_NODES:
                 raise ValueError(f"got {name} {getattr(self, name)}, expected 1 to {MOST_NODES}")
+        if self.depth * min(self.branches, self.nodes) ** 2 > MOST_CANDIDATES:
+            raise ValueError(
+                f"got depth {self.depth} and branches {self.branches}, more than {MOST_CANDIDATES} candidates in a tree"
+            )
 
 
 class DynamicTree(Tree):
@@ -39,7 +46,7 @@ class DynamicTree(Tree):
 
     def __init__(self, settings: DynamicSettings, task: Task) -> None:
         vocabulary = task.spec.vocabulary
-        self._branches = min(settings.branches, vocabulary)
+        self._branches = min(settings.branches, settings.nodes, vocabulary)  # more of a node's can never be chosen
         pool = self._branches + (settings.depth - 1) * self._branches**2  # all candidates
         nodes, scratch = min(settings.nodes, pool), (settings.depth - 1) * self._branches
         super().__init__(settings, task, nodes=nodes, deepest=settings.depth, scratch=scratch)
@@ -72,7 +79,7 @@ class DynamicTree(Tree):
             law = self._drafter.laws(self._carried_block(token, level + 1, places, sees, parents))
         self._choose(*(torch.cat(parts, dim=1) for parts in zip(*pool, strict=True)))
 
-    def _carried_block(self, tokens: Tensor, depth: int, places: Tensor, sees: Tensor, parents: Tensor):
+    def _carried_block(self, tokens: Tensor, depth: int, places: Tensor, sees: Tensor, parents: Tensor) -> Block:
         """The block of one level for the drafter; the places of the verified nodes are between slots and scratch."""
         nothing = torch.zeros(*sees.shape[:2], self.extra, dtype=torch.bool, device=sees.device)
         depths = torch.full_like(tokens, depth)

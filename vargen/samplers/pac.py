@@ -23,7 +23,7 @@ from vargen.samplers.contract import Task
 from vargen.samplers.jacobi import WindowSettings
 from vargen.samplers.relax import RuleSettings
 from vargen.samplers.sjd import CoupledJacobi
-from vargen.samplers.tree import parents_of
+from vargen.samplers.tree import family, parents_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class ProactiveSettings(RuleSettings, WindowSettings):
     coupling: ClassVar[str] = "maximal"
     # Candidates per node and level, or paths; those of rank 0 are the window's own drafts. The paper's: 3-3-3 to 4-4-4.
     # Where laws are flat, as those of pocket-llamagen, many candidates for the first slot settle more for less.
+    # A window no wider than the tree is deep does without it.
     tree: str = "32"
 
     def __post_init__(self) -> None:
@@ -48,11 +49,8 @@ class Shape:
 
     def __init__(self, parents: list[int], device: torch.device) -> None:
         """Of a tree as `parents_of` gives it."""
+        (below, depths), line = family(parents), [0]
         parents = [0, *parents]
-        below = [[n for n in range(1, len(parents)) if parents[n] == node] for node in range(len(parents))]
-        depths, line = [0], [0]
-        for node in range(1, len(parents)):
-            depths.append(depths[parents[node]] + 1)
         while below[line[-1]]:
             line.append(below[line[-1]][0])
         self.depth, self.candidates = max(depths), max(map(len, below))

@@ -38,8 +38,10 @@ class RuleSettings:
             raise ValueError(f"got factor {self.factor}, expected 0 or more")
         if self.group < 1:
             raise ValueError(f"got group {self.group}, expected 1 or more")
-        if not 0 < self.tolerance < float("inf") or not 0 <= self.decay < float("inf"):
-            raise ValueError(f"got tolerance {self.tolerance} and decay {self.decay}, expected above 0, and 0 or more")
+        if not 0 < self.tolerance <= 1e6 or not 0 <= self.decay <= 100:
+            raise ValueError(
+                f"got tolerance {self.tolerance} and decay {self.decay}, expected above 0 to 1e6, and 0 to 100"
+            )
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def rule(settings: RuleSettings, task: Task) -> Rule:
         have, want = len(task.codebook), task.spec.vocabulary
         raise ValueError(f"rule {name} needs a code for every id: there are {have} codes and {want} ids")
     if name == "gsd":
-        codebook, below, above = task.codebook, settings.group // 2, (settings.group - 1) // 2
+        codebook, group = task.codebook, min(settings.group, 2 * task.spec.vocabulary)
+        below, above = group // 2, (group - 1) // 2
         return lambda draft, q, p, u, offset: rules.gsd(draft, q, p, u, codebook, below=below, above=above)
     near = neighbours.table(task.codebook, settings.k)
     bound = {"delta": settings.delta} if name == "lantern" else {"factor": settings.factor}

@@ -43,19 +43,21 @@ class Speculative(Window):
     drafted: ClassVar[bool] = True  # the task must bring a drafter
 
     def __init__(self, settings: SpeculativeSettings, task: Task) -> None:
-        super().__init__(task, settings.length + 1)
+        length = min(settings.length, task.spec.slots)
+        super().__init__(task, length + 1)
         assert task.drafter is not None
-        self._drafter, self._length = task.drafter, settings.length
+        self._drafter, self._length = task.drafter, length
+        self._drafter.reserve(0)
         self._rule = rule(settings, task)
         self._q: Tensor | None = None  # laws of the drafts, (B, length, V)
 
     def propose(self) -> Block:
         count, lowest = self._task.spec.slots, min(self.settled)
-        highest = max(n for n in self.settled if n < count)
-        laws = []
-        for index in range(self._length):
+        highest, laws = max(n for n in self.settled if n < count), []
+        length = min(self._length, count - lowest)
+        for index in range(length):
             # At first all that the last step may have committed, since the drafter knows it as drafts at best.
-            back = self.widest if index == 0 else 1
+            back = self._length + 1 if index == 0 else 1
             slots = self._slots(index + 1)[:, -1:] - torch.arange(back, 0, -1, device=self._task.device)
             slots = slots.clamp(min=0)
             tokens = self._buffer.gather(1, slots)
@@ -67,7 +69,7 @@ class Speculative(Window):
             drawn = rules.draw(law, self._uniform(Purpose.GUESS, self.widest)[:, index : index + 1])
             self._buffer.scatter_(1, self._slots(index + 1)[:, -1:], drawn)
         self._q = torch.cat(laws, dim=1)
-        slots, stop = self._slots(self.widest) - 1, min(count, highest + self._length)
+        slots, stop = self._slots(length + 1) - 1, min(count, highest + length)
         return Block(self._buffer.gather(1, slots), slots.clamp(max=stop - 1), lowest - 1, stop)
 
     def accept(self, logits: Tensor) -> None:
@@ -79,12 +81,12 @@ class Speculative(Window):
             self._commit(torch.ones_like(self._pointers))
             return
         assert self._q is not None
-        drafts = self._buffer.gather(1, self._slots(self._length))
-        accept = self._uniform(Purpose.ACCEPT, self._length)
-        offsets = self._offsets[: self._length]
+        length = width - 1
+        drafts, offsets = self._buffer.gather(1, self._slots(length)), self._offsets[:length]
+        accept = self._uniform(Purpose.ACCEPT, length)
         kept, rest = self._rule(drafts, self._q, p[:, :-1], accept, offsets)
-        tokens = rules.settle(kept, rest, drafts, redraw[:, : self._length])
-        self._buffer.scatter_(1, self._slots(self.widest), torch.cat([tokens, bonus], dim=1))
+        tokens = rules.settle(kept, rest, drafts, redraw[:, :length])
+        self._buffer.scatter_(1, self._slots(width), torch.cat([tokens, bonus], dim=1))
         lead = rules.leading(kept)[:, None]
         self._tally(offsets[None] + 1, lead)
         self._commit(lead + 1)

@@ -47,9 +47,9 @@ def parents_of(text: str) -> list[int]:
     if re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", text):
         parents, level = [], [0]
         for width in map(int, text.split("-")):
+            if len(parents) + len(level) * width > MOST_NODES:
+                raise ValueError(f"got tree {text} of more than {MOST_NODES} nodes")
             parents += [node for node in level for _ in range(width)]
-            if len(parents) > MOST_NODES:
-                break
             level = list(range(len(parents) - len(level) * width + 1, len(parents) + 1))
     elif re.fullmatch(r"\d+(\+\d+)*", text):
         paths = sorted(text.split("+"), key=lambda path: (len(path), path))
@@ -66,6 +66,15 @@ def parents_of(text: str) -> list[int]:
     if len(parents) > MOST_NODES:
         raise ValueError(f"got tree {text} of more than {MOST_NODES} nodes")
     return parents
+
+
+def family(parents: list[int]) -> tuple[list[list[int]], list[int]]:
+    """The children of each node by rank, and the depth of each, from `parents_of`; node 0 is the root."""
+    below, depths = [[] for _ in range(len(parents) + 1)], [0]
+    for node, parent in enumerate(parents, start=1):
+        below[parent].append(node)
+        depths.append(depths[parent] + 1)
+    return below, depths
 
 
 class Tree(Window, ABC):
@@ -166,12 +175,11 @@ class TreeSpeculative(Tree):
 
     def __init__(self, settings: TreeSettings, task: Task) -> None:
         parents = [0, *parents_of(settings.tree)]  # of the root: itself
-        depths, kin = [0], [{0}]
-        for node in range(1, len(parents)):
-            depths.append(depths[parents[node]] + 1)
-            kin.append(kin[parents[node]] | {node})
+        below, depths = family(parents[1:])
         super().__init__(settings, task, nodes=len(parents) - 1, deepest=max(depths))
-        below = [[n for n in range(1, len(parents)) if parents[n] == node] for node in range(len(parents))]
+        kin = [{0}]
+        for node in range(1, len(parents)):
+            kin.append(kin[parents[node]] | {node})
         most = max(map(len, below))
         # Per level, the nodes that have children, and per rank those that have so many, with the children: known to the
         # host, so that a step reads nothing from the device to find its way.

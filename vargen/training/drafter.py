@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vargen import checkpoints
-from vargen.files import write_atomically
+from vargen.drafting import described
+from vargen.files import check_writable, write_atomically
 from vargen.guidance import Guidance
 from vargen.loading import load
 from vargen.models.contract import embed
@@ -24,6 +25,7 @@ from vargen.models.eagle import EagleHead
 from vargen.models.llama import Step
 from vargen.models.llamagen import LlamaGen
 from vargen.pipeline import RasterPipeline
+from vargen.request import seeds, whole
 from vargen.samplers.warp import Warp
 from vargen.training.fit import Schedule, fit
 
@@ -31,15 +33,19 @@ PORTION = 64  # images drawn between saves
 HELD_OUT = 256  # images that are measured on, drawn behind those that are trained on
 
 
-def draw(pipe: RasterPipeline, what: Sequence[int] | Sequence[str], folder: Path, method: str) -> Tensor:
-    """Ids (images, slots) that the model draws of classes or prompts `what`, one image each, kept in `folder`.
-
-    A run that was stopped goes on where it was. Images are told by model, weights, method and what was asked for.
-    """
-    told = hashlib.sha256(repr((pipe.preset.name, method, list(what))).encode())
+def identity(pipe: RasterPipeline, what: Sequence[Any], method: str) -> str:
+    """A digest of a model, its weights and recipe, and of what it is asked to draw."""
+    told = hashlib.sha256(repr((pipe.preset.name, pipe.preset.recipe, method, list(what))).encode())
     for value in pipe.transformer.state_dict().values():
         told.update(value.flatten()[:: max(1, value.numel() // 64)].float().cpu().numpy().tobytes())
-    path = folder / f"drawn-{pipe.preset.name}-{told.hexdigest()[:12]}.npy"
+    return told.hexdigest()[:12]
+
+
+def draw(pipe: RasterPipeline, what: Sequence[int] | Sequence[str], path: Path, method: str) -> Tensor:
+    """Ids (images, slots) that the model draws of classes or prompts `what`, one image each, kept in `path`.
+
+    A run that was stopped goes on where it was.
+    """
     done = np.load(path) if path.exists() else np.zeros((0, pipe.transformer.spec.slots), np.int32)
     pipe.set_progress_bar_config(disable=True)
     kind = "class_labels" if pipe.transformer.spec.classes else "prompt"
@@ -124,8 +130,12 @@ def train(
     batch: int,
     depth: int,
     seed: int,
+    data: str,
 ) -> None:
-    """Train in place on ids (images, slots), image i of class or prompt `what[i]`; `depth` tokens are drafted."""
+    """Train in place on ids (images, slots), image i of class or prompt `what[i]`; `depth` tokens are drafted.
+
+    `data` tells these images from others, so that no run goes on from another's checkpoint.
+    """
     model = pipe.transformer
     generator = torch.Generator().manual_seed(seed)
     for parameter in head.parameters():
@@ -141,7 +151,7 @@ def train(
         return torch.stack([nats for nats, _ in per_depth]).mean(), kept
 
     schedule = Schedule(steps=steps, rate=1e-3, weight_decay=0.02, warmup=50)
-    name, data = f"{pipe.preset.name}-eagle", f"{len(ids)} images, batch {batch}, depth {depth}"
+    name, data = f"{pipe.preset.name}-eagle", f"{len(ids)} images {data}, batch {batch}, depth {depth}"
     fit(head, loss, schedule, name=name, data=data, checkpoint=checkpoint, seed=seed, device=model.device)
 
 
@@ -189,18 +199,28 @@ def run(
     measure: bool,
 ) -> dict[str, float]:
     """Draw, train, write the head's float16 weights to `out`, and return its figures on images of other seeds."""
+    for what, value in (("images", images), ("steps", steps), ("batch", batch), ("depth", depth)):
+        whole(value, what, least=1)
+    seeds(1, seed, None)
+    if measure and not out.is_file():
+        raise ValueError(f"there is no head {out} to measure")
     work.mkdir(parents=True, exist_ok=True)
+    check_writable([out])
     pipe = load(name, device=device, dtype=torch.float32, checkpoint=checkpoint)
-    what = _asked(pipe, prompts, images + HELD_OUT)
-    ids = draw(pipe, what, work, method)
+    if depth >= pipe.transformer.spec.slots:
+        raise ValueError(f"got depth {depth}, expected less than the {pipe.transformer.spec.slots} tokens of an image")
+    asked = _asked(pipe, prompts, images + HELD_OUT)
+    told = identity(pipe, asked, method)
+    ids = draw(pipe, asked, work / f"drawn-{name}-{told}.npy", method)
     head = EagleHead(pipe.transformer.config).to(pipe.transformer.device)
     if not measure:
-        resume = work / f"{name}-eagle.pt"
-        train(head, pipe, what[:images], ids[:images], resume, steps=steps, batch=batch, depth=depth, seed=seed)
+        shape = {"steps": steps, "batch": batch, "depth": depth, "seed": seed, "data": told}
+        train(head, pipe, asked[:images], ids[:images], work / f"{name}-eagle.pt", **shape)
         checkpoints.save(out, {key: value.half().cpu() for key, value in head.state_dict().items()})
     checkpoints.load_into(head, out, dtype=torch.float32, device=pipe.transformer.device)
-    figures = measured(head.eval(), pipe, what[images:], ids[images:], depth)
-    checkpoints.save(out, checkpoints.read(out), {key: f"{value:.4f}" for key, value in figures.items()})
+    figures = measured(head.eval(), pipe, asked[images:], ids[images:], depth)
+    written = {key: f"{value:.4f}" for key, value in figures.items()} | described(pipe)
+    checkpoints.save(out, checkpoints.read(out), written)
     return figures
 
 

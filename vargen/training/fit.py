@@ -59,9 +59,13 @@ def fit(
     optimiser = torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.95))
     start, run = 0, f"{name}, seed {seed}, {data}, {schedule}"
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["run"] != run:
-            raise ValueError(f"{checkpoint} is of another run ({state['run']}): remove it to start {run}")
+        try:
+            state = torch.load(checkpoint, map_location=device, weights_only=True)
+            before = state["run"]
+        except Exception:
+            raise ValueError(f"{checkpoint} is damaged or no checkpoint: remove it to start anew") from None
+        if before != run:
+            raise ValueError(f"{checkpoint} is of another run ({before}): remove it to start {run}")
         module.load_state_dict(state["module"])
         optimiser.load_state_dict(state["optimiser"])
         start = int(state["step"])
@@ -71,7 +75,7 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = schedule.at(step)
         with torch.autocast(device.type, torch.bfloat16):
-            value, figures = loss(torch.Generator().manual_seed(seed * 1_000_003 + step))
+            value, figures = loss(torch.Generator().manual_seed((seed * 1_000_003 + step) % (1 << 63)))
         optimiser.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
