@@ -119,17 +119,16 @@ class Abreast(ABC):
         A row's newest token is run for the law behind it. Where there is none, at its end or while it waits, others see
         it all the same; so is a newline.
         """
-        many = []
-        for image, (done, run) in enumerate(zip(self._done, self._run, strict=True)):
-            stop = np.where(done == self._length, self._columns, done)
-            some = [
-                row * self._columns + column for row in range(self._rows - 1) for column in range(run[row], stop[row])
-            ]
-            many.append(np.setdiff1d(np.array(some, dtype=np.int64), fed[image]))
-            self._run[image] = stop
-        out = np.tile(nothing[:, None, None], (1, len(many), max(map(len, many))))
-        for image, some in enumerate(many):
-            out[:, image, : len(some)] = some
+        stop, columns = np.where(self._done == self._length, self._columns, self._done), np.arange(self._columns)
+        late = (columns >= self._run[..., None]) & (columns < stop[..., None])
+        late[:, -1] = False  # nobody comes behind the last row
+        late = np.pad(late.reshape(len(late), -1), ((0, 0), (0, 1)))  # -1 in `fed` is nobody's
+        np.put_along_axis(late, np.where(fed < 0, late.shape[1] - 1, fed).reshape(len(late), -1), False, axis=1)
+        self._run = stop
+        out = np.tile(nothing[:, None, None], (1, len(late), late.sum(1).max()))
+        for image, some in enumerate(late):
+            found = np.flatnonzero(some)
+            out[:, image, : len(found)] = found
         return out
 
     def _sees(self, fed: np.ndarray, place: np.ndarray) -> Tensor:
