@@ -246,11 +246,13 @@ def test_the_head_that_ships():
     pipe = vargen.load("pocket-llamagen", device="cpu")
     pipe.set_progress_bar_config(disable=True)
     asked = {"class_labels": [0, 1, 2, 3], "seed": 0, "output_type": "latent"}
-    eagle = pipe(**asked, method="speculative:drafter=eagle").trace
+    eagle = pipe(**asked, method="speculative").trace
+    assert eagle.settings["drafter"] == "eagle"
     small = pipe(**asked, method="speculative:drafter=pocket-llamagen-small").trace
     assert isinstance(pipe.drafters["eagle"], EagleHead)
     assert isinstance(pipe.drafters["pocket-llamagen-small"], LlamaGen)
-    assert eagle.drafts_kept / eagle.drafts > 0.25
+    assert eagle.drafts_kept / eagle.drafts > small.drafts_kept / small.drafts > 0.25
+    assert eagle.forwards_per_image < small.forwards_per_image
     assert small.settings["drafter"] == "pocket-llamagen-small"
     with pytest.raises(ValueError, match="unknown model 'nobody'"):
         pipe(**asked, method="speculative:drafter=nobody")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vargen.models import pocket
+from vargen.models.llama import LlamaGenConfig
 from vargen.presets.contract import Preset, Recipe, Sources
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def _names() -> tuple[str, ...]:
     return tuple(pocket.CLASSES)
 
 
-def _preset(name: str, summary: str, head: Path | None = None) -> Preset:
+def _preset(name: str, summary: str, config: LlamaGenConfig, drafter: str, head: Path | None = None) -> Preset:
     return Preset(
         name,
         summary,
@@ -44,8 +45,8 @@ def _preset(name: str, summary: str, head: Path | None = None) -> Preset:
         build=partial(build, name),
         names=_names,
         examples=tuple(range(len(pocket.CLASSES))),
-        spec=(pocket.LLAMAGEN_SMALL if name.endswith("small") else pocket.LLAMAGEN).spec,
-        drafter="pocket-llamagen-small",
+        spec=config.spec,
+        drafter=drafter,
         head=head,
     )
 
@@ -54,9 +55,14 @@ PRESETS = {
     "pocket-llamagen": _preset(
         "pocket-llamagen",
         "LlamaGen at 3.9 M parameters on pocket scenes, 64x64.",
+        pocket.LLAMAGEN,
+        "eagle",
         pocket.WEIGHTS / "pocket-llamagen-eagle.safetensors",
     ),
     "pocket-llamagen-small": _preset(
-        "pocket-llamagen-small", "LlamaGen at 0.9 M parameters on pocket scenes, 64x64: a drafter."
+        "pocket-llamagen-small",
+        "LlamaGen at 0.9 M parameters on pocket scenes, 64x64: a drafter.",
+        pocket.LLAMAGEN_SMALL,
+        "pocket-llamagen-small",
     ),
 }
