@@ -156,5 +156,9 @@ class Abreast(ABC):
         g = noise.gumbel(self._task.seeds, step.at.flatten(1), Purpose.TOKEN, scores.shape[-1])
         return (scores + g.view_as(scores)).argmax(-1)
 
+    def _uniform(self, purpose: Purpose, at: Tensor, steps: int) -> Tensor:
+        """Fresh uniforms at slots (B, n), keyed by them and the number of steps so far."""
+        return noise.uniform(self._task.seeds, at + steps * self._buffer.shape[1], purpose)[..., 0]
+
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._task.device)

@@ -64,7 +64,7 @@ class RasterSampler(Protocol):
 
     @property
     def tokens(self) -> Tensor:
-        """(B, slots) int64; row b is final up to `settled[b]`."""
+        """(B, slots) int64; row b is final up to `settled[b]`, where a method commits in reading order."""
         ...
 
     def propose(self) -> Block:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vargen import noise
 from vargen.noise import Purpose
 from vargen.samplers import rules
 from vargen.samplers.abreast import Abreast, Step
@@ -56,18 +55,13 @@ class Jacobi2D(Abreast):
         self._where = task.seeds.new_full(self._buffer.shape, -1)  # of each slot, its law's place there, or -1
         self._steps = 0
 
-    def _uniform(self, purpose: Purpose, slots: Tensor) -> Tensor:
-        """Fresh uniforms for this step at `slots` (B, n)."""
-        step = torch.tensor([[self._steps]], device=slots.device)
-        return noise.uniform(self._task.seeds, step, purpose, self._buffer.shape[1])[:, 0].gather(1, slots)
-
     def _guess(self, step: Step) -> None:
         self._steps += 1
         if self._width == 1:
             return
         at = step.at.flatten(1)
         where, law = self._where.gather(1, at), self._flat.expand(*at.shape, -1)
-        tokens = self._ids[(self._uniform(Purpose.GUESS, at) * len(self._ids)).long()]
+        tokens = self._ids[(self._uniform(Purpose.GUESS, at, self._steps) * len(self._ids)).long()]
         if self._above:
             final = self._tensor(np.pad(self.committed, ((0, 0), (0, 1))))
             above = (at - self._columns).clamp(min=0)
@@ -87,8 +81,8 @@ class Jacobi2D(Abreast):
         at, shape = step.at.flatten(1), scores.shape[:3]
         p, drafts = scores.flatten(1, 2).softmax(-1), self._buffer.gather(1, at)
         offsets = torch.arange(shape[2], device=p.device).repeat(shape[1])
-        u_redraw = self._uniform(Purpose.REDRAW, at)
-        kept, rest = self._rule(drafts, self._q, p, self._uniform(Purpose.ACCEPT, at), offsets)
+        u_redraw = self._uniform(Purpose.REDRAW, at, self._steps)
+        kept, rest = self._rule(drafts, self._q, p, self._uniform(Purpose.ACCEPT, at, self._steps), offsets)
         tokens, kept = rules.settle(kept, rest, drafts, u_redraw), kept.view(shape)
         lead = kept.long().cumprod(-1).sum(-1)  # (B, A)
         if not self._coupled:

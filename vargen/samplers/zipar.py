@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vargen import noise
 from vargen.noise import Purpose
 from vargen.samplers import rules
 from vargen.samplers.abreast import Abreast, Step
@@ -63,9 +62,9 @@ class AdaptiveZipAR(ZipAR):
         p, index = scores[:, :, 0].softmax(-1), self._tensor(rows)
         batch = torch.arange(len(rows), device=p.device)[:, None]
         q, draft = self._laws[batch, index], self._buffer.gather(1, step.at[..., 0])
-        u = noise.uniform(self._task.seeds, self._tensor(np.array([[self._steps]])), Purpose.ACCEPT, 2 * self._rows)
-        u = u[:, 0].unflatten(1, (2, self._rows))
-        kept, settled = rules.keep(draft, q, p, u[:, 0].gather(1, index), u[:, 1].gather(1, index))
+        at = step.at[..., 0]
+        u = [self._uniform(purpose, at, self._steps) for purpose in (Purpose.ACCEPT, Purpose.REDRAW)]
+        kept, settled = rules.keep(draft, q, p, *u)
         tokens = torch.where(self._tensor(on_trial), settled, drawn[..., 0])
         final = ~early | (on_trial & kept.cpu().numpy())
         waiting = self._tensor(early & ~final)
