@@ -26,7 +26,7 @@ from vargen.samplers.width import LADDER
 
 @dataclass(frozen=True)
 class Partial:
-    """A batch in the making. `tokens` (B, slots) is a live view: row b is final up to `settled[b]`, unless rows go abreast.
+    """A batch in the making. `tokens` (B, slots) is a live view; in reading order, row b is final up to `settled[b]`.
 
     `trace` is filled when the last image is done.
     """
