@@ -68,7 +68,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] 
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """The text that a safetensors file carries beside its tensors."""
+    """The text that a safetensors file carries beside its tensors; none where it is of another format."""
+    if not _is_safetensors(path):
+        return {}
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
 

@@ -159,8 +159,10 @@ def load_head(pipe: Any, path: Path | None) -> EagleHead:
 
 def described(pipe: Any) -> dict[str, str]:
     """What a head's file says of the model that it was trained for: the layout of its images, and their codes."""
-    codes, spec = _codebook(pipe), pipe.transformer.spec
-    digest = "unknown" if codes is None else hashlib.sha256(codes.float().cpu().numpy().tobytes()).hexdigest()[:16]
+    quantizer, spec = getattr(pipe.tokenizer, "quantize", None), pipe.transformer.spec
+    # The stored weights: normalised ones may differ in their last bits from device to device.
+    stored = b"" if quantizer is None else quantizer.embedding.weight.detach().float().cpu().numpy().tobytes()
+    digest = hashlib.sha256(stored).hexdigest()[:16]
     return {key: str(value) for key, value in asdict(spec).items()} | {"codebook": digest}
 
 
