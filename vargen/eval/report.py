@@ -90,7 +90,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     ):
         for number, one in enumerate(rows):
             if key in one:
-                style = {"fmt": "o", "capsize": 3, "color": f"C{number}"}
+                style = {"fmt": "os^Dv*"[number // 10 % 6], "capsize": 3, "color": f"C{number % 10}"}  # ten colours
                 axis.errorbar(one[key], one["fid"], yerr=one["half_interval"], label=one.get("method", ""), **style)
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
