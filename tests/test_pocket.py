@@ -69,9 +69,9 @@ def test_samples_show_the_class_asked_for(plain):
 
 
 def test_sjd_exact_equals_ar_token_for_token(pipe, plain):
-    for options in ({"window": 16}, {"window": 32, "guess": "above"}):
-        out = pipe(LABELS, method="sjd-exact", seed=0, batch_size=8, output_type="latent", **options)
-        assert torch.equal(out.tokens, plain.tokens)
+    for count, options in ((len(LABELS), {"window": 16}), (8, {"window": 32, "guess": "above"})):
+        out = pipe(LABELS[:count], method="sjd-exact", seed=0, batch_size=8, output_type="latent", **options)
+        assert torch.equal(out.tokens, plain.tokens[:count])
         assert out.trace.forwards_per_image < 0.8 * plain.trace.forwards_per_image
 
 
