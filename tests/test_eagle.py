@@ -1,12 +1,13 @@
 """The EAGLE head: it drafts as it was trained, from the model's own states, and whatever it drafts the law is exact."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from small import CONFIG, llamagen, pipeline
+from small import CONFIG, PRESETS, llamagen, pipeline, vq
 
 import vargen
 from vargen import checkpoints, drafting, generate, registry
@@ -16,6 +17,7 @@ from vargen.guidance import Guidance
 from vargen.models.eagle import EagleHead
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
 from vargen.models.pocket import WEIGHTS
+from vargen.pipeline import RasterPipeline
 from vargen.samplers.contract import Task
 from vargen.samplers.dynamic import DynamicSettings, DynamicTree
 from vargen.samplers.speculative import Speculative, SpeculativeSettings
@@ -189,6 +191,34 @@ def test_a_checkpoint_that_is_none(train, tmp_path):
     (tmp_path / "work" / "small-eagle.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is damaged or no checkpoint"):
         train()
+
+
+class Reading(RasterPipeline):
+    """Prompts without a text encoder: states from the letters."""
+
+    def encode_prompt(self, prompt):
+        many = [prompt] if isinstance(prompt, str) else prompt
+        states = [torch.randn(5, 8, generator=torch.Generator().manual_seed(sum(map(ord, text)))) for text in many]
+        return torch.stack(states), torch.tensor([[0, 1, 1, 1, 1]] * len(many))
+
+
+def test_training_for_a_model_that_takes_prompts(tmp_path):
+    shapes = LlamaGenConfig(layers=2, heads=2, width=32, side=4, vocabulary=48, caption_width=8, caption_tokens=5)
+    pipe = Reading(llamagen(shapes), vq(), preset=replace(PRESETS["small"], classes=0, spec=shapes.spec))
+    (tmp_path / "prompts.txt").write_text("a boat\n\n  a red house \n")
+    asked = training._asked(pipe, tmp_path / "prompts.txt", 13)
+    assert asked[:3] == ["a boat", "a red house", "a boat"]
+    ids = training.draw(pipe, asked, tmp_path / "drawn.npy", "ar")
+    assert torch.equal(training.draw(pipe, asked, tmp_path / "drawn.npy", "ar"), ids)  # kept
+    head, shape = EagleHead(shapes), {"batch": 4, "depth": 2, "seed": 0, "data": "these"}
+    training.train(head, pipe, asked[:9], ids[:9], tmp_path / "a.pt", steps=1, **shape)
+    before = training.measured(head, pipe, asked[9:], ids[9:], 2)
+    training.train(head, pipe, asked[:9], ids[:9], tmp_path / "b.pt", steps=40, **shape)
+    assert training.measured(head, pipe, asked[9:], ids[9:], 2)["nats_1"] < before["nats_1"]
+    pipe.drafter = head.requires_grad_(False)
+    assert pipe(prompt="a boat", method="speculative:length=3", seed=0).trace.drafts_kept > 0
+    with pytest.raises(ValueError, match="give --prompts"):
+        training._asked(pipe, None, 3)
 
 
 @pytest.mark.parametrize(
