@@ -60,7 +60,7 @@ class Abreast(ABC):
     @property
     def settled(self) -> list[int]:
         """Tokens committed so far in each image, newlines included. They are not the first ones."""
-        return self.committed.sum(1).tolist()
+        return (self._done + (self._done == self._length) * (self._columns - self._length)).sum(1).tolist()
 
     @property
     def committed(self) -> np.ndarray:
