@@ -88,14 +88,18 @@ class Abreast(ABC):
         started[:, 1:] = above >= self._start
         return limits, started & (self._done < limits)
 
+    def _above_of(self, rows: np.ndarray) -> np.ndarray:
+        """How many tokens the rows above `rows` (B, A) have; above the first, all of a row."""
+        return np.where(rows > 0, np.take_along_axis(self._done, np.maximum(rows - 1, 0), 1), self._length)
+
     def propose(self) -> Block:
         active, slots, columns = self._limits()[1], self._task.spec.slots, self._columns
         rows = np.argsort(~active, axis=1, kind="stable")[:, : active.sum(1).max()]
         self._step = step = self._plan(rows, width=self._width)
         self._guess(step)
         fed = rows[..., None] * columns + step.columns - 1  # the slot before each, which gives its law
-        above = np.take_along_axis(self._done, np.maximum(rows - 1, 0), 1)
-        early = (step.columns == 0) & ((rows > 0) & (above < self._length))[..., None]
+        above = self._above_of(rows)
+        early = (step.columns == 0) & (above < self._length)[..., None]
         newest = fed if self._task.spec.newline is not None else ((rows - 1) * columns + above - 1)[..., None]
         source, place = np.where(early, newest, fed), np.where(early, slots + rows[..., None], fed)
         run = np.stack([source, fed, place])

@@ -48,6 +48,12 @@ class Task:
     def device(self) -> torch.device:
         return self.seeds.device
 
+    def uniform_guess(self) -> tuple[Tensor, Tensor]:
+        """The ids (n,) that a draft from nowhere may be, and its law (V,)."""
+        allowed = self.warp.allowed
+        every = torch.ones(self.spec.vocabulary, device=self.device) if allowed is None else allowed.float()
+        return every.nonzero().flatten(), every / every.sum()
+
 
 class RasterSampler(Protocol):
     """A decoding method for raster models. It never calls the model and never touches a layer."""

@@ -51,10 +51,8 @@ class JacobiWindow(Window, ABC):
         self._p: Tensor | None = None  # laws of the last step, (B, w, V)
         self._q: Tensor | None = None  # laws that the drafts of this step were drawn from, (B, w, V)
         self._gumbel = noise.Table(noise.gumbel, task.seeds, Purpose.TOKEN, size=task.spec.vocabulary)
-        allowed = task.warp.allowed
-        every = torch.ones(task.spec.vocabulary, device=task.device) if allowed is None else allowed.float()
-        self._ids = every.nonzero().flatten()  # what a uniform guess may be
-        self._flat = (every / every.sum())[None, None]  # its law, (1, 1, V)
+        self._ids, flat = task.uniform_guess()
+        self._flat = flat[None, None]  # (1, 1, V)
         sampled = settings.guess.startswith("sample-")
         self._laws = torch.zeros(*self._buffer.shape, task.spec.vocabulary, device=task.device) if sampled else None
 

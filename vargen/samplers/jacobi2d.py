@@ -46,10 +46,8 @@ class Jacobi2D(Abreast):
 
     def __init__(self, settings: Jacobi2DSettings, task: Task) -> None:
         super().__init__(task, start=settings.window, drafts=settings.drafts, ahead=settings.ahead)
-        self._coupled, self._above, self._rule = settings.coupled, settings.guess == "above", rule(settings, task)
-        allowed = task.warp.allowed
-        every = torch.ones(task.spec.vocabulary, device=task.device) if allowed is None else allowed.float()
-        self._ids, self._flat = every.nonzero().flatten(), every / every.sum()  # what a uniform guess may be, its law
+        self._coupled, self._copies, self._rule = settings.coupled, settings.guess == "above", rule(settings, task)
+        self._ids, self._flat = task.uniform_guess()
         self._p: Tensor | None = None  # laws of the last step (B, n, V)
         self._q = self._flat  # those that the drafts of this step were drawn from (B, n, V)
         self._where = task.seeds.new_full(self._buffer.shape, -1)  # of each slot, its law's place there, or -1
@@ -62,7 +60,7 @@ class Jacobi2D(Abreast):
         at = step.at.flatten(1)
         where, law = self._where.gather(1, at), self._flat.expand(*at.shape, -1)
         tokens = self._ids[(self._uniform(Purpose.GUESS, at, self._steps) * len(self._ids)).long()]
-        if self._above:
+        if self._copies:
             final = self._tensor(np.pad(self.committed, ((0, 0), (0, 1))))
             above = (at - self._columns).clamp(min=0)
             there, copied = final.gather(1, above) & (at >= self._columns), self._buffer.gather(1, above)
@@ -91,7 +89,7 @@ class Jacobi2D(Abreast):
         self._p = p
         self._where.fill_(-1).scatter_(1, at, torch.arange(at.shape[1], device=p.device).expand_as(at))
         self._where[:, -1] = -1
-        above = np.where(step.rows > 0, np.take_along_axis(self._done, np.maximum(step.rows - 1, 0), 1), self._length)
+        above = self._above_of(step.rows)
         room = np.where(above < self._length, above - step.columns[..., 0], self._length)
         moved = np.minimum(np.minimum(lead.cpu().numpy() + 1, step.wanted.sum(-1)), np.maximum(room, 0))
         return tokens.view(shape), moved

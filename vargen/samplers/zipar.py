@@ -1,6 +1,6 @@
 """ZipAR (arXiv 2412.04062): rows abreast, a token of each from every forward; and its adaptive form.
 
-With `window` w and a full row above, image columns + (rows - 1) w forwards draw an image. `zipar-adaptive` starts a row
+With `window` w, at most the columns, an image takes columns + (rows - 1) w forwards. `zipar-adaptive` starts a row
 at `window` tokens too, but on trial: the row's first token is drawn and, one forward later, kept or not under the law
 that one more token of the row above gives, as speculative decoding keeps drafts; else the row waits for another trial.
 """
@@ -53,16 +53,15 @@ class AdaptiveZipAR(ZipAR):
 
     def _decide(self, scores: Tensor, step: Step) -> tuple[Tensor, np.ndarray]:
         drawn, moved, rows = self._plain_draw(scores, step), step.wanted.sum(-1), step.rows
-        above = np.take_along_axis(self._done, np.maximum(rows - 1, 0), 1)
-        early = step.wanted[..., 0] & (step.columns[..., 0] == 0) & (rows > 0) & (above < self._length)
+        early = step.wanted[..., 0] & (step.columns[..., 0] == 0) & (self._above_of(rows) < self._length)
         self._steps += 1
         if not early.any():
             return drawn, moved
         on_trial = early & np.take_along_axis(self._trial, rows, 1)
         p, index = scores[:, :, 0].softmax(-1), self._tensor(rows)
         batch = torch.arange(len(rows), device=p.device)[:, None]
-        q, draft = self._laws[batch, index], self._buffer.gather(1, step.at[..., 0])
         at = step.at[..., 0]
+        q, draft = self._laws[batch, index], self._buffer.gather(1, at)
         u = [self._uniform(purpose, at, self._steps) for purpose in (Purpose.ACCEPT, Purpose.REDRAW)]
         kept, settled = rules.keep(draft, q, p, *u)
         tokens = torch.where(self._tensor(on_trial), settled, drawn[..., 0])
