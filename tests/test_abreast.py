@@ -159,7 +159,7 @@ def test_a_row_on_trial_starts_when_its_laws_agree(same, wait):
 
 @pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"top_k": 5}, {"cfg_interval": 9}])
 @pytest.mark.parametrize("method", WAITING)
-@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("batch", [1, 4, 16])
 def test_a_row_that_waits_for_all_of_the_one_above_is_plain_decoding(method, options, batch):
     pipe, asked = pipeline(), {"seed": 0, "output_type": "latent", "batch_size": batch, **options}
     labels = [0, 1, 2, 3] * 4 if batch > 1 else [0, 3]

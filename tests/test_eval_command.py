@@ -11,7 +11,7 @@ from PIL import Image
 from small import PRESETS
 
 from vargen import cli, registry
-from vargen.eval import plan
+from vargen.eval import plan, report
 from vargen.eval.command import command, is_published_setting
 from vargen.eval.images import open_images
 from vargen.eval.measure import pocket_scenes
@@ -62,6 +62,17 @@ def test_the_whole_way_by_command(small, tmp_path, capsys, cache):
     (tmp_path / "other.json").write_text(json.dumps(other))
     evaluate("report", tmp_path / "ar", tmp_path / "other.json", "--out", tmp_path / "report")
     assert "cannot be compared" in capsys.readouterr().out
+
+
+def test_a_plot_joins_the_windows_of_one_method():
+    methods = ["ar", "zipar:window=12", "m:tree=4-4-4:a=0.5", "zipar:window=4", "m:tree=4-4-4:a=0.25", "m:tree=2:a=0.5"]
+    found = report.families([{"method": method} for method in methods])
+    assert {name: len(rows) for name, rows in found.items()} == {
+        "ar": 1,
+        "zipar:window=4..12": 2,
+        "m:tree=4-4-4:a=0.25..0.5": 2,
+        "m:tree=2:a=0.5": 1,
+    }
 
 
 def test_a_shipped_model_by_command(tmp_path, cache):

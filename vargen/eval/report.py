@@ -1,6 +1,8 @@
 """Tables and plots of many results: quality beside its price, and the published figure beside ours."""
 
 import json
+import re
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ COLUMNS = {  # heading -> key of a row, format
     "class": ("class_agreement", "{:.3f}"),
     "CLIP": ("clip_score", "{:.2f}"),
 }
+
+_NUMBER = re.compile(r"=-?\d+(?:\.\d*)?(?=:|$)")
 
 
 def load(folders: list[Path]) -> list[dict[str, Any]]:
@@ -77,8 +81,25 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def families(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows whose methods differ in numbers only, by the name that they share: `zipar:window=2..14`."""
+    out: dict[str, list[dict[str, Any]]] = {}
+    for one in rows:
+        out.setdefault(_NUMBER.sub("=", one.get("method", "")), []).append(one)
+    return {_shared_name([one.get("method", "") for one in members]): members for members in out.values()}
+
+
+def _shared_name(methods: list[str]) -> str:
+    values = [
+        sorted(set(column), key=lambda text: float(text[1:]))
+        for column in zip(*map(_NUMBER.findall, methods), strict=True)
+    ]
+    ranges = iter("..".join(dict.fromkeys((some[0][1:], some[-1][1:]))) for some in values)
+    return _NUMBER.sub(lambda _: f"={next(ranges)}", methods[0])
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """FID against forwards and against seconds per image, with its interval, as PNG."""
+    """FID against forwards and against seconds per image, with its interval, as PNG; a line for each family."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -88,10 +109,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for axis, key, label in zip(
         axes, ("forwards_per_image", "seconds_per_image"), ("forwards per image", "seconds per image"), strict=True
     ):
-        for number, one in enumerate(rows):
-            if key in one:
-                style = {"fmt": "os^Dv*"[number // 10 % 6], "capsize": 3, "color": f"C{number % 10}"}  # ten colours
-                axis.errorbar(one[key], one["fid"], yerr=one["half_interval"], label=one.get("method", ""), **style)
+        for number, (name, members) in enumerate(families(rows).items()):
+            timed = sorted((one for one in members if key in one), key=itemgetter(key))
+            style = {"fmt": "os^Dv*"[number // 10 % 6] + "-", "capsize": 2, "elinewidth": 0.6}
+            values = [[one[field] for one in timed] for field in (key, "fid", "half_interval")]
+            axis.errorbar(*values, label=name, color=f"C{number % 10}", **style)  # ten colours
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
     axes[0].set_ylabel("FID (95% interval)")

@@ -65,8 +65,14 @@ class Abreast(ABC):
     @property
     def committed(self) -> np.ndarray:
         """Which slots are final, (B, slots) bool."""
-        done = self._done[..., None]
-        return ((np.arange(self._columns) < done) | (done == self._length)).reshape(len(done), -1)
+        return self._final(0)
+
+    def _final(self, extra: int) -> np.ndarray:
+        """`committed`, and as many more places that never are, (B, slots + extra)."""
+        done, out = self._done[..., None], np.zeros((len(self._done), self._task.spec.slots + extra), dtype=bool)
+        settled = (np.arange(self._columns) < done) | (done == self._length)
+        out[:, : self._task.spec.slots] = settled.reshape(len(out), -1)
+        return out
 
     @abstractmethod
     def _decide(self, scores: Tensor, step: Step) -> tuple[Tensor, np.ndarray]:
@@ -140,7 +146,7 @@ class Abreast(ABC):
         slots, query = self._task.spec.slots, self._tensor(fed)[..., None]
         key = torch.arange(slots + self.extra, device=query.device)
         own = self._tensor(place < slots)[..., None] & (key >= query - query % self._columns)
-        final = self._tensor(np.pad(self.committed, ((0, 0), (0, self.extra))))[:, None]
+        final = self._tensor(self._final(self.extra))[:, None]
         return ((final | own) & (key <= query)) | (key == self._tensor(place)[..., None])
 
     def accept(self, logits: Tensor) -> None:

@@ -61,7 +61,7 @@ class Jacobi2D(Abreast):
         where, law = self._where.gather(1, at), self._flat.expand(*at.shape, -1)
         tokens = self._ids[(self._uniform(Purpose.GUESS, at, self._steps) * len(self._ids)).long()]
         if self._copies:
-            final = self._tensor(np.pad(self.committed, ((0, 0), (0, 1))))
+            final = self._tensor(self._final(1))
             above = (at - self._columns).clamp(min=0)
             there, copied = final.gather(1, above) & (at >= self._columns), self._buffer.gather(1, above)
             tokens = torch.where(there, copied, tokens)
