@@ -43,10 +43,12 @@ class Abreast(ABC):
         spec = task.spec
         self._task, self._rows, self._columns = task, spec.rows, spec.columns
         self._length = spec.columns - (spec.newline is not None)  # columns that are drawn
-        self._start, self._width, self._ahead = min(start, self._length), min(drafts, self._length), ahead
+        self._start, self._width = min(start, self._length), min(drafts, self._length)
+        self._ahead = min(ahead, self._length)
         self._done = np.zeros((task.batch, spec.rows), dtype=np.int64)  # the pointers
         self._run = np.zeros((task.batch, spec.rows), dtype=np.int64)  # columns that were run with committed tokens
         self.extra = spec.rows + 1  # places for what stands in for the end of each row, and one that nobody looks at
+        self._skip = 0  # of a block's laws, those before the first that is asked for
         self._buffer = task.seeds.new_zeros(task.batch, spec.slots + 1)  # the last column is nobody's
         if spec.newline is not None:
             self._buffer[:, :-1].unflatten(1, (spec.rows, spec.columns))[..., -1] = spec.newline
@@ -89,9 +91,8 @@ class Abreast(ABC):
     def _limits(self) -> tuple[np.ndarray, np.ndarray]:
         """For each row (B, rows), the column before which it may be run, and whether it is under way."""
         limits, started = np.full_like(self._done, self._length), np.ones(self._done.shape, dtype=bool)
-        above = self._done[:, :-1]
-        limits[:, 1:] = np.where(above < self._length, np.minimum(above + self._ahead, self._length), self._length)
-        started[:, 1:] = above >= self._start
+        limits[:, 1:] = np.minimum(self._done[:, :-1] + self._ahead, self._length)
+        started[:, 1:] = self._done[:, :-1] >= self._start
         return limits, started & (self._done < limits)
 
     def _above_of(self, rows: np.ndarray) -> np.ndarray:
@@ -105,19 +106,24 @@ class Abreast(ABC):
         self._guess(step)
         fed = rows[..., None] * columns + step.columns - 1  # the slot before each, which gives its law
         above = self._above_of(rows)
-        early = (step.columns == 0) & (above < self._length)[..., None]
+        early = step.wanted & (step.columns == 0) & (above < self._length)[..., None]
         newest = fed if self._task.spec.newline is not None else ((rows - 1) * columns + above - 1)[..., None]
-        source, place = np.where(early, newest, fed), np.where(early, slots + rows[..., None], fed)
-        run = np.stack([source, fed, place])
-        nothing = np.array([slots, 0, slots + self._rows])  # the same of a token that nobody sees
-        run = np.where(step.wanted, run, nothing[:, None, None, None]).reshape(3, len(rows), -1)
-        run = np.concatenate([run, self._late(np.where(early | ~step.wanted, -1, fed), nothing)], axis=2)
-        source, fed, place = run
-        lowest = int(fed[place != nothing[2]].min())
+        known = step.wanted & ~early  # what is run at its own slot
+        top = 1 + max(fed[known].max(initial=-1), np.flatnonzero(self.committed.any(0))[-1])  # behind all slots in use
+        places = top + np.arange(rows.shape[1])[:, None]  # for what stands in for the end of a row
+        nothing = np.array([slots, 0, top + rows.shape[1]])  # source, slot and place of a token that nobody sees
+        block = np.stack([np.where(early, newest, fed), fed, np.where(early, places, fed)])
+        block = np.where(step.wanted, block, nothing[:, None, None, None]).reshape(3, len(rows), -1)
+        block = np.concatenate([block, self._late(np.where(known, fed, -1), nothing)], axis=2)
+        source, fed, place = block
+        lowest, count, self._skip = int(fed[place != nothing[2]].min()), fed.shape[1], 0
+        if self._width == rows.shape[1] == 1 and set(self.settled) == {lowest + count} and (place < top).all():
+            self._skip = count - 1  # just as plain decoding has it, where a row's last token comes with a newline
+            slot = np.sort(fed, axis=1)
+            return Block(self._buffer.gather(1, self._tensor(slot)), self._tensor(slot), lowest, lowest + count)
         tokens, at = self._buffer.gather(1, self._tensor(source)), self._tensor(np.maximum(fed, lowest))
-        if fed.shape[1] == 1 and (place == lowest).all() and set(self.settled) == {lowest + 1}:
-            return Block(tokens, at, lowest, lowest + 1)  # just as plain decoding has it
-        return Block(tokens, at, lowest, slots + self.extra, self._sees(fed, place), self._tensor(place))
+        sees = self._sees(fed, place, top, int(nothing[2]) + 1)
+        return Block(tokens, at, lowest, sees.shape[2], sees, self._tensor(place))
 
     def _guess(self, step: Step) -> None:
         """Put drafts at the slots that a block is going to run; without drafts there is nothing to do."""
@@ -127,7 +133,7 @@ class Abreast(ABC):
         """Source, slot and place (3, B, n) of committed tokens that were not run yet, and are not among slots `fed`.
 
         A row's newest token is run for the law behind it. Where there is none, at its end or while it waits, others see
-        it all the same; so is a newline.
+        it all the same; so is a newline. All of them count as run from here on.
         """
         stop, columns = np.where(self._done == self._length, self._columns, self._done), np.arange(self._columns)
         late = (columns >= self._run[..., None]) & (columns < stop[..., None])
@@ -141,18 +147,22 @@ class Abreast(ABC):
             out[:, image, : len(found)] = found
         return out
 
-    def _sees(self, fed: np.ndarray, place: np.ndarray) -> Tensor:
-        """Who sees which place (B, n, slots + extra): what is committed before it, and its own row's up to itself."""
-        slots, query = self._task.spec.slots, self._tensor(fed)[..., None]
-        key = torch.arange(slots + self.extra, device=query.device)
-        own = self._tensor(place < slots)[..., None] & (key >= query - query % self._columns)
-        final = self._tensor(self._final(self.extra))[:, None]
+    def _sees(self, fed: np.ndarray, place: np.ndarray, top: int, stop: int) -> Tensor:
+        """Who sees which place (B, n, stop): what is committed before it, and its own row's up to itself.
+
+        From place `top` on there are only stand-ins.
+        """
+        query = self._tensor(fed)[..., None]
+        key = torch.arange(stop, device=query.device)
+        own = self._tensor(place < top)[..., None] & (key >= query - query % self._columns)
+        final = self._tensor(self._final(self.extra)[:, :stop])[:, None]
         return ((final | own) & (key <= query)) | (key == self._tensor(place)[..., None])
 
     def accept(self, logits: Tensor) -> None:
         step = self._step
         batch, count, width = step.columns.shape
-        scores = self._task.warp.scores(logits[:, : count * width]).unflatten(1, (count, width))
+        asked = logits[:, self._skip : self._skip + count * width]
+        scores = self._task.warp.scores(asked).unflatten(1, (count, width))
         tokens, moved = self._decide(scores, step)
         self._buffer.scatter_(1, step.at.flatten(1), tokens.flatten(1))
         np.add.at(self._done, (np.arange(batch)[:, None], step.rows), moved)
@@ -161,9 +171,9 @@ class Abreast(ABC):
             self._run, (np.arange(batch)[:, None], step.rows), np.take_along_axis(self._done, step.rows, 1) - 1
         )
 
-    def _plain_draw(self, scores: Tensor, step: Step) -> Tensor:
-        """argmax(log p + g) (B, A, W), with the noise of plain decoding."""
-        g = noise.gumbel(self._task.seeds, step.at.flatten(1), Purpose.TOKEN, scores.shape[-1])
+    def _plain_draw(self, scores: Tensor, step: Step, purpose: Purpose = Purpose.TOKEN) -> Tensor:
+        """argmax(log p + g) (B, A, W), by default with the noise of plain decoding."""
+        g = noise.gumbel(self._task.seeds, step.at.flatten(1), purpose, scores.shape[-1])
         return (scores + g.view_as(scores)).argmax(-1)
 
     def _uniform(self, purpose: Purpose, at: Tensor, steps: int) -> Tensor:

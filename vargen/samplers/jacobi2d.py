@@ -26,7 +26,7 @@ class Jacobi2DSettings(RuleSettings):
     """Settings of `jacobi-2d`."""
 
     window: int = 8  # tokens that the row above must have before a row starts
-    drafts: int = 16  # drafts of a row per forward
+    drafts: int = 4  # drafts of a row per forward
     ahead: int = 0  # drafts of a row beyond the pointer of the row above: refined there, and not committed
     coupled: bool = False  # whether a revised draft changes only as far as its law did
     guess: Literal["uniform", "above"] = "uniform"  # first draft of a slot
@@ -74,8 +74,9 @@ class Jacobi2D(Abreast):
         self._q = law
 
     def _decide(self, scores: Tensor, step: Step) -> tuple[Tensor, np.ndarray]:
+        room = np.maximum(self._above_of(step.rows) - step.columns[..., 0], 0)  # up to the pointer above
         if scores.shape[2] == 1:  # nothing to verify: draw as plain decoding does
-            return self._plain_draw(scores, step), step.wanted.sum(-1)
+            return self._plain_draw(scores, step), np.minimum(step.wanted.sum(-1), room)
         at, shape = step.at.flatten(1), scores.shape[:3]
         p, drafts = scores.flatten(1, 2).softmax(-1), self._buffer.gather(1, at)
         offsets = torch.arange(shape[2], device=p.device).repeat(shape[1])
@@ -89,7 +90,4 @@ class Jacobi2D(Abreast):
         self._p = p
         self._where.fill_(-1).scatter_(1, at, torch.arange(at.shape[1], device=p.device).expand_as(at))
         self._where[:, -1] = -1
-        above = self._above_of(step.rows)
-        room = np.where(above < self._length, above - step.columns[..., 0], self._length)
-        moved = np.minimum(np.minimum(lead.cpu().numpy() + 1, step.wanted.sum(-1)), np.maximum(room, 0))
-        return tokens.view(shape), moved
+        return tokens.view(shape), np.minimum(np.minimum(lead.cpu().numpy() + 1, step.wanted.sum(-1)), room)

@@ -1,8 +1,9 @@
 """ZipAR (arXiv 2412.04062): rows abreast, a token of each from every forward; and its adaptive form.
 
-With `window` w, at most the columns, an image takes columns + (rows - 1) w forwards. `zipar-adaptive` starts a row
-at `window` tokens too, but on trial: the row's first token is drawn and, one forward later, kept or not under the law
-that one more token of the row above gives, as speculative decoding keeps drafts; else the row waits for another trial.
+With `window` w, at most the columns, an image takes columns + (rows - 1) w forwards, newlines not counted.
+`zipar-adaptive` starts a row at `window` tokens too, but on trial: the row's first token is drawn and, one forward
+later, kept or not under the law that one more token of the row above gives, as speculative decoding keeps drafts; else
+the row waits for another trial, and at the end of the row above for none.
 """
 
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ class AdaptiveZipAR(ZipAR):
         self._steps += 1
         if not early.any():
             return drawn, moved
+        # A first trial has noise of its own: that of plain decoding would know, if it came to be used, what was refused.
+        tried = self._plain_draw(scores, step, Purpose.GUESS)[..., 0]
+        drawn = torch.where(self._tensor(early), tried, drawn[..., 0])
         on_trial = early & np.take_along_axis(self._trial, rows, 1)
         p, index = scores[:, :, 0].softmax(-1), self._tensor(rows)
         batch = torch.arange(len(rows), device=p.device)[:, None]
@@ -64,7 +68,7 @@ class AdaptiveZipAR(ZipAR):
         q, draft = self._laws[batch, index], self._buffer.gather(1, at)
         u = [self._uniform(purpose, at, self._steps) for purpose in (Purpose.ACCEPT, Purpose.REDRAW)]
         kept, settled = rules.keep(draft, q, p, *u)
-        tokens = torch.where(self._tensor(on_trial), settled, drawn[..., 0])
+        tokens = torch.where(self._tensor(on_trial), settled, drawn)
         final = ~early | (on_trial & kept.cpu().numpy())
         waiting = self._tensor(early & ~final)
         self._laws[batch, index] = torch.where(waiting[..., None], p, q)
