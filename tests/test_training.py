@@ -88,7 +88,7 @@ def test_codebook_starts_from_the_data_and_dead_codes_move():
     assert weight.grad is not None
     training.usage[:10] = 0
     before = weight.detach().clone()
-    training._restart(torch.randn(50, 4), generator)
+    assert training.count(torch.arange(10, 48), torch.randn(50, 4), 0, generator)
     assert (weight[:10] != before[:10]).any(-1).all()
     assert torch.equal(weight[10:], before[10:])
 

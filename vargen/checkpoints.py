@@ -30,6 +30,7 @@ class Layout:
 
     rename: tuple[tuple[str, str], ...] = ()  # regular expressions on our key, applied in turn, give the file's
     pointwise: str | None = None  # the file's keys that are 1x1 convolutions there and linear layers here
+    stacked: str | None = None  # the file's keys that hold several of ours, one below the other
     ignored: str | None = None  # the file's keys that hold no weights
 
     def published(self, key: str) -> str:
@@ -38,13 +39,15 @@ class Layout:
             key = re.sub(pattern, replacement, key)
         return key
 
-    def expected(self, module: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The keys that a file must have, each with our key and the shape in the file."""
-        out = {}
+    def expected(self, module: nn.Module) -> dict[str, tuple[list[str], tuple[int, ...]]]:
+        """The keys that a file must have, each with our keys in it and the shape in the file."""
+        out: dict[str, tuple[list[str], tuple[int, ...]]] = {}
         for ours, value in module.state_dict().items():
             key, shape = self.published(ours), tuple(value.shape)
-            out[key] = (ours, (*shape, 1, 1) if self.pointwise and re.search(self.pointwise, key) else shape)
-        assert len(out) == len(module.state_dict()), "two of our keys have one published name"
+            shape = (*shape, 1, 1) if self.pointwise and re.search(self.pointwise, key) else shape
+            before, above = out.get(key, ([], (0,)))
+            assert not before or (self.stacked and re.search(self.stacked, key)), f"two of our keys are {key}"
+            out[key] = ([*before, ours], (above[0] + shape[0], *shape[1:]) if before else shape)
         return out
 
 
@@ -199,8 +202,10 @@ def load_into(
     for keys in _portions(sizes, sum(sizes.values()) // (16 if _is_mapped(path) else 1)):
         mapped = read(path)  # mapped anew for each portion, so that the pages of the last one are given back
         for key in keys:
-            ours = expected[key][0]
-            loaded[ours] = mapped.pop(key).to(device, dtype, copy=True).reshape(state[ours].shape)
+            ours, value = expected[key][0], mapped.pop(key)
+            parts = value.split([len(state[one]) for one in ours]) if len(ours) > 1 else [value]
+            for one, part in zip(ours, parts, strict=True):
+                loaded[one] = part.to(device, dtype, copy=True).reshape(state[one].shape)
         del mapped
     module.load_state_dict(loaded, assign=True)
     assert not any(value.is_meta for value in module.state_dict().values())
@@ -222,7 +227,7 @@ def _portions(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
 def _check(
     name: str,
     found: dict[str, Tensor],
-    expected: dict[str, tuple[str, tuple[int, ...]]],
+    expected: dict[str, tuple[list[str], tuple[int, ...]]],
     layout: Layout,
     path: Path,
 ) -> None:

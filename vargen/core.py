@@ -104,6 +104,19 @@ class KVCache:
         values.view(-1, *v.shape[2:]).index_copy_(0, flat, v.flatten(0, 1))
         return keys[: len(k), :stop], values[: len(k), :stop]
 
+    def join(self, layer: int, first: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k and v (R, n, heads, dim) behind row `first`; return them behind all that was before.
+
+        What has no room is returned and not kept.
+        """
+        out = []
+        for part, new in ((self.keys[layer], k), (self.values[layer], v)):
+            kept = min(new.shape[1], part.shape[1] - first)
+            part[: len(new), first : first + kept] = new[:, :kept]
+            there = part[: len(new), : first + kept]
+            out.append(there if kept == new.shape[1] else torch.cat([there, new[:, kept:]], dim=1))
+        return out[0], out[1]
+
 
 @dataclass
 class Trace:
@@ -113,13 +126,14 @@ class Trace:
     method: str = ""
     images: int = 0
     forwards: int = 0  # calls of the large model, the prefill included
-    drafter_forwards: int = 0  # calls of the small model, where one drafts
+    drafter_forwards: int = 0  # calls of the small model, where one drafts or refines
     drafts: int = 0  # tokens that the small model drafted for unfinished images, and that were verified
     drafts_kept: int = 0  # of these, those that stand in the images
     forwards_per_image: float = 0.0  # mean over images of the calls during which that image was being decoded
     tokens_per_forward: float = 0.0  # tokens of an image over its forwards, mean over images
     seconds: dict[str, float] = field(default_factory=dict)  # total, model, sampler, decode; calibration at first
     peak_memory_bytes: int = 0
+    cache_bytes: int = 0  # the most that keys and values took at a time
     seeds: list[int] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     windows: dict[int, int] = field(default_factory=dict)  # width of the block -> forwards that had it
@@ -142,6 +156,7 @@ class Trace:
             out.forwards_per_image += trace.forwards_per_image * trace.images / total
             out.tokens_per_forward += trace.tokens_per_forward * trace.images / total
             out.peak_memory_bytes = max(out.peak_memory_bytes, trace.peak_memory_bytes)
+            out.cache_bytes = max(out.cache_bytes, trace.cache_bytes)
             out.seeds = out.seeds + trace.seeds
             out.seconds = _added(out.seconds, trace.seconds)
             out.windows = _added(out.windows, trace.windows)

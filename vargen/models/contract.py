@@ -20,9 +20,37 @@ class RasterSpec:
     newline: int | None = None  # the id that ends each row, in its last column; it is given and never drawn
 
     @property
+    def kind(self) -> str:
+        """Which methods draw it."""
+        return "raster"
+
+    @property
     def slots(self) -> int:
         """Tokens in an image."""
         return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class ScaleSpec:
+    """The layout of a next-scale model's image: square grids of tokens, one behind the other, coarsest first."""
+
+    sides: tuple[int, ...]
+    vocabulary: int
+    classes: int
+
+    @property
+    def kind(self) -> str:
+        """Which methods draw it."""
+        return "next-scale"
+
+    @property
+    def slots(self) -> int:
+        """Tokens in an image, those of all scales."""
+        return self.start(len(self.sides))
+
+    def start(self, scale: int) -> int:
+        """The first slot of a scale; of one past the last, all slots."""
+        return sum(side**2 for side in self.sides[:scale])
 
 
 class ClassConditional(Protocol):
@@ -87,6 +115,27 @@ class RasterModel(Protocol):
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:
         """Write a block to the cache; the logits of the slot behind each of its tokens, (R, n, V)."""
+        ...
+
+
+class NextScaleModel(ClassConditional, Protocol):
+    """A model that draws all tokens of a scale at once, given the scales before it (VAR)."""
+
+    @property
+    def spec(self) -> ScaleSpec: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def make_cache(self, batch: int, slots: int) -> KVCache:
+        """An empty cache for `batch` rows, of the first `slots` slots: those behind are run and not kept."""
+        ...
+
+    def decode(self, condition: Condition, inputs: Tensor, scales: range, cache: KVCache) -> Tensor:
+        """Run scales that nobody has run yet, in one pass; the logits of the last of them, (R, n, V).
+
+        `inputs` (R, m, D) are the features of the image so far, as each of these scales has them; scale 0 has none.
+        """
         ...
 
 

@@ -8,7 +8,9 @@ from torch import nn
 from vargen import checkpoints
 from vargen.models.classifier import Classifier, ClassifierConfig
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
+from vargen.models.var import VAR, VARConfig
 from vargen.scenes import CLASSES
+from vargen.tokenizers.multiscale_vq import MultiScaleVQConfig, MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -16,6 +18,9 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 LLAMAGEN = LlamaGenConfig(layers=8, heads=6, width=192, side=16, vocabulary=1024, classes=len(CLASSES))
 LLAMAGEN_SMALL = LlamaGenConfig(layers=3, heads=4, width=112, side=16, vocabulary=1024, classes=len(CLASSES))
 VQ = VQConfig(channels=(24, 48, 80), layers=1, latent_channels=64, codes=1024, code_dim=8, norm_groups=8)
+VAR_LARGE = VARConfig(6, 4, 144, vocabulary=512, code_dim=16, classes=len(CLASSES), shared=True)
+VAR_SMALL = VARConfig(2, 3, 96, vocabulary=512, code_dim=16, classes=len(CLASSES), shared=True)
+MULTISCALE_VQ = MultiScaleVQConfig((24, 48, 80), layers=1, code_dim=16, codes=512, norm_groups=8)
 CLASSIFIER = ClassifierConfig(classes=len(CLASSES))
 
 
@@ -26,14 +31,26 @@ def build(name: str) -> nn.Module:
             return LlamaGen(LLAMAGEN)
         case "pocket-llamagen-small":
             return LlamaGen(LLAMAGEN_SMALL)
+        case "pocket-var":
+            return VAR(VAR_LARGE)
+        case "pocket-var-small":
+            return VAR(VAR_SMALL)
         case "pocket-vq":
             return VQTokenizer(VQ)
+        case "pocket-multiscale-vq":
+            return MultiScaleVQTokenizer(MULTISCALE_VQ)
         case "pocket-classifier":
             return Classifier(CLASSIFIER)
     raise ValueError(f"unknown pocket model {name!r}; there are {', '.join(NAMES)}")
 
 
-NAMES = ("pocket-vq", "pocket-classifier", "pocket-llamagen", "pocket-llamagen-small")
+NAMES = (
+    "pocket-vq",
+    "pocket-multiscale-vq",
+    "pocket-classifier",
+    "pocket-llamagen",
+    "pocket-llamagen-small",
+)
 
 
 def load(

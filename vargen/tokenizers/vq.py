@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vargen.checkpoints import Layout
+from vargen.tokenizers import taming
 
 # The official files of VQ-8 and VQ-16 (`VQModel` in tokenizer/tokenizer_image/vq_model.py): our key to theirs.
 LLAMAGEN = Layout(
@@ -20,14 +21,10 @@ LLAMAGEN = Layout(
         (r"mid_block\.attentions\.0", "mid.1"),
         (r"mid_block\.resnets\.1", "mid.2"),
         (r"(down|up)_blocks", "conv_blocks"),
-        (r"(down|up)samplers\.0", r"\1sample"),
         (r"\.resnets\.", ".res."),
         (r"\.attentions\.", ".attn."),
-        (r"group_norm", "norm"),
         (r"\.to_([qkv])\.", r".\1."),
-        (r"\.to_out\.0\.", ".proj_out."),
-        (r"conv_shortcut", "nin_shortcut"),
-        (r"conv_norm_out", "norm_out"),
+        *taming.BLOCKS,
     ),
     pointwise=r"\.(q|k|v|proj_out)\.weight$",
     ignored=r"quantize\.codebook_used",
@@ -71,16 +68,14 @@ class VQTokenizer(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to ids (B, H / f, W / f) and back, f = `config.factor`."""
 
     def __init__(self, config: VQConfig) -> None:
-        from diffusers.models.autoencoders.vae import Decoder, Encoder  # slow to import
-
         super().__init__()
         self.config = config
-        c, last = config.channels, len(config.channels) - 1
-        down = tuple("AttnDownEncoderBlock2D" if i == last else "DownEncoderBlock2D" for i in range(last + 1))
-        up = tuple("AttnUpDecoderBlock2D" if i == 0 else "UpDecoderBlock2D" for i in range(last + 1))
-        shared = {"block_out_channels": c, "layers_per_block": config.layers, "norm_num_groups": config.norm_groups}
-        self.encoder = Encoder(3, config.latent_channels, down, double_z=False, **shared)
-        self.decoder = Decoder(config.latent_channels, 3, up, **shared)
+        self.encoder, self.decoder = taming.autoencoder(
+            config.channels,
+            layers=config.layers,
+            latent_channels=config.latent_channels,
+            norm_groups=config.norm_groups,
+        )
         self.quant_conv = nn.Conv2d(config.latent_channels, config.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.latent_channels, 1)
         self.quantize = Quantizer(config.codes, config.code_dim)

@@ -1,14 +1,17 @@
-"""Training of `pocket-vq`: reconstruction, a codebook on the sphere, and restarts of codes that nobody uses."""
+"""Training of `pocket-vq`: reconstruction, a codebook on the sphere, and restarts of codes that nobody uses.
+
+`multiscale_vq.py` does the same for a pyramid of codes.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.tokenizers.vq import VQTokenizer
 from vargen.training.data import HELD_OUT, pick, scenes, to_tensor
 from vargen.training.fit import Schedule, fit
 
@@ -24,7 +27,7 @@ class VQTraining(nn.Module):
     usage: Tensor
     step: Tensor
 
-    def __init__(self, tokenizer: VQTokenizer) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.register_buffer("usage", torch.zeros(tokenizer.config.codes))
@@ -35,10 +38,10 @@ class VQTraining(nn.Module):
         z = model.latents(images).float()  # (B, D, h, w)
         codes, commitment, step = z, z.new_zeros(()), int(self.step)
         if step >= WARM_STEPS:
-            flat = z.permute(0, 2, 3, 1).flatten(0, 2)
-            if step == WARM_STEPS:
-                self._start_codebook(flat.detach(), generator)
-            codes, commitment = self._quantise(z, flat, step, generator)
+            with torch.autocast(z.device.type, enabled=False):
+                if step == WARM_STEPS:
+                    self._start_codebook(z.detach(), generator)
+                codes, commitment = self._quantise(z, step, generator)
         decoded = model.decode_latents(codes).float()
         squared = (decoded - images).square().mean()
         self.step += 1
@@ -50,16 +53,14 @@ class VQTraining(nn.Module):
         }
         return value, figures
 
-    def _quantise(self, z: Tensor, flat: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        quantiser = self.tokenizer.quantize
-        with torch.autocast(z.device.type, enabled=False):
-            with torch.no_grad():
+    def _quantise(self, z: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Features (B, D, h, w) as their codes, with the gradient passed straight through; the loss of both."""
+        quantiser, flat = self.tokenizer.quantize, _points(z)
+        with torch.no_grad():
+            ids = quantiser.nearest(flat)
+            if self.count(ids, flat, step, generator):
                 ids = quantiser.nearest(flat)
-                self.usage.mul_(0.9).add_(torch.bincount(ids, minlength=len(self.usage)), alpha=0.1)
-                if step % RESTART_EVERY == 0 and step < 4 * WARM_STEPS + 400:
-                    self._restart(flat, generator)
-                    ids = quantiser.nearest(flat)
-            chosen = F.embedding(ids, quantiser.codebook())
+        chosen = F.embedding(ids, quantiser.codebook())
         loss = (
             COMMITMENT * (0.25 * F.mse_loss(flat, chosen.detach()) + F.mse_loss(chosen, flat.detach())) * flat.shape[-1]
         )
@@ -67,9 +68,9 @@ class VQTraining(nn.Module):
         return z + (chosen - z).detach(), loss
 
     @torch.no_grad()
-    def _start_codebook(self, points: Tensor, generator: torch.Generator) -> None:
+    def _start_codebook(self, z: Tensor, generator: torch.Generator) -> None:
         """Spherical k-means from random points."""
-        weight = self.tokenizer.quantize.embedding.weight
+        weight, points = self.tokenizer.quantize.embedding.weight, _points(z)
         centres = points[torch.randperm(len(points), generator=generator)[: len(weight)].to(points.device)]
         for _ in range(10):
             ids = (points @ centres.T).argmax(-1)
@@ -79,13 +80,25 @@ class VQTraining(nn.Module):
         self.usage.fill_(1.0)
 
     @torch.no_grad()
-    def _restart(self, points: Tensor, generator: torch.Generator) -> None:
-        """Move codes that were hardly used lately onto random points of this batch."""
+    def count(self, ids: Tensor, points: Tensor, step: int, generator: torch.Generator) -> bool:
+        """Note which codes were used; now and then move those that hardly were onto some of `points` (n, D).
+
+        Whether it was such a step.
+        """
+        self.usage.mul_(0.9).add_(torch.bincount(ids, minlength=len(self.usage)), alpha=0.1)
+        if step % RESTART_EVERY or step >= 4 * WARM_STEPS + 400:
+            return False
         dead = (self.usage < 0.2).nonzero().flatten()
         if len(dead):
             choice = torch.randint(len(points), (len(dead),), generator=generator).to(points.device)
             self.tokenizer.quantize.embedding.weight[dead] = points[choice]
             self.usage[dead] = 1.0
+        return True
+
+
+def _points(z: Tensor) -> Tensor:
+    """Features (B, D, h, w) as points (B h w, D)."""
+    return z.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _edges(error: Tensor) -> Tensor:
@@ -94,22 +107,30 @@ def _edges(error: Tensor) -> Tensor:
 
 
 def train(
-    tokenizer: VQTokenizer, folder: Path, *, steps: int, batch: int, images: int, seed: int, device: torch.device
+    training: VQTraining,
+    folder: Path,
+    *,
+    name: str,
+    steps: int,
+    batch: int,
+    images: int,
+    seed: int,
+    device: torch.device,
 ) -> None:
     """Train in place on `images` scenes."""
     data = scenes(folder, images)
-    training = VQTraining(tokenizer).to(device)
+    training = training.to(device)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         return training.loss(to_tensor(data[pick(len(data), batch, generator)], device), generator)
 
     schedule = Schedule(steps=steps, rate=1.5e-3, weight_decay=0.0)
-    run = {"name": "pocket-vq", "data": f"{images} scenes, batch {batch}", "seed": seed}
-    fit(training, loss, schedule, checkpoint=folder / "pocket-vq.pt", device=device, **run)
+    run = {"name": name, "data": f"{images} scenes, batch {batch}", "seed": seed}
+    fit(training, loss, schedule, checkpoint=folder / f"{name}.pt", device=device, **run)
 
 
 @torch.no_grad()
-def measure(tokenizer: VQTokenizer, folder: Path, *, images: int = 1000, device: torch.device) -> dict[str, float]:
+def measure(tokenizer: Any, folder: Path, *, images: int = 1000, device: torch.device) -> dict[str, float]:
     """On held-out scenes: mean PSNR in dB of the images rounded to uint8, and the share of the codebook in use."""
     data = scenes(folder, images, HELD_OUT)
     encode: Callable[[Tensor], Tensor] = tokenizer.encode
