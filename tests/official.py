@@ -109,3 +109,44 @@ def write(path: Path, shapes: dict[str, tuple[int, ...]], *, nested: bool = True
         state["quantize.codebook_used"] = torch.zeros(65536)
     torch.save({"model": state} if nested else state, path)
     return path
+
+
+# depth: whether one modulation serves all layers, sides of the scales, keys, parameters
+SIDES_256, SIDES_512 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+VAR = {
+    16: (False, SIDES_256, 220, 310_283_520),
+    20: (False, SIDES_256, 272, 600_917_136),
+    24: (False, SIDES_256, 324, 1_033_399_360),
+    30: (False, SIDES_256, 402, 2_010_020_356),
+    36: (True, SIDES_512, 446, 2_353_893_904),
+}
+
+
+def var(depth: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Keys and shapes of a VAR's parameters, and of the buffers that lie beside them in its file."""
+    shared, sides, *_ = VAR[depth]
+    c, slots = 64 * depth, sum(side**2 for side in sides)
+    out: dict[str, tuple[int, ...]] = {"pos_start": (1, 1, c), "pos_1LC": (1, slots, c)}
+
+    def linear(key: str, rows: int, columns: int) -> None:
+        out[f"{key}.weight"], out[f"{key}.bias"] = (rows, columns), (rows,)
+
+    linear("word_embed", c, 32)
+    out |= {"class_emb.weight": (1001, c), "lvl_embed.weight": (len(sides), c)}
+    if shared:
+        linear("shared_ada_lin.1", 6 * c, c)
+    for i in range(depth):
+        block = f"blocks.{i}"
+        out |= {f"{block}.attn.scale_mul_1H11": (1, depth, 1, 1), f"{block}.attn.mat_qkv.weight": (3 * c, c)}
+        out |= {f"{block}.attn.q_bias": (c,), f"{block}.attn.v_bias": (c,)}
+        linear(f"{block}.attn.proj", c, c)
+        linear(f"{block}.ffn.fc1", 4 * c, c)
+        linear(f"{block}.ffn.fc2", c, 4 * c)
+        if shared:
+            out[f"{block}.ada_gss"] = (1, 1, 6, c)
+        else:
+            linear(f"{block}.ada_lin.1", 6 * c, c)
+    linear("head_nm.ada_lin.1", 2 * c, c)
+    linear("head", 4096, c)
+    buffers: dict[str, tuple[int, ...]] = {f"blocks.{i}.attn.zero_k_bias": (c,) for i in range(depth)}
+    return out, buffers | {"lvl_1L": (1, slots), "attn_bias_for_masking": (1, 1, slots, slots)}

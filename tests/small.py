@@ -1,10 +1,15 @@
 """Small real models with random weights, for tests of the machinery."""
 
+from dataclasses import replace
+
 import torch
 
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
-from vargen.pipeline import RasterPipeline
+from vargen.models.var import VAR, VARConfig
+from vargen.next_scale import NextScalePipeline
 from vargen.presets.contract import Preset, Recipe
+from vargen.raster import RasterPipeline
+from vargen.tokenizers.multiscale_vq import MultiScaleVQConfig, MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
 
 CONFIG = LlamaGenConfig(layers=2, heads=2, width=32, side=6, vocabulary=48, classes=5)
@@ -33,6 +38,50 @@ def pipeline() -> RasterPipeline:
     return pipe
 
 
+SCALES = VARConfig(2, 2, 32, sides=(1, 2, 3, 4), vocabulary=24, code_dim=4, classes=5)
+
+
+def randomised(model: torch.nn.Module, seed: int, scale: float) -> torch.nn.Module:
+    """`model` with random weights, those of matrices of gain `scale`."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        gain = scale / parameter[0].numel() ** 0.5 if parameter.dim() > 1 else 0.1
+        torch.nn.init.normal_(parameter, std=gain, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def var(config: VARConfig = SCALES, *, seed: int = 0) -> VAR:
+    """A next-scale transformer whose laws are neither flat nor certain."""
+    model = randomised(VAR(config), seed, 1.0)
+    assert isinstance(model, VAR)
+    return model
+
+
+def multiscale_vq(config: VARConfig = SCALES) -> MultiScaleVQTokenizer:
+    shapes = MultiScaleVQConfig((8, 8), 1, config.code_dim, config.vocabulary, config.sides, norm_groups=4)
+    model = randomised(MultiScaleVQTokenizer(shapes), 7, 1.0)
+    assert isinstance(model, MultiScaleVQTokenizer)
+    return model
+
+
+def scale_pipeline() -> NextScalePipeline:
+    """8x8 pixels, four scales; it comes with a refiner of one layer."""
+    pipe = NextScalePipeline(var(), multiscale_vq(), preset=SCALE_PRESET)
+    pipe.drafter = pipe.drafters["small-refiner"] = var(replace(SCALES, layers=1), seed=1)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+SCALE_PRESET = Preset(
+    "small-scales",
+    "A small random next-scale model, for tests.",
+    {"default": Recipe(guidance_scale=1.5)},
+    SCALES.classes,
+    lambda sources, device, dtype: scale_pipeline(),
+    lambda: ("a", "b", "c", "d", "e"),
+    (0, 1, 2, 3, 4),
+    SCALES.spec,
+)
 PRESETS = {
     "small": Preset(
         "small",
@@ -42,5 +91,6 @@ PRESETS = {
         lambda sources, device, dtype: pipeline(),
         lambda: ("a", "b", "c", "d", "e"),
         (0, 1, 2, 3, 4),
-    )
+    ),
+    "small-scales": SCALE_PRESET,
 }

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vargen import bench, cli, registry
-from vargen.pipeline import RasterPipeline
+from vargen.raster import RasterPipeline
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,7 +89,7 @@ def test_help_shows_the_settings_of_the_method(capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--model", "nope"], "unknown model 'nope'; of 29 there are for instance pocket-llamagen"),
+        (["--model", "nope"], "unknown model 'nope'; of 42 there are for instance pocket-llamagen"),
         (["--method", "nope"], "unknown method 'nope'; there are ar, sjd"),
         (["--model", "small", "--class", "z"], "unknown class 'z'; there are a, b, c, d, e"),
         (["--model", "llamagen-c2i-b-256", "--class", "golden retreiver"], "for instance golden retriever"),

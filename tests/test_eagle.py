@@ -17,7 +17,7 @@ from vargen.guidance import Guidance
 from vargen.models.eagle import EagleHead
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
 from vargen.models.pocket import WEIGHTS
-from vargen.pipeline import RasterPipeline
+from vargen.raster import RasterPipeline
 from vargen.samplers.contract import Task
 from vargen.samplers.dynamic import DynamicSettings, DynamicTree
 from vargen.samplers.speculative import Speculative, SpeculativeSettings

@@ -13,7 +13,7 @@ from vargen.drafting import ModelDrafter, from_model
 from vargen.eval import plan, runs
 from vargen.guidance import Guidance
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
-from vargen.pipeline import RasterPipeline
+from vargen.raster import RasterPipeline
 from vargen.samplers import rules
 from vargen.samplers.speculative import Speculative, SpeculativeSettings
 

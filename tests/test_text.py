@@ -16,9 +16,9 @@ from vargen import cli, registry
 from vargen.core import Block
 from vargen.models import t5
 from vargen.models.llamagen import CaptionEmbedder, LlamaGen
-from vargen.pipeline import RasterPipeline
 from vargen.presets import llamagen as presets
 from vargen.presets.contract import Preset, Recipe, Sources
+from vargen.raster import RasterPipeline
 from vargen.tokenizers import vq as vq_module
 
 WIDTH, TOKENS = 24, 9

@@ -14,7 +14,11 @@ from vargen import cli, registry
 from vargen.core import Generation, Trace
 from vargen.files import check_writable, write_atomically
 
-DEFAULT_METHODS = "ar,sjd:window=32,sjd-coupled:window=64:guess=above,sjd-coupled"
+DEFAULT_METHODS = {  # by the kind of model
+    "raster": "ar,sjd:window=32,sjd-coupled:window=64:guess=above,sjd-coupled",
+    "next-scale": "var,code:scales=6,code:scales=7,code:scales=8,code:scales=9",
+}
+PLAIN = ("ar", "var")  # what speed-ups are measured against
 
 
 def command(argv: list[str]) -> None:
@@ -23,15 +27,16 @@ def command(argv: list[str]) -> None:
     cli.add_law(parser)
     parser.set_defaults(batch_size=1)
     cli.add_subjects(parser)
-    parser.add_argument("--methods", default=DEFAULT_METHODS, help="separated by commas; settings after colons")
+    parser.add_argument("--methods", help="separated by commas; settings after colons")
     parser.add_argument("--num-images", type=int, default=20, help="per method")
     parser.add_argument("--json", type=Path, required=True, help="results; a bar chart goes beside it as PNG")
     options = parser.parse_args(argv)
-    methods = [name.strip() for name in options.methods.split(",")]
+    preset = registry.preset(options.model)
+    methods = [name.strip() for name in (options.methods or DEFAULT_METHODS[preset.kind]).split(",")]
     if len(set(methods)) < len(methods):
         raise ValueError(f"a method stands twice in --methods {options.methods}")
     cli.check(options, [(name, {}) for name in methods])
-    chosen = cli.subjects(options, registry.preset(options.model))
+    chosen = cli.subjects(options, preset)
     if options.json.suffix == ".png":
         raise ValueError(f"got --json {options.json}, but the chart takes that name: use .json")
     check_writable([options.json, options.json.with_suffix(".png")])
@@ -79,8 +84,8 @@ def run(
 
 
 def rows(drawn: dict[str, tuple[Trace, Tensor]]) -> list[dict[str, Any]]:
-    """A row per method. Against `ar` of the same run: `speedup` in seconds, and the share of images that are equal."""
-    plain = next((pair for spec, pair in drawn.items() if spec.split(":")[0] == "ar"), None)
+    """A row per method. Against plain decoding in the same run: `speedup` in seconds, and the share of equal images."""
+    plain = next((pair for spec, pair in drawn.items() if spec.split(":")[0] in PLAIN), None)
     out = []
     for spec, (trace, tokens) in drawn.items():
         seconds = trace.seconds["total"] / trace.images
@@ -98,6 +103,8 @@ def rows(drawn: dict[str, tuple[Trace, Tensor]]) -> list[dict[str, Any]]:
                 "images_equal_to_ar": equal,
                 "acceptance": round(trace.drafts_kept / trace.drafts, 4) if trace.drafts else None,
                 "drafter_forwards_per_image": round(trace.drafter_forwards / trace.images, 3),
+                "cache_bytes": trace.cache_bytes,
+                "peak_memory_bytes": trace.peak_memory_bytes,
                 "seconds": {key: round(value / trace.images, 5) for key, value in trace.seconds.items()},
                 "windows": trace.windows,
             }

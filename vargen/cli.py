@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vargen import __version__, registry
-from vargen.files import check_writable, write_atomically
+from vargen.files import check_writable, grid, save_png, write_atomically
 
 if TYPE_CHECKING:  # torch is slow to import, and many complaints need no model
     from vargen.core import Trace
     from vargen.presets.contract import Preset
 
 
-DEFAULT_METHOD = "sjd-coupled"
+DEFAULT_MODEL = "pocket-llamagen"
 
 
 def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -42,22 +42,33 @@ class Parser(argparse.ArgumentParser):
 
 def add_law(parser: argparse.ArgumentParser) -> None:
     """Flags that every sampling command has."""
-    parser.add_argument("--model", default="pocket-llamagen", help="name of a model, see --list")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="name of a model, see --list")
     parser.add_argument("--checkpoint", type=Path, help="weights file to use instead of downloading the published one")
     parser.add_argument("--tokenizer-checkpoint", type=Path, help="the same for the image tokenizer")
     parser.add_argument("--text-encoder", help="folder or repository of a T5 encoder, instead of the published one")
-    parser.add_argument("--drafter", help="model that drafts, for methods that want one (default: the one that ships)")
+    parser.add_argument("--drafter", help="model that drafts, or refines, where a method wants one (default: its own)")
     parser.add_argument("--drafter-checkpoint", type=Path, help="its weights file")
     parser.add_argument("--preset", help="a published recipe of the model, see --list; default: the first")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance; 1 or less is off")
-    parser.add_argument("--cfg-interval", type=int, help="last token to be guided, as LlamaGen counts them; -1: all")
-    parser.add_argument("--temperature", type=float)
-    parser.add_argument("--top-k", type=int, help="0 is off")
-    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--cfg-interval", type=int, help="last token (or scale) to be guided; -1: all")
+    parser.add_argument("--temperature", type=_values(float), help="next-scale models: or a value for each, 1.1,1,1")
+    parser.add_argument("--top-k", type=_values(int), help="0 is off; the same")
+    parser.add_argument("--top-p", type=_values(float), help="the same")
     parser.add_argument("--seed", type=int, default=0, help="of the first image; image i has seed + i")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the transformer")
     parser.add_argument("--batch-size", type=int, default=16, help="images decoded together")
+
+
+def _values(kind: type) -> Callable[[str], Any]:
+    """Reads one number, or several with commas between them."""
+
+    def read(text: str) -> Any:
+        found = [kind(part) for part in text.split(",")]
+        return found if len(found) > 1 else found[0]
+
+    read.__name__ = kind.__name__  # as argparse's complaints call it
+    return read
 
 
 def add_subjects(parser: argparse.ArgumentParser) -> None:
@@ -98,17 +109,21 @@ def listing() -> str:
 def sample(argv: list[str]) -> None:
     """Draw images into a grid, single files and, if asked, a trace."""
     first = Parser(add_help=False)
-    first.add_argument("--method", default=DEFAULT_METHOD)
-    method, _ = first.parse_known_args(argv)
+    first.add_argument("--method", help="a method with its settings, see --list (default: the model's)")
+    early, rest = first.parse_known_args(argv)
+    method = early.method or default_method(rest)
     parser = Parser(prog="sample", description="Draw images.", parents=[first])
     add_law(parser)
     add_subjects(parser)
     parser.add_argument("--num-images", type=int, help="in all; classes or prompts take turns (default: two of each)")
     parser.add_argument("--image-size", type=int, help="resize to so many pixels a side (default: as the preset says)")
+    parser.add_argument("--image", type=Path, help="a picture to repaint, with --mask-image: next-scale models only")
+    parser.add_argument("--mask-image", type=Path, help="where it is repainted: white, black is kept")
     parser.add_argument("--out", type=Path, default=Path("out/sample.png"), help="the grid; single files beside it")
     parser.add_argument("--trace", type=Path, help="write what was measured as JSON")
     parser.add_argument("--list", action="store_true", help="show models and methods")
-    name = method.method.split(":")[0]
+    parser.set_defaults(method=method)
+    name = method.split(":")[0]
     group = parser.add_argument_group(f"settings of {name}")
     known = [setting for setting in registry.settings_of(name) if setting.name != "drafter"]  # it has its flag above
     for setting in known:
@@ -123,16 +138,25 @@ def sample(argv: list[str]) -> None:
     chosen = subjects(options, registry.preset(options.model))
     if options.out.suffix not in ("", ".png"):
         raise ValueError(f"got --out {options.out}, expected a name that ends in .png")
-    _draw(options, settings, chosen)
+    _draw(options, settings | repainting(options), chosen)
+
+
+def default_method(argv: list[str]) -> str:
+    """The method that is used with the model in `argv` unless another is named."""
+    parser = Parser(add_help=False)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    options, _ = parser.parse_known_args(argv)
+    return registry.preset(options.model).method
 
 
 def check(options: argparse.Namespace, methods: list[tuple[str, dict[str, Any]]]) -> None:
     """Refuse what can be refused before a model is loaded."""
     from vargen import request
 
-    recipe = registry.preset(options.model).choose(options.preset)
+    preset = registry.preset(options.model)
+    recipe = preset.choose(options.preset)
     for name, settings in methods:
-        request.method(name, recipe, law(options), settings)
+        request.asked(name, recipe, law(options), settings, preset.spec)
     request.image_size(getattr(options, "image_size", None), recipe)
     for flag in ("num_images", "batch_size"):
         if getattr(options, flag) is not None:
@@ -146,11 +170,26 @@ def subjects(options: argparse.Namespace, preset: "Preset") -> list[Any]:
     if preset.classes:
         if options.prompt:
             raise ValueError(f"{preset.name} draws classes and takes no --prompt: give --class")
-        names = preset.names()
-        return [request.label(value, names, preset.classes) for value in options.classes or preset.examples]
+        names, least = preset.names(), -1 if preset.kind == "next-scale" else 0
+        return [request.label(value, names, preset.classes, least) for value in options.classes or preset.examples]
     if options.classes or not options.prompt:
         raise ValueError(f"{preset.name} draws what a prompt says: give --prompt" + " and no --class")
     return request.prompts(options.prompt)
+
+
+def repainting(options: argparse.Namespace) -> dict[str, Any]:
+    """The picture and the mask that the flags name, if they do."""
+    from PIL import Image
+
+    named = {key: path for key in ("image", "mask_image") if (path := getattr(options, key))}
+    if named and registry.preset(options.model).kind != "next-scale":
+        raise ValueError(f"{options.model} repaints no pictures: next-scale models do, such as pocket-var")
+    if len(named) == 1:
+        raise ValueError("give both --image and --mask-image: what is repainted, and where")
+    try:
+        return {key: Image.open(path).copy() for key, path in named.items()}
+    except OSError as error:
+        raise ValueError(f"cannot read a picture: {error}") from None
 
 
 def _hint(method: str, setting: str) -> Any:
@@ -215,28 +254,6 @@ def report(trace: "Trace", out: Path) -> str:
 def _texts(trace: "Trace", seeds: list[int]) -> dict[str, str]:
     seed = ",".join(map(str, seeds))
     return {"seed": seed, "model": trace.model, "method": trace.method, "settings": json.dumps(trace.settings)}
-
-
-def grid(images: list[Any], columns: int = 10) -> Any:
-    """PIL images of one size side by side, at most `columns` in a row."""
-    from PIL import Image
-
-    columns = min(columns, len(images))
-    width, height = images[0].size
-    sheet = Image.new("RGB", (width * columns, height * -(-len(images) // columns)), "white")
-    for index, image in enumerate(images):
-        sheet.paste(image, (index % columns * width, index // columns * height))
-    return sheet
-
-
-def save_png(path: Path, image: Any, texts: dict[str, str]) -> None:
-    """Write a PNG with text chunks, whole or not at all."""
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    for key, value in texts.items():
-        info.add_text(key, value)
-    write_atomically(path, lambda temporary: image.save(temporary, format="PNG", pnginfo=info))
 
 
 def bench(argv: list[str]) -> None:

@@ -1,4 +1,7 @@
-"""Drafters: what proposes tokens for a large model to verify. They keep their own cache and count their forwards."""
+"""Drafters: what proposes tokens for a large model to verify. They keep their own cache and count their forwards.
+
+The small model that refines what a large next-scale model began (`code`) is found here by name as well.
+"""
 
 import hashlib
 from dataclasses import asdict, replace
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from vargen import checkpoints, registry
 from vargen.core import Block, Condition, KVCache
 from vargen.guidance import Guidance
-from vargen.models.contract import RasterModel, RasterSpec, embed
+from vargen.models.contract import RasterModel, RasterSpec, ScaleSpec, embed
 from vargen.models.eagle import EagleHead
 from vargen.presets.contract import Sources
 from vargen.request import Method
@@ -111,12 +114,15 @@ class Watched:
         return self._model.logits(states)
 
 
-def check(name: str, drafter: RasterSpec, target: RasterSpec) -> None:
-    """ValueError where a drafter cannot draft for a model."""
-    for what in ("vocabulary", "rows", "columns", "classes", "newline"):
-        ours, theirs = getattr(drafter, what), getattr(target, what)
+def check(name: str, other: RasterSpec | ScaleSpec, target: RasterSpec | ScaleSpec) -> None:
+    """ValueError where a model cannot draft, or refine, for another."""
+    does = "draft" if isinstance(target, RasterSpec) else "refine"
+    if type(other) is not type(target):
+        raise ValueError(f"{name} cannot {does} here: it is a {other.kind} model, not a {target.kind} model")
+    for what in dict.fromkeys(("vocabulary", *asdict(target))):
+        ours, theirs = getattr(other, what), getattr(target, what)
         if ours != theirs:
-            raise ValueError(f"{name} cannot draft here: {what} {ours} instead of {theirs}")
+            raise ValueError(f"{name} cannot {does} here: {what} {ours} instead of {theirs}")
 
 
 def by_name(pipe: Any, name: str, given: Sources | None = None) -> nn.Module:
@@ -136,7 +142,8 @@ def from_model(pipe: Any, name: str, other: Any) -> nn.Module:
     check(name, other.transformer.spec, pipe.transformer.spec)
     ours, theirs = (_codebook(p) for p in (pipe, other))
     if ours is not None and theirs is not None and not torch.equal(ours, theirs):
-        raise ValueError(f"{name} cannot draft for {pipe.preset.name}: its image tokenizer has another codebook")
+        does = "draft" if isinstance(pipe.transformer.spec, RasterSpec) else "refine"
+        raise ValueError(f"{name} cannot {does} for {pipe.preset.name}: its image tokenizer has another codebook")
     return other.transformer
 
 
@@ -177,15 +184,16 @@ def chosen(pipe: Any, sampler: type, settings: Any) -> tuple[str, Any] | None:
     It is the one that the method names, or else the pipeline's, or else the preset's. ValueError where there is none,
     or where the name is of none that fits.
     """
-    if not getattr(sampler, "drafted", False):
+    partner = getattr(sampler, "partner", None)
+    if partner is None:
         return None
-    name, found = settings.drafter, pipe.drafter
+    name, found = getattr(settings, partner), pipe.drafter
     if not name and found is not None:
         known = [key for key, value in pipe.drafters.items() if value is found]
         return (known or [type(found).__name__])[0], found
     name = name or pipe.preset.drafter
     if name is None:
-        raise ValueError(f"this method needs a drafter, and {pipe.preset.name} has none: load it with drafter=NAME")
+        raise ValueError(f"this method needs a {partner}, and {pipe.preset.name} has none: give one by name")
     if name not in pipe.drafters:
         pipe.drafters[name] = by_name(pipe, name)
     return name, pipe.drafters[name]

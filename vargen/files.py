@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -45,3 +46,25 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def grid(images: list[Any], columns: int = 10) -> Any:
+    """PIL images of one size side by side, at most `columns` in a row."""
+    from PIL import Image
+
+    columns = min(columns, len(images))
+    width, height = images[0].size
+    sheet = Image.new("RGB", (width * columns, height * -(-len(images) // columns)), "white")
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * width, index // columns * height))
+    return sheet
+
+
+def save_png(path: Path, image: Any, texts: dict[str, str]) -> None:
+    """Write a PNG with text chunks, whole or not at all."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, value in texts.items():
+        info.add_text(key, value)
+    write_atomically(path, lambda temporary: image.save(temporary, format="PNG", pnginfo=info))

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from vargen.core import Condition
-from vargen.guidance import Guidance
-from vargen.models.contract import RasterModel
-from vargen.samplers.contract import RasterSampler
+from vargen.guidance import Guidance, Ramp
+from vargen.models.contract import NextScaleModel, RasterModel
+from vargen.samplers.contract import RasterSampler, ScaleSampler
+from vargen.tokenizers.multiscale_vq import Pyramid
 
 
 class Clock:
@@ -63,6 +64,8 @@ class Counts:
     forwards: int = 0
     widths: dict[int, int] = field(default_factory=dict)
     per_image: list[int] = field(default_factory=list)
+    by_others: int = 0  # forwards of models that go on where the first one stopped
+    cache_bytes: int = 0  # the most that keys and values took at a time
 
     def note(self, width: int, unsettled: list[bool]) -> None:
         self.forwards += 1
@@ -77,6 +80,7 @@ def raster(
     """Decode a batch; yields after each forward, when `sampler` holds what is settled. Stop iterating to cancel."""
     slots, rows = model.spec.slots, condition.embedding.shape[0]
     cache = model.make_cache(rows, getattr(sampler, "extra", 0))
+    counts.cache_bytes = cache.bytes
     logits = guidance.mix(model.prefill(condition, cache))
     while True:
         counts.note(logits.shape[1], [n < slots for n in sampler.settled])
@@ -93,6 +97,44 @@ def raster(
         assert len(spread.slots) <= rows, "rows that were dropped cannot come back: their cache has holes"
         rows = len(spread.slots)
         logits = guidance.mix(model.decode(spread, cache), block)
+
+
+def next_scale(
+    models: Sequence[tuple[NextScaleModel, Condition]],
+    sampler: ScaleSampler,
+    pyramid: Pyramid,
+    guidance: Ramp,
+    clock: Clock,
+    counts: Counts,
+) -> Iterator[None]:
+    """Decode a batch scale by scale into `pyramid`; yields after each. Stop iterating to cancel.
+
+    Models take turns where the sampler says so; each first runs, in one pass, the scales that the one before has drawn.
+    The last scale that a model draws is never looked back at, and its keys and values are not kept.
+    """
+    batch, scale = len(pyramid.features), 0
+    used = [(model, condition, reach) for (model, condition), reach in zip(models, sampler.reaches, strict=True)]
+    for turn, (model, condition, reach) in enumerate(part for part in used if part[2] > 0):
+        ran, cache = 0, None  # the cache of the model before is freed here
+        while scale < reach:
+            rows = len(condition.embedding) if guidance.guided(scale) else batch
+            if cache is None:
+                cache = model.make_cache(rows, model.spec.start(reach - 1))
+                counts.cache_bytes = max(counts.cache_bytes, cache.bytes)
+            inputs = pyramid.between(ran, scale + 1).repeat(rows // batch, 1, 1)
+            block = range(ran, scale + 1)
+            logits = model.decode(Condition(condition.embedding[:rows]), inputs, block, cache)
+            logits, ran = guidance.mix(logits, scale), scale + 1
+            if turn:
+                counts.by_others += 1
+            else:
+                counts.note(model.spec.start(ran) - model.spec.start(block.start), [True] * batch)
+            clock.lap("model")
+            pyramid.add(sampler.draw(logits, scale))
+            clock.lap("sampler")
+            scale += 1
+            yield
+            clock.skip()
 
 
 def step_costs(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vargen import drafting, registry
-from vargen.pipeline import RasterPipeline
+from vargen.pipeline import Pipeline
 from vargen.presets.contract import Sources
 
 
@@ -20,7 +20,7 @@ def load(
     text_encoder: str | Path | None = None,
     drafter: str | None = None,
     drafter_checkpoint: str | Path | None = None,
-) -> RasterPipeline:
+) -> Pipeline:
     """A pipeline by the model's name. ValueError lists names, or names the file that does not load.
 
     `device` defaults to CUDA where there is one. `dtype` is the transformer's, cast to while loading (default: float32

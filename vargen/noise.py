@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     REDRAW = 3  # the token that replaces a draft
     GUESS = 4  # the first draft of a slot
     LABEL = 5  # the class of an image in a sampling run
+    SMOOTH = 6  # the mixture of codes in a smoothed image
 
 
 def _signed(value: int) -> int:

@@ -20,12 +20,17 @@ MODELS = {
     },
     "llamagen-t2i-xl-256": "vargen.presets.llamagen:PRESETS",
     "llamagen-t2i-xl-512": "vargen.presets.llamagen:PRESETS",
+    **{f"var-d{depth}": "vargen.presets.var:PRESETS" for depth in (16, 20, 24, 30, 36)},
+    **{f"code-{role}-{n}": "vargen.presets.var:PRESETS" for role in ("drafter", "refiner") for n in (6, 7, 8, 9)},
 }
 TOKENIZERS = {
     "pocket-vq": "vargen.presets.pocket:tokenizer",
+    "pocket-multiscale-vq": "vargen.presets.pocket:tokenizer",
     "llamagen-vq-16-c2i": "vargen.presets.llamagen:tokenizer",
     "llamagen-vq-8-c2i": "vargen.presets.llamagen:tokenizer",
     "llamagen-vq-16-t2i": "vargen.presets.llamagen:tokenizer",
+    "var-vq-256": "vargen.presets.var:tokenizer",
+    "var-vq-512": "vargen.presets.var:tokenizer",
 }
 METHODS = {
     "ar": "vargen.samplers.ar:Autoregressive",
@@ -36,6 +41,8 @@ METHODS = {
     "zipar": "vargen.samplers.zipar:ZipAR",
     "zipar-adaptive": "vargen.samplers.zipar:AdaptiveZipAR",
     "jacobi-2d": "vargen.samplers.jacobi2d:Jacobi2D",
+    "var": "vargen.samplers.var:NextScale",
+    "code": "vargen.samplers.collaborative:Collaborative",
     "speculative": "vargen.samplers.speculative:Speculative",
     "speculative-tree": "vargen.samplers.tree:TreeSpeculative",
     "speculative-dynamic": "vargen.samplers.dynamic:DynamicTree",
@@ -131,6 +138,16 @@ def _parse(value: Any, kind: type) -> Any:
 def settings_of(name: str) -> list[dataclasses.Field]:
     """The settings that a method has."""
     return list(dataclasses.fields(find(METHODS, name, "method").Settings))
+
+
+def kind(sampler: type) -> str:
+    """Which kind of model a sampler draws with."""
+    return getattr(sampler, "kind", "raster")
+
+
+def methods(of: str) -> list[str]:
+    """The methods that draw with models of a kind."""
+    return [name for name in METHODS if kind(find(METHODS, name, "method")) == of]
 
 
 def summary(name: str) -> str:

@@ -3,16 +3,18 @@
 import operator
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vargen import registry
-from vargen.guidance import Guidance
+from vargen.guidance import Guidance, Ramp
+from vargen.models.contract import RasterSpec, ScaleSpec
 from vargen.presets.contract import LAW, Recipe
 from vargen.samplers.warp import Warp
 
@@ -35,12 +37,80 @@ class Method:
         return {**guidance, **warp, **asdict(self.settings)}
 
 
-def method(name: str, recipe: Recipe, law: dict[str, Any], settings: dict[str, Any]) -> Method:
-    """`name` with `settings`, under `recipe` where `law` (the fields `LAW` of a recipe) has None."""
+@dataclass(frozen=True)
+class ScaleMethod:
+    """The same for a next-scale model, whose law may differ from scale to scale."""
+
+    name: str
+    sampler: type
+    settings: Any
+    warps: tuple[Warp, ...]
+    guidance: Ramp
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Every setting by name; one value where it is the same for all scales."""
+        warps = {key: [getattr(warp, key) for warp in self.warps] for key in ("temperature", "top_k", "top_p")}
+        law = {key: values[0] if len(set(values)) == 1 else values for key, values in warps.items()}
+        guidance = {"guidance_scale": self.guidance.scale, "cfg_interval": self.guidance.interval}
+        return {**guidance, **law, **asdict(self.settings)}
+
+
+def asked(
+    name: str, recipe: Recipe, law: dict[str, Any], settings: dict[str, Any], spec: RasterSpec | ScaleSpec | None
+) -> Method | ScaleMethod:
+    """`name` with `settings` for a model of layout `spec`; None stands for any raster model."""
+    if isinstance(spec, ScaleSpec):
+        return scale_method(name, recipe, law, settings, spec)
+    return method(name, recipe, law, settings)
+
+
+def _sampler(name: str, settings: dict[str, Any], kind: str) -> tuple[type, Any]:
+    """A sampler for models of a kind, and its settings."""
     if not isinstance(name, str):
         raise ValueError(f"got method {name!r}, expected a name such as sjd-coupled:window=16")
     sampler, chosen = registry.method(name, **settings)
-    used = {key: getattr(recipe, key) if law.get(key) is None else law[key] for key in LAW}
+    if registry.kind(sampler) != kind:
+        known = ", ".join(registry.methods(kind))
+        raise ValueError(f"method {name} does not draw with {kind} models; those that do: {known}")
+    return sampler, chosen
+
+
+def _used(recipe: Recipe, law: dict[str, Any]) -> dict[str, Any]:
+    return {key: getattr(recipe, key) if law.get(key) is None else law[key] for key in LAW}
+
+
+def scale_method(
+    name: str, recipe: Recipe, law: dict[str, Any], settings: dict[str, Any], spec: ScaleSpec
+) -> ScaleMethod:
+    """As `method`, for a next-scale model. temperature, top_k and top_p may be lists, with a value for each scale."""
+    sampler, chosen = _sampler(name, settings, spec.kind)
+    used, scales = _used(recipe, law), len(spec.sides)
+    temperatures = per_scale(used["temperature"], "temperature", number, scales)
+    top_ks = per_scale(used["top_k"], "top-k", whole, scales)
+    top_ps = per_scale(used["top_p"], "top-p", number, scales)
+    values = zip(temperatures, top_ks, top_ps, strict=True)
+    warps = tuple(Warp(temperature=t, top_k=k, top_p=p, temperature_last=True) for t, k, p in values)
+    interval = whole(used["cfg_interval"], "cfg interval")
+    ramp = Ramp(number(used["guidance_scale"], "guidance scale"), scales, interval)
+    if getattr(chosen, "scales", 0) > scales:
+        raise ValueError(f"got scales {chosen.scales}, but an image has {scales}")
+    return ScaleMethod(name, sampler, chosen, warps, ramp)
+
+
+def per_scale(value: Any, name: str, convert: Callable[[Any, str], Any], scales: int) -> list[Any]:
+    """A value for each of so many scales, from one for all or from a list. ValueError where it has another length."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [convert(value, name)] * scales
+    if len(value) != scales:
+        raise ValueError(f"got {len(value)} values of {name} for {scales} scales, expected one, or one each")
+    return [convert(each, name) for each in value]
+
+
+def method(name: str, recipe: Recipe, law: dict[str, Any], settings: dict[str, Any]) -> Method:
+    """`name` with `settings`, under `recipe` where `law` (the fields `LAW` of a recipe) has None."""
+    sampler, chosen = _sampler(name, settings, "raster")
+    used = _used(recipe, law)
     temperature, top_p = number(used["temperature"], "temperature"), number(used["top_p"], "top-p")
     warp = Warp(temperature=temperature, top_k=whole(used["top_k"], "top-k"), top_p=top_p)
     interval = whole(used["cfg_interval"], "cfg interval")
@@ -58,6 +128,14 @@ def whole(value: Any, name: str, *, least: int | None = None) -> int:
     if least is not None and found < least:
         raise ValueError(f"got {name} {found}, expected at least {least}")
     return found
+
+
+def output(recipe: Recipe, batch_size: Any, size: Any, kind: Any) -> dict[str, Any]:
+    """How images are drawn and given out: `batch_size`, `image_size` and `output_type`, checked."""
+    if kind not in ("pil", "np", "pt", "latent"):
+        raise ValueError(f"got output type {kind!r}, expected pil, np, pt or latent")
+    batch = whole(batch_size, "batch size", least=1)
+    return {"batch_size": batch, "image_size": image_size(size, recipe), "output_type": kind}
 
 
 def image_size(value: Any, recipe: Recipe, *, most: int = 8192) -> int | None:
@@ -100,8 +178,11 @@ def seeds(count: int, seed: Any, generator: Any) -> list[int]:
     return [(s + (1 << 63)) % (1 << 64) - (1 << 63) for s in found]
 
 
-def labels(values: Any, each: Any, names: Sequence[str], count: int) -> list[int]:
-    """Class indices, `each` times over; `values` are indices or names, one or several."""
+def labels(values: Any, each: Any, names: Sequence[str], count: int, *, unconditional: bool = False) -> list[int]:
+    """Class indices, `each` times over; `values` are indices or names, one or several.
+
+    With `unconditional`, -1 is allowed and gives `count`, the row of the class table that stands for no class.
+    """
     if isinstance(values, str | int | np.integer):
         values = [values]
     try:
@@ -111,7 +192,24 @@ def labels(values: Any, each: Any, names: Sequence[str], count: int) -> list[int
     if not many:
         raise ValueError("got no class labels, expected at least one")
     each = whole(each, "number of images", least=1)
-    return [label(value, names, count) for value in many for _ in range(each)]
+    least = -1 if unconditional else 0
+    return [label(value, names, count, least) % (count + 1) for value in many for _ in range(each)]
+
+
+def picture(value: Any, side: int, channels: int) -> Tensor:
+    """A picture as (1, C, side, side) in [0, 1], from a PIL image or a tensor (C, H, W), or (H, W) where C is 1."""
+    if isinstance(value, Image.Image):
+        found = torch.from_numpy(np.array(value.convert("RGB" if channels == 3 else "L"))).float() / 255
+        found = found.permute(2, 0, 1) if channels == 3 else found[None]
+    elif isinstance(value, Tensor):
+        found = value.float()[None] if value.dim() == 2 else value.float()
+    else:
+        raise ValueError(f"got a {type(value).__name__} for a picture, expected a PIL image or a tensor")
+    if found.shape != (channels, side, side):
+        raise ValueError(f"got a picture {tuple(found.shape)}, expected ({channels}, {side}, {side}): resize it first")
+    if not (found.isfinite().all() and found.min() >= 0 and found.max() <= 1):
+        raise ValueError("got a picture with values out of range, expected 0 to 1")
+    return found[None]
 
 
 def prompts(values: Any) -> list[str]:
@@ -138,7 +236,7 @@ def text_states(states: Any, mask: Any, tokens: int, width: int) -> tuple[Tensor
     return states, mask
 
 
-def label(value: Any, names: Sequence[str], count: int) -> int:
+def label(value: Any, names: Sequence[str], count: int, least: int = 0) -> int:
     """The index of a class given by index or by name, in whatever case. ValueError lists the names most like it."""
     if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value):
         folded = [name.casefold() for name in names]
@@ -146,6 +244,6 @@ def label(value: Any, names: Sequence[str], count: int) -> int:
             raise ValueError(f"{registry.unknown('class', value, names)}, or an index from 0 to {count - 1}")
         return list(names).index(value) if value in names else folded.index(value.casefold())
     index = int(value) if isinstance(value, str) else whole(value, "class")
-    if not 0 <= index < count:
-        raise ValueError(f"got class {index}, expected 0 to {count - 1}")
+    if not least <= index < count:
+        raise ValueError(f"got class {index}, expected {least} to {count - 1}")
     return index

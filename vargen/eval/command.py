@@ -55,7 +55,7 @@ def command(argv: list[str]) -> None:
 
 def _sample_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_law(parser)
-    parser.add_argument("--method", default=cli.DEFAULT_METHOD, help="with settings after colons")
+    parser.add_argument("--method", help="with settings after colons (default: the model's)")
     parser.add_argument("--num-images", type=int, default=50_000)
     parser.add_argument("--image-size", type=int, help="resize to so many pixels a side (default: as the preset says)")
     parser.add_argument("--prompts", type=Path, help="prompt file, for a model that takes text")

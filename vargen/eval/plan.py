@@ -76,7 +76,7 @@ class Plan:
 
 def make(
     preset: Preset,
-    method: str,
+    method: str | None,
     count: int,
     *,
     recipe: str | None,
@@ -85,9 +85,9 @@ def make(
     **rest: Any,
 ) -> Plan:
     """A plan, checked. ValueError in one sentence for what does not go together; `auto` windows are fixed."""
-    chosen = preset.choose(recipe)
+    chosen, method = preset.choose(recipe), method or preset.method
     name = recipe or next(iter(preset.recipes))
-    request.method(method, chosen, law, {})
+    request.asked(method, chosen, law, {}, preset.spec)
     request.image_size(law.get("image_size"), chosen)
     _, settings = registry.method(method)
     if getattr(settings, "window", None) == "auto":

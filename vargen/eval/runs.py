@@ -23,12 +23,11 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from vargen import registry
-from vargen.cli import save_png
 from vargen.core import versions
 from vargen.drafting import chosen
 from vargen.eval.images import is_whole_png
 from vargen.eval.plan import Plan, load
-from vargen.files import write_atomically
+from vargen.files import save_png, write_atomically
 from vargen.loading import find_device
 
 STALE_SECONDS = 3600  # after which a half-written file is nobody's
@@ -96,7 +95,7 @@ def _read_sums(out: Path) -> dict[str, str]:
 def _side(plan: Plan, pipe: Any) -> int:
     """Pixels along one side of the images to come."""
     size = plan.law.get("image_size") or pipe.preset.choose(plan.preset).image_size
-    return size or pipe.transformer.spec.columns * pipe.tokenizer.config.factor
+    return size or pipe.pixels
 
 
 def _image(out: Path, plan: Plan, index: int) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import torch
 
-    from vargen.models.contract import RasterSpec
+    from vargen.models.contract import RasterSpec, ScaleSpec
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,15 @@ class Recipe:
 
     guidance_scale: float = 1.0
     cfg_interval: int = -1
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: float | Sequence[float] = 1.0  # this one and the next two: of all scales, or of each
+    top_k: int | Sequence[int] = 0
+    top_p: float | Sequence[float] = 1.0
     image_size: int | None = None  # pixels along one side, resized to if need be; None: as decoded
     labels: Literal["balanced", "random"] = "balanced"  # how a sampling run chooses classes
     published: Mapping[str, float] = field(default_factory=dict)  # figures that the authors report under this recipe
 
 
+DEFAULT_METHODS = {"raster": "sjd-coupled", "next-scale": "var"}  # by the kind of model
 LAW = ("guidance_scale", "cfg_interval", "temperature", "top_k", "top_p")  # the fields that shape what is drawn
 
 
@@ -49,9 +50,19 @@ class Preset:
     build: "Callable[[Sources, torch.device, torch.dtype], Any]"
     names: Callable[[], Sequence[str]] = tuple  # of the classes
     examples: tuple[int, ...] = ()  # the classes that are drawn when none is asked for
-    spec: "RasterSpec | None" = None  # the image's layout
-    drafter: str | None = None  # what drafts for this one unless something else is named
+    spec: "RasterSpec | ScaleSpec | None" = None  # the image's layout
+    drafter: str | None = None  # what drafts for this one, or refines what it began, unless something else is named
     head: Path | None = None  # weights of an EAGLE head that drafts for this one
+
+    @property
+    def kind(self) -> str:
+        """Which methods draw with it."""
+        return "raster" if self.spec is None else self.spec.kind
+
+    @property
+    def method(self) -> str:
+        """The method that is used unless another is named."""
+        return DEFAULT_METHODS[self.kind]
 
     @property
     def recipe(self) -> Recipe:

@@ -9,20 +9,28 @@ from torch import nn
 
 from vargen.models import pocket
 from vargen.models.llama import LlamaGenConfig
+from vargen.models.llamagen import LlamaGen
+from vargen.models.var import VAR, VARConfig
 from vargen.presets.contract import Preset, Recipe, Sources
 
 if TYPE_CHECKING:
-    from vargen.pipeline import RasterPipeline
+    from vargen.pipeline import Pipeline
+
+TOKENIZER = {"raster": "pocket-vq", "next-scale": "pocket-multiscale-vq"}  # by the kind of model
 
 
-def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "RasterPipeline":
+def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "Pipeline":
     """The pipeline of a shipped model; the checkpoint may also be a folder with all of them."""
-    from vargen.pipeline import RasterPipeline
+    from vargen.next_scale import NextScalePipeline
+    from vargen.raster import RasterPipeline
 
     folder = sources.checkpoint if sources.checkpoint and sources.checkpoint.is_dir() else None
     transformer = pocket.load(name, sources.checkpoint, device=device, dtype=dtype)
-    images = tokenizer("pocket-vq", sources.tokenizer_checkpoint or folder, device)
-    pipe = RasterPipeline(transformer, images, preset=PRESETS[name])
+    assert isinstance(transformer, LlamaGen | VAR)
+    kind = transformer.spec.kind
+    images = tokenizer(TOKENIZER[kind], sources.tokenizer_checkpoint or folder, device)
+    made = RasterPipeline if kind == "raster" else NextScalePipeline
+    pipe = made(transformer, images, preset=PRESETS[name])
     pipe.nats_per_token = pocket.figures(name).get("nats_per_token") if sources.checkpoint is None else None
     return pipe
 
@@ -36,11 +44,13 @@ def _names() -> tuple[str, ...]:
     return tuple(pocket.CLASSES)
 
 
-def _preset(name: str, summary: str, config: LlamaGenConfig, drafter: str, head: Path | None = None) -> Preset:
+def _preset(
+    name: str, summary: str, config: LlamaGenConfig | VARConfig, drafter: str | None, head: Path | None = None
+) -> Preset:
     return Preset(
         name,
         summary,
-        {"default": Recipe(guidance_scale=2.0)},
+        {"default": Recipe(guidance_scale=2.0 if isinstance(config, LlamaGenConfig) else 1.0)},
         classes=len(pocket.CLASSES),
         build=partial(build, name),
         names=_names,
@@ -64,5 +74,17 @@ PRESETS = {
         "LlamaGen at 0.9 M parameters on pocket scenes, 64x64: a drafter.",
         pocket.LLAMAGEN_SMALL,
         "pocket-llamagen-small",
+    ),
+    "pocket-var": _preset(
+        "pocket-var",
+        "VAR at 1.8 M parameters on pocket scenes, 64x64, ten scales.",
+        pocket.VAR_LARGE,
+        "pocket-var-small",
+    ),
+    "pocket-var-small": _preset(
+        "pocket-var-small",
+        "VAR at 0.4 M parameters on pocket scenes, 64x64, ten scales: a refiner.",
+        pocket.VAR_SMALL,
+        None,
     ),
 }

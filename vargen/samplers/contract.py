@@ -1,4 +1,4 @@
-"""What a raster sampler is: three methods around its own state. `generate.py` owns the loop and calls the model."""
+"""What a sampler is: a few methods around its own state. `generate.py` owns the loops and calls the model."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vargen.core import Block
-from vargen.models.contract import RasterSpec
+from vargen.models.contract import RasterSpec, ScaleSpec
 from vargen.samplers.warp import Warp
 
 
@@ -53,6 +53,51 @@ class Task:
         allowed = self.warp.allowed
         every = torch.ones(self.spec.vocabulary, device=self.device) if allowed is None else allowed.float()
         return every.nonzero().flatten(), every / every.sum()
+
+
+@dataclass(frozen=True)
+class ScaleTask:
+    """What a next-scale sampler is asked to fill: one image per seed."""
+
+    spec: ScaleSpec
+    seeds: Tensor  # (B,) int64, on the model's device
+    warps: tuple[Warp, ...]  # of each scale
+    codebook: Tensor  # (V, D)
+    given: Tensor | None = None  # (B, S) int64, ids of an image of which a part stays
+    keep: Tensor | None = None  # (B, S) bool, where they stay
+
+    @property
+    def batch(self) -> int:
+        return len(self.seeds)
+
+
+class ScaleSampler(Protocol):
+    """A decoding method for next-scale models."""
+
+    kind: ClassVar[str] = "next-scale"
+    exact: ClassVar[bool]
+    Settings: ClassVar[type]
+
+    def __init__(self, settings, task: ScaleTask) -> None: ...
+
+    @property
+    def reaches(self) -> tuple[int, ...]:
+        """For each model in turn, the scale before which it hands over to the next; at last all of them."""
+        ...
+
+    @property
+    def settled(self) -> list[int]:
+        """Tokens drawn so far, for each row."""
+        ...
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B, S) int64; row b is final up to `settled[b]`."""
+        ...
+
+    def draw(self, logits: Tensor, scale: int) -> Tensor:
+        """The codes (B, n, D) of a scale from its guided logits (B, n, V)."""
+        ...
 
 
 class RasterSampler(Protocol):

@@ -40,7 +40,7 @@ class Speculative(Window):
 
     Settings: ClassVar[type] = SpeculativeSettings
     exact: ClassVar[bool] = True
-    drafted: ClassVar[bool] = True  # the task must bring a drafter
+    partner: ClassVar[str] = "drafter"  # the setting that names the other model
 
     def __init__(self, settings: SpeculativeSettings, task: Task) -> None:
         length = min(settings.length, task.spec.slots)

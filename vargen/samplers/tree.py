@@ -85,7 +85,7 @@ class Tree(Window, ABC):
     """
 
     exact: ClassVar[bool] = True
-    drafted: ClassVar[bool] = True  # the task must bring a drafter
+    partner: ClassVar[str] = "drafter"  # the setting that names the other model
 
     def __init__(self, settings: RuleSettings, task: Task, *, nodes: int, deepest: int, scratch: int = 0) -> None:
         super().__init__(task, nodes + 1)

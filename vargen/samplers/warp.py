@@ -1,7 +1,7 @@
 """From logits to the law that is sampled: allowed ids, temperature, top-k, top-p, in this order.
 
-It is the order of the LlamaGen scripts and of transformers. Guidance is already in the logits. Exactness of any method
-is a statement about the law *after* this step.
+It is the order of the LlamaGen scripts and of transformers; `temperature_last` has it behind them, as CoDe does.
+Guidance is already in the logits. Exactness of any method is a statement about the law *after* this step.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ class Warp:
     top_k: int = 0
     top_p: float = 1.0
     allowed: Tensor | None = None  # (V,) bool
+    temperature_last: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
@@ -30,8 +31,8 @@ class Warp:
     def scores(self, logits: Tensor) -> Tensor:
         """Unnormalised log-probabilities (..., V), -inf where an id is ruled out; `logits` is left alone."""
         out = logits if self.allowed is None else logits.masked_fill(~self.allowed, float("-inf"))
-        if self.temperature != 1.0:
-            out = (out - out.amax(-1, keepdim=True)) / self.temperature  # the maximum is 0: nothing can overflow
+        if not self.temperature_last:
+            out = self._tempered(out)
         if 0 < self.top_k < out.shape[-1]:
             least = out.topk(self.top_k, dim=-1).values[..., -1:]
             out = out.masked_fill(out < least, float("-inf"))
@@ -39,7 +40,12 @@ class Warp:
             p, order = out.softmax(-1).sort(dim=-1, descending=True)
             beyond = p.cumsum(-1) - p > self.top_p  # the mass before an id already passes the threshold
             out = out.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
-        return out
+        return self._tempered(out) if self.temperature_last else out
+
+    def _tempered(self, scores: Tensor) -> Tensor:
+        if self.temperature == 1.0:
+            return scores
+        return (scores - scores.amax(-1, keepdim=True)) / self.temperature  # the maximum is 0: nothing can overflow
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Probabilities (..., V)."""

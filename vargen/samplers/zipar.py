@@ -58,7 +58,7 @@ class AdaptiveZipAR(ZipAR):
         self._steps += 1
         if not early.any():
             return drawn, moved
-        # A first trial has noise of its own: that of plain decoding would know, if it came to be used, what was refused.
+        # A first trial has noise of its own: that of plain decoding, used once it was refused, would know of that.
         tried = self._plain_draw(scores, step, Purpose.GUESS)[..., 0]
         drawn = torch.where(self._tensor(early), tried, drawn[..., 0])
         on_trial = early & np.take_along_axis(self._trial, rows, 1)

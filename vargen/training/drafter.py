@@ -24,8 +24,8 @@ from vargen.models.contract import embed
 from vargen.models.eagle import EagleHead
 from vargen.models.llama import Step
 from vargen.models.llamagen import LlamaGen
-from vargen.pipeline import RasterPipeline
-from vargen.request import seeds, whole
+from vargen.raster import RasterPipeline
+from vargen.request import method, seeds, whole
 from vargen.samplers.warp import Warp
 from vargen.training.fit import Schedule, fit
 
@@ -157,8 +157,8 @@ def train(
 
 def law_of(pipe: RasterPipeline) -> tuple[Guidance, Warp]:
     """What the model is sampled under: its first recipe."""
-    recipe = pipe.preset.recipe
-    return Guidance(recipe.guidance_scale), Warp(recipe.temperature, recipe.top_k, recipe.top_p)
+    asked = method("ar", pipe.preset.recipe, {}, {})
+    return asked.guidance, asked.warp
 
 
 @torch.no_grad()
@@ -207,6 +207,8 @@ def run(
     work.mkdir(parents=True, exist_ok=True)
     check_writable([out])
     pipe = load(name, device=device, dtype=torch.float32, checkpoint=checkpoint)
+    if not isinstance(pipe, RasterPipeline):
+        raise ValueError(f"{name} draws scale by scale: a head drafts only for models that draw token by token")
     if depth >= pipe.transformer.spec.slots:
         raise ValueError(f"got depth {depth}, expected less than the {pipe.transformer.spec.slots} tokens of an image")
     asked = _asked(pipe, prompts, images + HELD_OUT)

@@ -9,10 +9,13 @@ from vargen import checkpoints
 from vargen.models.classifier import Classifier
 from vargen.models.llamagen import LlamaGen
 from vargen.models.pocket import WEIGHTS, build, load
+from vargen.models.var import VAR
 from vargen.presets.contract import Sources
 from vargen.presets.pocket import build as pipeline
+from vargen.raster import RasterPipeline
+from vargen.tokenizers.multiscale_vq import MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQTokenizer
-from vargen.training import classifier, transformer, vq
+from vargen.training import classifier, multiscale_vq, transformer, var, vq
 
 __all__ = ["RECIPES", "WEIGHTS", "measure", "train"]
 
@@ -27,8 +30,11 @@ class Recipe:
 RECIPES = {
     "pocket-vq": Recipe(steps=1000, batch=48, images=20_000),
     "pocket-classifier": Recipe(steps=600, batch=64, images=20_000),
+    "pocket-multiscale-vq": Recipe(steps=800, batch=48, images=20_000),
     "pocket-llamagen": Recipe(steps=1500, batch=32, images=20_000),
     "pocket-llamagen-small": Recipe(steps=1500, batch=32, images=20_000),
+    "pocket-var": Recipe(steps=1500, batch=32, images=20_000),
+    "pocket-var-small": Recipe(steps=1500, batch=32, images=20_000),
 }
 
 
@@ -43,13 +49,20 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     recipe, model = RECIPES[name], build(name).to(device)
     steps, batch, images = recipe.steps if steps is None else steps, recipe.batch, recipe.images
-    if isinstance(model, VQTokenizer):
-        vq.train(model, work, steps=steps, batch=batch, images=images, seed=seed, device=device)
+    if isinstance(model, VQTokenizer | MultiScaleVQTokenizer):
+        training = vq.VQTraining(model)
+        if isinstance(model, MultiScaleVQTokenizer):
+            multiscale_vq.initialise(model, _pocket_vq(weights, device))
+            training = multiscale_vq.MultiScaleTraining(model)
+        vq.train(training, work, name=name, steps=steps, batch=batch, images=images, seed=seed, device=device)
     elif isinstance(model, Classifier):
         classifier.train(model, work, steps=steps, batch=batch, images=images, seed=seed, device=device)
     elif isinstance(model, LlamaGen):
-        ids = transformer.tokens(_tokenizer(weights, device), work, images, 0, device)
+        ids = transformer.tokens(_pocket_vq(weights, device), work, images, 0, device)
         transformer.train(model, ids, work, name=name, steps=steps, batch=batch, seed=seed, device=device)
+    elif isinstance(model, VAR):
+        options = {"name": name, "images": images, "steps": steps, "batch": batch, "seed": seed, "device": device}
+        var.train(model, _pyramid(weights, device), work, **options)
     checkpoints.save(
         weights / f"{name}.safetensors", {key: value.half().cpu() for key, value in model.state_dict().items()}
     )
@@ -59,13 +72,16 @@ def train(
 def measure(name: str, *, work: Path, weights: Path, device: torch.device) -> dict[str, float]:
     """Figures of the weights as they ship, in float16, on held-out scenes; noted in the weights file as well."""
     model = load(name, weights, device=device)
-    if isinstance(model, VQTokenizer):
+    if isinstance(model, VQTokenizer | MultiScaleVQTokenizer):
         figures = vq.measure(model, work, device=device)
     elif isinstance(model, Classifier):
         figures = classifier.measure(model, work, device=device)
     else:
-        assert isinstance(model, LlamaGen)
-        figures = transformer.measure(model, _tokenizer(weights, device), work, device=device)
+        if isinstance(model, VAR):
+            figures = var.measure(model, _pyramid(weights, device), work, device=device)
+        else:
+            assert isinstance(model, LlamaGen)
+            figures = transformer.measure(model, _pocket_vq(weights, device), work, device=device)
         figures["class_agreement"] = agreement(name, weights, device=device)
     path = weights / f"{name}.safetensors"
     checkpoints.save(path, checkpoints.read(path), {key: f"{value:.4f}" for key, value in figures.items()})
@@ -73,16 +89,23 @@ def measure(name: str, *, work: Path, weights: Path, device: torch.device) -> di
 
 
 def agreement(name: str, weights: Path, *, images: int = 500, device: torch.device) -> float:
-    """Share of plain AR samples, at the model's recipe, in which `pocket-classifier` sees the class asked for."""
+    """Share of plain samples, at the model's recipe, in which `pocket-classifier` sees the class asked for."""
     pipe = pipeline(name, Sources(weights), device, torch.float32)
     judge = load("pocket-classifier", weights, device=device)
     labels = [i % len(pipe.class_names) for i in range(images)]
-    drawn = pipe(labels, method="ar", seed=0, batch_size=50, output_type="pt").images
+    method = "ar" if isinstance(pipe, RasterPipeline) else "var"
+    drawn = pipe(labels, method=method, seed=0, batch_size=50, output_type="pt").images
     guesses = judge(drawn.to(device) * 2 - 1).argmax(-1).cpu()
     return (guesses == torch.tensor(labels)).float().mean().item()
 
 
-def _tokenizer(weights: Path, device: torch.device) -> VQTokenizer:
+def _pyramid(weights: Path, device: torch.device) -> MultiScaleVQTokenizer:
+    model = load("pocket-multiscale-vq", weights, device=device)
+    assert isinstance(model, MultiScaleVQTokenizer)
+    return model
+
+
+def _pocket_vq(weights: Path, device: torch.device) -> VQTokenizer:
     model = load("pocket-vq", weights, device=device)
     assert isinstance(model, VQTokenizer)
     return model

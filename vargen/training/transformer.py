@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vargen.files import write_atomically
 from vargen.models.llamagen import LlamaGen
+from vargen.tokenizers.multiscale_vq import MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQTokenizer
 from vargen.training.data import HELD_OUT, labels, pick, scenes, to_tensor
 from vargen.training.fit import Schedule, fit
@@ -18,7 +19,9 @@ CLASS_DROPOUT = 0.1  # share of images trained without their class, for guidance
 
 
 @torch.no_grad()
-def tokens(tokenizer: VQTokenizer, folder: Path, count: int, first_seed: int, device: torch.device) -> Tensor:
+def tokens(
+    tokenizer: VQTokenizer | MultiScaleVQTokenizer, folder: Path, count: int, first_seed: int, device: torch.device
+) -> Tensor:
     """Ids (count, N) of `data.scenes`, encoded once and kept beside them under a digest of the tokenizer."""
     weights = b"".join(value.cpu().numpy().tobytes() for value in tokenizer.state_dict().values())
     path = folder / f"tokens-{first_seed}-{count}-{hashlib.sha256(weights).hexdigest()[:8]}.npy"

@@ -1,0 +1,187 @@
+"""Drawing with raster models: classes or prompts, every method of `samplers/` that decodes token by token."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vargen import generate, request
+from vargen.core import Generation
+from vargen.drafting import drafter_for
+from vargen.models import t5
+from vargen.models.contract import embed
+from vargen.pipeline import Partial, Pipeline
+from vargen.presets.contract import DEFAULT_METHODS, LAW
+from vargen.request import Method
+from vargen.samplers.contract import RasterSampler, Task
+from vargen.samplers.width import LADDER
+
+DEFAULT_METHOD = DEFAULT_METHODS["raster"]
+
+
+class RasterPipeline(Pipeline):
+    """Draws images with a raster model."""
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        class_labels: Sequence[int | str] | int | str | None = None,
+        *,
+        prompt: Sequence[str] | str | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        method: str = DEFAULT_METHOD,
+        preset: str | None = None,
+        num_images_per_prompt: int = 1,
+        guidance_scale: float | None = None,
+        cfg_interval: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        image_size: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        batch_size: int = 16,
+        output_type: str = "pil",
+        **settings: Any,
+    ) -> Generation:
+        """Draw `num_images_per_prompt` images of each class, or of each prompt where the model takes text.
+
+        `class_labels` are indices or names. Text is `prompt`, or `prompt_embeds` (B, T, C) with
+        `prompt_attention_mask` (B, T), both from `encode_prompt`. Image i takes seed `seed + i`, or `seed[i]`; without
+        a seed, or with `generator` (whose initial seed is used), the trace tells which seeds were taken. `method` is a
+        name with settings, `sjd-coupled:window=16`; `settings` are the same by keyword. None takes the value of
+        `preset`, one of the model's published recipes, by default the first. `image_size` in pixels resizes (bicubic,
+        before rounding). `output_type` is pil, np (B, H, W, 3) or pt (B, 3, H, W), both in [0, 1], or latent (tokens
+        alone, (B, slots)). ValueError in one sentence for anything out of range.
+        """
+        given = (guidance_scale, cfg_interval, temperature, top_k, top_p)
+        law: dict[str, Any] = dict(zip(LAW, given, strict=True))
+        recipe = self.preset.choose(preset)
+        chosen = request.method(method, recipe, law, settings)
+        how = request.output(recipe, batch_size, image_size, output_type)
+        clock = generate.Clock(self.transformer.device)
+        inputs = self._inputs(class_labels, prompt, (prompt_embeds, prompt_attention_mask), num_images_per_prompt)
+        clock.lap("text")
+        seeds = request.seeds(len(inputs[0]), seed, generator)
+        out = self._draw(chosen, inputs, seeds, **how)
+        if prompt is not None:
+            out.trace.seconds |= clock.seconds()
+            out.trace.seconds["total"] += out.trace.seconds["text"]
+        return replace(out, tokens=out.tokens.unflatten(1, self._grid()))
+
+    def stream(
+        self,
+        class_labels: Any = None,
+        *,
+        prompt: Any = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        method: str = DEFAULT_METHOD,
+        preset: str | None = None,
+        num_images_per_prompt: int = 1,
+        image_size: int | None = None,
+        seed: Any = None,
+        generator: Any = None,
+        **options: Any,
+    ) -> Iterator[Partial]:
+        """As a call, for one batch, but yields a `Partial` after each forward; stop iterating to cancel.
+
+        `options` are the law (guidance_scale, cfg_interval, temperature, top_k, top_p) and the method's settings.
+        """
+        law = {name: options.pop(name, None) for name in LAW}
+        recipe = self.preset.choose(preset)
+        chosen, size = request.method(method, recipe, law, options), request.image_size(image_size, recipe)
+        inputs = self._inputs(class_labels, prompt, (prompt_embeds, prompt_attention_mask), num_images_per_prompt)
+        return self._decode(chosen, inputs, request.seeds(len(inputs[0]), seed, generator), size)
+
+    def encode_prompt(self, prompt: Sequence[str] | str) -> tuple[Tensor, Tensor]:
+        """Text states (B, T, C) and the mask (B, T) of the words in them, for `prompt_embeds` and its mask."""
+        if self.text_encoder is None:
+            raise ValueError(f"{self.preset.name} has no text encoder here: it was released or never loaded")
+        tokens = self.transformer.config.condition_tokens
+        return t5.encode(request.prompts(prompt), self.text_encoder, self.text_tokenizer, tokens)
+
+    def release_text_encoder(self) -> None:
+        """Give the text encoder's memory back; from now on the pipeline takes `prompt_embeds` only."""
+        self.register_modules(text_encoder=None, text_tokenizer=None)
+        gc.collect()
+        if self.transformer.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
+    def pixels(self) -> int:
+        """Of an image along one side, as decoded."""
+        return self.transformer.spec.columns * self.tokenizer.config.factor
+
+    def decode(self, tokens: Tensor, output_type: str, image_size: int | None = None) -> Any:
+        """Images of tokens (B, slots), resized to `image_size` pixels a side if it is given."""
+        return super().decode(tokens.unflatten(1, self._grid()), output_type, image_size)
+
+    def _grid(self) -> tuple[int, int]:
+        return self.transformer.spec.rows, self.transformer.spec.columns
+
+    def _inputs(self, classes: Any, prompt: Any, encoded: tuple[Any, Any], each: Any) -> tuple[Tensor, ...]:
+        """What is drawn, a row per image: labels (B,), or text states (B, T, C) and their mask (B, T)."""
+        name, spec = self.preset.name, self.transformer.spec
+        each = request.whole(each, "number of images", least=1)
+        texts = [value is not None for value in (prompt, *encoded)]
+        if spec.classes:
+            if any(texts):
+                raise ValueError(f"{name} draws classes and takes no prompt: give a class")
+            if classes is None:
+                raise ValueError(f"{name} draws classes: give at least one")
+            labels = request.labels(classes, each, self.class_names, spec.classes)
+            return (torch.tensor(labels, device=self.transformer.device),)
+        if classes is not None:
+            raise ValueError(f"{name} draws what a prompt says and takes no class: give a prompt")
+        if any(texts[1:]) == texts[0]:
+            raise ValueError(f"{name} draws what a prompt says: give either a prompt or prompt_embeds with its mask")
+        shapes = self.transformer.config
+        found = self.encode_prompt(prompt) if texts[0] else encoded
+        states, mask = request.text_states(*found, shapes.condition_tokens, shapes.caption_width)
+        return tuple(part.to(self.transformer.device).repeat_interleave(each, dim=0) for part in (states, mask))
+
+    @torch.inference_mode()
+    def _decode(
+        self, method: Method, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
+    ) -> Iterator[Partial]:
+        model, device = self.transformer, self.transformer.device
+        trace = self._begin(method, seeds)
+        clock, counts = generate.Clock(device), generate.Counts()
+        condition = embed(model, inputs, guided=method.guidance.active)
+        task = Task(model.spec, torch.tensor(seeds, device=device), method.warp, codebook=self._codebook())
+        if drafting := drafter_for(self, method, inputs):
+            trace.settings["drafter"], drafter = drafting
+            task, model = replace(task, drafter=drafter), drafter.watch(model)
+        if getattr(method.settings, "window", None) == "auto":
+            task = replace(task, costs=self._step_costs(method, condition, task))
+            clock.lap("calibration")
+        sampler: RasterSampler = method.sampler(method.settings, task)
+        for _ in generate.raster(model, condition, sampler, method.guidance, clock, counts):
+            yield Partial(sampler.tokens, sampler.settled, counts.forwards, trace, self, image_size)
+        if task.drafter is not None:
+            trace.drafter_forwards = task.drafter.forwards
+            trace.drafts, trace.drafts_kept = getattr(sampler, "drafts", 0), getattr(sampler, "drafts_kept", 0)
+        self._fill(trace, clock, counts)
+
+    def _codebook(self) -> Tensor | None:
+        """The image tokenizer's codes (V, D), as it uses them."""
+        quantizer = getattr(self.tokenizer, "quantize", None)
+        return None if quantizer is None else quantizer.codebook().to(self.transformer.device)
+
+    def _step_costs(self, method: Method, condition: Any, task: Task) -> dict[int, float]:
+        """Seconds per step by width, measured once for this model, device, batch and method."""
+        model, warp = self.transformer, method.warp
+        law = (method.guidance.active, method.guidance.interval, warp.top_k > 0, warp.top_p < 1)
+        key = (method.sampler, method.settings, str(model.device), model.dtype, task.batch, law)
+        if key not in self._costs:
+
+            def fixed(width: int) -> RasterSampler:
+                return method.sampler(replace(method.settings, window=width), task)
+
+            self._costs[key] = generate.step_costs(model, condition, fixed, method.guidance, LADDER)
+        return self._costs[key]
