@@ -126,7 +126,7 @@ def test_who_sees_what_on_random_grids(case):
     if case % 3 == 0:
         sampler = AdaptiveZipAR(ZipARSettings(window), task(spec, batch))
     else:
-        drafts, ahead, coupled = pick.randint(1, 7), pick.randint(0, 3), pick.random() < 0.5
+        drafts, ahead, coupled = pick.randint(1, 7), pick.randint(0, 7), pick.random() < 0.5
         settings = Jacobi2DSettings(window=window, drafts=drafts, ahead=ahead, coupled=coupled)
         settings = replace(settings, guess=pick.choice(["uniform", "above"]))
         sampler = Jacobi2D(settings, task(spec, batch))

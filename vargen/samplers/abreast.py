@@ -35,8 +35,8 @@ class Step:
 class Abreast(ABC):
     """Rows that are decoded together, each with a pointer to its first token that is not committed.
 
-    `start` is how many tokens the row above must have, `drafts` how many columns of a row are run, `ahead` how many of
-    them may lie beyond the pointer of the row above (they are refined there, and wait).
+    `start` is how many tokens the row above must have, `drafts` how many columns of a row are run. With `ahead`, a row
+    is run as if the one above had so many tokens more than it has; what is drafted so is refined, and waits.
     """
 
     def __init__(self, task: Task, *, start: int, drafts: int = 1, ahead: int = 0) -> None:
@@ -89,15 +89,20 @@ class Abreast(ABC):
         return Step(rows, columns, wanted, self._tensor(slots))
 
     def _limits(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each row (B, rows), the column before which it may be run, and whether it is under way."""
+        """For each row (B, rows), the column before which it may be run, and whether it is run at all."""
         limits, started = np.full_like(self._done, self._length), np.ones(self._done.shape, dtype=bool)
         limits[:, 1:] = np.minimum(self._done[:, :-1] + self._ahead, self._length)
-        started[:, 1:] = self._done[:, :-1] >= self._start
+        started[:, 1:] = self._done[:, :-1] >= max(1, self._start - self._ahead)
         return limits, started & (self._done < limits)
 
     def _above_of(self, rows: np.ndarray) -> np.ndarray:
         """How many tokens the rows above `rows` (B, A) have; above the first, all of a row."""
         return np.where(rows > 0, np.take_along_axis(self._done, np.maximum(rows - 1, 0), 1), self._length)
+
+    def _room(self, step: Step) -> np.ndarray:
+        """How many tokens of each row of a step may be committed (B, A)."""
+        above = self._above_of(step.rows)
+        return np.where(above >= self._start, np.maximum(above - step.columns[..., 0], 0), 0)
 
     def propose(self) -> Block:
         active, slots, columns = self._limits()[1], self._task.spec.slots, self._columns
@@ -176,9 +181,9 @@ class Abreast(ABC):
         g = noise.gumbel(self._task.seeds, step.at.flatten(1), purpose, scores.shape[-1])
         return (scores + g.view_as(scores)).argmax(-1)
 
-    def _uniform(self, purpose: Purpose, at: Tensor, steps: int) -> Tensor:
-        """Fresh uniforms at slots (B, n), keyed by them and the number of steps so far."""
-        return noise.uniform(self._task.seeds, at + steps * self._buffer.shape[1], purpose)[..., 0]
+    def _uniform(self, at: Tensor, steps: int, size: int) -> tuple[Tensor, ...]:
+        """`size` fresh uniforms (B, n) for slots (B, n), keyed by them and the number of steps so far."""
+        return noise.uniform(self._task.seeds, at + steps * self._buffer.shape[1], Purpose.ACCEPT, size).unbind(-1)
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._task.device)

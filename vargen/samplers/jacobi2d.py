@@ -3,6 +3,7 @@
 A row starts when the row above has `window` tokens, and from then on may commit up to that row's pointer. Within a row
 drafts are kept as in `sjd.py`: from the left up to the first that the new law refuses; the drafts behind it are drawn
 afresh, or, `coupled`, change only as far as their law did. A draft sees what is committed and its own row's drafts.
+Not published: a row is drafted `ahead` of its start and of its limit, so that its drafts have settled by then.
 
 Approximate, since a token is drawn before all of the row above is there; exact where `window` is all of its columns.
 """
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vargen.noise import Purpose
 from vargen.samplers import rules
 from vargen.samplers.abreast import Abreast, Step
 from vargen.samplers.contract import Task
@@ -26,8 +26,8 @@ class Jacobi2DSettings(RuleSettings):
     """Settings of `jacobi-2d`."""
 
     window: int = 8  # tokens that the row above must have before a row starts
-    drafts: int = 4  # drafts of a row per forward
-    ahead: int = 0  # drafts of a row beyond the pointer of the row above: refined there, and not committed
+    drafts: int = 6  # drafts of a row per forward
+    ahead: int = 6  # tokens that the row above may still lack when a row is drafted: refined, and not yet committed
     coupled: bool = False  # whether a revised draft changes only as far as its law did
     guess: Literal["uniform", "above"] = "uniform"  # first draft of a slot
 
@@ -45,12 +45,14 @@ class Jacobi2D(Abreast):
     exact: ClassVar[bool] = False
 
     def __init__(self, settings: Jacobi2DSettings, task: Task) -> None:
-        super().__init__(task, start=settings.window, drafts=settings.drafts, ahead=settings.ahead)
+        ahead = settings.ahead if settings.drafts > 1 else 0  # without drafts nothing is refined
+        super().__init__(task, start=settings.window, drafts=settings.drafts, ahead=ahead)
         self._coupled, self._copies, self._rule = settings.coupled, settings.guess == "above", rule(settings, task)
         self._ids, self._flat = task.uniform_guess()
         self._p: Tensor | None = None  # laws of the last step (B, n, V)
         self._q = self._flat  # those that the drafts of this step were drawn from (B, n, V)
         self._where = task.seeds.new_full(self._buffer.shape, -1)  # of each slot, its law's place there, or -1
+        self._u: list[Tensor] = []  # this step's uniforms: to judge its drafts with, and to redraw them
         self._steps = 0
 
     def _guess(self, step: Step) -> None:
@@ -59,7 +61,8 @@ class Jacobi2D(Abreast):
             return
         at = step.at.flatten(1)
         where, law = self._where.gather(1, at), self._flat.expand(*at.shape, -1)
-        tokens = self._ids[(self._uniform(Purpose.GUESS, at, self._steps) * len(self._ids)).long()]
+        u_guess, *self._u = self._uniform(at, self._steps, 3)
+        tokens = self._ids[(u_guess * len(self._ids)).long()]
         if self._copies:
             final = self._tensor(self._final(1))
             above = (at - self._columns).clamp(min=0)
@@ -74,14 +77,14 @@ class Jacobi2D(Abreast):
         self._q = law
 
     def _decide(self, scores: Tensor, step: Step) -> tuple[Tensor, np.ndarray]:
-        room = np.maximum(self._above_of(step.rows) - step.columns[..., 0], 0)  # up to the pointer above
+        room = np.minimum(step.wanted.sum(-1), self._room(step))
         if scores.shape[2] == 1:  # nothing to verify: draw as plain decoding does
-            return self._plain_draw(scores, step), np.minimum(step.wanted.sum(-1), room)
+            return self._plain_draw(scores, step), room
         at, shape = step.at.flatten(1), scores.shape[:3]
         p, drafts = scores.flatten(1, 2).softmax(-1), self._buffer.gather(1, at)
         offsets = torch.arange(shape[2], device=p.device).repeat(shape[1])
-        u_redraw = self._uniform(Purpose.REDRAW, at, self._steps)
-        kept, rest = self._rule(drafts, self._q, p, self._uniform(Purpose.ACCEPT, at, self._steps), offsets)
+        u_accept, u_redraw = self._u
+        kept, rest = self._rule(drafts, self._q, p, u_accept, offsets)
         tokens, kept = rules.settle(kept, rest, drafts, u_redraw), kept.view(shape)
         lead = kept.long().cumprod(-1).sum(-1)  # (B, A)
         if not self._coupled:
@@ -90,4 +93,4 @@ class Jacobi2D(Abreast):
         self._p = p
         self._where.fill_(-1).scatter_(1, at, torch.arange(at.shape[1], device=p.device).expand_as(at))
         self._where[:, -1] = -1
-        return tokens.view(shape), np.minimum(np.minimum(lead.cpu().numpy() + 1, step.wanted.sum(-1)), room)
+        return tokens.view(shape), np.minimum(lead.cpu().numpy() + 1, room)

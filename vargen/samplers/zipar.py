@@ -66,8 +66,7 @@ class AdaptiveZipAR(ZipAR):
         batch = torch.arange(len(rows), device=p.device)[:, None]
         at = step.at[..., 0]
         q, draft = self._laws[batch, index], self._buffer.gather(1, at)
-        u = [self._uniform(purpose, at, self._steps) for purpose in (Purpose.ACCEPT, Purpose.REDRAW)]
-        kept, settled = rules.keep(draft, q, p, *u)
+        kept, settled = rules.keep(draft, q, p, *self._uniform(at, self._steps, 2))
         tokens = torch.where(self._tensor(on_trial), settled, drawn)
         final = ~early | (on_trial & kept.cpu().numpy())
         waiting = self._tensor(early & ~final)
