@@ -172,7 +172,7 @@ def test_auto_window_is_measured_once_and_recorded(pipe):
         ("a", {"seed": [1, 2]}, "2 seeds for 1 images"),
         ("a", {"seed": 1, "generator": torch.Generator()}, "both seed and generator"),
         ("a", {"output_type": "jpeg"}, "output type 'jpeg'"),
-        ("a", {"method": None}, "method None"),
+        ("a", {"method": 3}, "method 3"),
         ("a", {"method": "sjd:window=4:window=8"}, "window stands twice"),
         ("a", {"guidance_scale": 1e38}, "guidance scale 1e+38"),
         ("a", {"temperature": "1"}, "temperature '1'"),

@@ -6,20 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from scipy.stats import chisquare
 from small import PRESETS, SCALE_PRESET, SCALES, multiscale_vq, scale_pipeline, var
 
 from vargen import drafting, registry, request
-from vargen.core import Condition
 from vargen.guidance import Ramp
 from vargen.models.var import VAR
 from vargen.next_scale import NextScalePipeline, kept
+from vargen.raster import RasterPipeline
 from vargen.samplers.contract import ScaleTask
 from vargen.samplers.var import NextScale, NextScaleSettings
 from vargen.samplers.warp import Warp
-from vargen.tokenizers.multiscale_vq import MultiScaleVQConfig
 
 SPEC = SCALES.spec
 OPTIONS = ({}, {"guidance_scale": 0.0}, {"cfg_interval": 1}, {"top_k": 5, "top_p": 0.9, "temperature": 1.3})
@@ -201,56 +199,6 @@ def test_the_unconditional_class(pipe):
     assert same.double().mean() > 0.9  # but for roundings, which later scales amplify
 
 
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cached_generation_is_teacher_forcing(shared, dtype):
-    config = replace(SCALES, shared=shared)
-    model, inputs = var(config).to(dtype), torch.randn(3, 29, 4, generator=torch.Generator().manual_seed(0))
-    condition = model.class_condition(torch.tensor([0, 1, 2]), guided=False)
-    whole, cache, out = model(condition, inputs), model.make_cache(3, SPEC.start(3)), []
-    for scale in range(4):
-        part = inputs[:, max(0, SPEC.start(scale) - 1) : SPEC.start(scale + 1) - 1]
-        part = part if scale else part[:, :0]
-        out.append(model.decode(condition, part, range(scale, scale + 1), cache))
-    error = (torch.cat(out, 1) - whole).float().norm() / whole.float().norm()
-    assert error < (1e-5 if dtype == torch.float32 else 2e-2)
-    assert out[0].dtype == dtype
-
-
-@pytest.mark.parametrize(("sides", "which"), [
-    ((1, 2, 3, 4, 5, 6, 8, 10, 13, 16), (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)),
-    ((1, 2, 3, 4, 6, 9, 13, 18, 24, 32), (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)),
-    ((1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64), (0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3)),
-    ((4,), (0,)),
-])  # fmt: skip
-def test_which_scale_takes_which_smoothing(sides, which):
-    assert MultiScaleVQConfig(sides=sides).smoothing == which
-
-
-def test_a_pyramid_is_the_sum_of_its_scales(pipe):
-    """Codes are enlarged, smoothed and summed; the last scale is not enlarged, and reconstruction improves by scale."""
-    vq = pipe.tokenizer
-    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    ids, latents = vq.encode(images), vq.latents(images)
-    assert ids.shape == (2, 30)
-    features, inputs = vq.pyramid(ids)
-    assert inputs.shape == (2, 29, 4)
-    total = torch.zeros_like(features)
-    for scale, side in enumerate(SPEC.sides):
-        h = F.embedding(ids[:, SPEC.start(scale) : SPEC.start(scale + 1)], vq.quantize.codebook())
-        h = h.transpose(1, 2).reshape(2, 4, side, side)
-        h = F.interpolate(h, size=(4, 4), mode="bicubic") if side < 4 else h
-        total = total + 0.5 * h + 0.5 * vq.quantize.smoothings[vq.quantize.which[scale]](h)
-        if side < 4:
-            following = F.adaptive_avg_pool2d(total, side + 1).flatten(2).transpose(1, 2)
-            assert torch.allclose(
-                inputs[:, SPEC.start(scale + 1) - 1 : SPEC.start(scale + 2) - 1], following, atol=1e-5
-            )
-    assert torch.allclose(total, features, atol=1e-5)
-    assert latents.shape == features.shape
-    assert vq.decode(ids).shape == images.shape
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -311,4 +259,41 @@ def test_a_refiner_of_another_tokenizer_is_refused(pipe):
 def test_methods_say_what_they_draw_with():
     assert registry.methods("next-scale") == ["var", "code"]
     assert set(registry.methods("raster")) | {"var", "code"} == set(registry.METHODS)
-    assert Condition(torch.zeros(1)).padding is None
+
+
+def test_a_pipeline_put_together_by_hand():
+    """It is not guided, its stream shows pictures though its weights take gradients, and its parts must fit."""
+    made = NextScalePipeline(VAR(SCALES), multiscale_vq())
+    made.set_progress_bar_config(disable=True)
+    assert (made.preset.kind, made.preset.method) == ("next-scale", "var")
+    assert torch.equal(tokens(made, [0]), tokens(made, [0], guidance_scale=0.0))
+    assert made([0], seed=0).trace.settings["guidance_scale"] == 0.0
+    assert [len(partial.images()) for partial in made.stream([0], seed=1)] == [1] * 4
+    for what, config in (
+        ("sides", replace(SCALES, sides=(1, 2, 4))),
+        ("codes", replace(SCALES, vocabulary=20)),
+        ("code width", replace(SCALES, code_dim=6)),
+    ):
+        with pytest.raises(ValueError, match=f"transformer and tokenizer do not go together: {what}"):
+            NextScalePipeline(var(config), multiscale_vq())([0])
+    with pytest.raises(ValueError, match="a RasterPipeline draws with raster models, not with a next-scale one"):
+        RasterPipeline(var(), multiscale_vq())
+    for sides in ((), (0, 1), (2, 1), (1, 1)):
+        with pytest.raises(ValueError, match="expected each scale larger than the one before"):
+            VAR(replace(SCALES, sides=sides))
+    with pytest.raises(ValueError, match="got features of 7 tokens"):
+        var()(var().class_condition(torch.tensor([0]), guided=False), torch.zeros(1, 7, 4))
+
+
+def test_counts_tell_who_ran(pipe):
+    for scales, counted in ((0, (0, 4, 0.0, 0.0)), (1, (1, 3, 1.0, 30.0)), (4, (4, 0, 4.0, 7.5))):
+        trace = pipe(["a"], method=f"code:scales={scales}", seed=1).trace
+        assert (trace.forwards, trace.drafter_forwards, trace.forwards_per_image, trace.tokens_per_forward) == counted
+        assert sum(trace.windows.values()) == 4
+    assert pipe(["a"], method="code:scales=4", seed=1).trace.settings["refiner"] == ""
+    assert pipe(["a"], method="code", scales=2, refiner="", seed=1).trace.settings["refiner"] == "small-refiner"
+
+
+def test_a_head_does_not_refine(pipe):
+    with pytest.raises(ValueError, match="an EAGLE head drafts for raster models: small-scales is none"):
+        drafting.by_name(pipe, "eagle")

@@ -29,7 +29,8 @@ def test_every_preset_has_the_published_shape(name):
     assert len(shapes) + len(buffers) == official.VAR[int(depth)][2]
     preset = registry.preset(name)
     assert preset.spec == model.spec
-    assert (preset.classes, len(preset.names()), preset.method) == (1000, 1000, "var")
+    usual = f"code:scales={name[-1]}" if name.startswith("code-drafter") else "var"
+    assert (preset.classes, len(preset.names()), preset.method) == (1000, 1000, usual)
 
 
 @pytest.mark.parametrize(("name", "scales"), [("var-vq-256", 10), ("var-vq-512", 10)])
@@ -106,7 +107,7 @@ def test_pairs_come_together_from_the_hub(folder, monkeypatch):
     monkeypatch.setattr(checkpoints, "fetch", fetch)
     pipe = vargen.load("code-drafter-8")
     pipe.set_progress_bar_config(disable=True)
-    assert pipe([1], method="code", seed=0).trace.drafter_forwards == 2
+    assert pipe([1], seed=0).trace.drafter_forwards == 2
     assert [file for _, file, _ in asked] == [
         *("drafter_8.pth", presets.TOKENIZER_FILE),
         *("refiner_8.pth", presets.TOKENIZER_FILE),
@@ -125,3 +126,7 @@ def test_wrong_files_are_named(folder):
     assert "head.bias is (41,), expected (40,)" in str(caught.value)
     with pytest.raises(ValueError, match="no weights file"):
         vargen.load("var-d20", checkpoint=folder)
+    state = torch.load(folder / "var_d16.pth") | {"blocks.0.attn.zero_k_bias": torch.ones(32)}
+    torch.save(state, folder / "var_d16.pth")
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.zero_k_bias is not all zeros"):
+        vargen.load("var-d16", checkpoint=folder)

@@ -32,6 +32,7 @@ class Layout:
     pointwise: str | None = None  # the file's keys that are 1x1 convolutions there and linear layers here
     stacked: str | None = None  # the file's keys that hold several of ours, one below the other
     ignored: str | None = None  # the file's keys that hold no weights
+    zeros: str | None = None  # of these, those that are taken to be all zeros
 
     def published(self, key: str) -> str:
         """The file's name of our `key`."""
@@ -247,6 +248,8 @@ def _check(
             elif value.dtype not in FLOATS:
                 problems.append(f"{key} is {value.dtype}, expected floating-point numbers")
     problems += [f"missing {key}" for key in expected if key not in found]
+    empty = re.compile(layout.zeros or r"(?!)")
+    problems += [f"{key} is not all zeros" for key, value in found.items() if empty.fullmatch(key) and value.any()]
     problems += [f"unexpected {key}" for key in found if key not in expected and not ignored.fullmatch(key)]
     if problems:
         raise Misfit(path, name, problems)

@@ -49,7 +49,9 @@ def add_law(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drafter", help="model that drafts, or refines, where a method wants one (default: its own)")
     parser.add_argument("--drafter-checkpoint", type=Path, help="its weights file")
     parser.add_argument("--preset", help="a published recipe of the model, see --list; default: the first")
-    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance; 1 or less is off")
+    parser.add_argument(
+        "--guidance-scale", type=float, help="classifier-free guidance; off at 1 (next-scale models: 0)"
+    )
     parser.add_argument("--cfg-interval", type=int, help="last token (or scale) to be guided; -1: all")
     parser.add_argument("--temperature", type=_values(float), help="next-scale models: or a value for each, 1.1,1,1")
     parser.add_argument("--top-k", type=_values(int), help="0 is off; the same")
@@ -111,7 +113,9 @@ def sample(argv: list[str]) -> None:
     first = Parser(add_help=False)
     first.add_argument("--method", help="a method with its settings, see --list (default: the model's)")
     early, rest = first.parse_known_args(argv)
-    method = early.method or default_method(rest)
+    model = Parser(add_help=False)
+    model.add_argument("--model", default=DEFAULT_MODEL)
+    method = early.method or registry.preset(model.parse_known_args(rest)[0].model).method
     parser = Parser(prog="sample", description="Draw images.", parents=[first])
     add_law(parser)
     add_subjects(parser)
@@ -139,14 +143,6 @@ def sample(argv: list[str]) -> None:
     if options.out.suffix not in ("", ".png"):
         raise ValueError(f"got --out {options.out}, expected a name that ends in .png")
     _draw(options, settings | repainting(options), chosen)
-
-
-def default_method(argv: list[str]) -> str:
-    """The method that is used with the model in `argv` unless another is named."""
-    parser = Parser(add_help=False)
-    parser.add_argument("--model", default=DEFAULT_MODEL)
-    options, _ = parser.parse_known_args(argv)
-    return registry.preset(options.model).method
 
 
 def check(options: argparse.Namespace, methods: list[tuple[str, dict[str, Any]]]) -> None:

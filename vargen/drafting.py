@@ -130,6 +130,8 @@ def by_name(pipe: Any, name: str, given: Sources | None = None) -> nn.Module:
     given, target = given or Sources(), pipe.transformer
     with torch.inference_mode(False):
         if name == "eagle":
+            if not isinstance(target.spec, RasterSpec):
+                raise ValueError(f"an EAGLE head drafts for raster models: {pipe.preset.name} is none")
             return load_head(pipe, given.checkpoint)
         preset = registry.preset(name)
         if preset.spec is not None:  # before anything is downloaded

@@ -59,7 +59,7 @@ def _between(start: Any, end: Any) -> float:
 
 @dataclass
 class Counts:
-    """What the loop counted: forwards of the model in all, by width of block, and by image."""
+    """What the loop counted: forwards of the model in all, by width of block (whoever ran it), and by image."""
 
     forwards: int = 0
     widths: dict[int, int] = field(default_factory=dict)
@@ -67,8 +67,9 @@ class Counts:
     by_others: int = 0  # forwards of models that go on where the first one stopped
     cache_bytes: int = 0  # the most that keys and values took at a time
 
-    def note(self, width: int, unsettled: list[bool]) -> None:
-        self.forwards += 1
+    def note(self, width: int, unsettled: list[bool], *, by_other: bool = False) -> None:
+        self.forwards += not by_other
+        self.by_others += by_other
         self.widths[width] = self.widths.get(width, 0) + 1
         counted = self.per_image or [0] * len(unsettled)
         self.per_image = [count + busy for count, busy in zip(counted, unsettled, strict=True)]
@@ -113,8 +114,8 @@ def next_scale(
     The last scale that a model draws is never looked back at, and its keys and values are not kept.
     """
     batch, scale = len(pyramid.features), 0
-    used = [(model, condition, reach) for (model, condition), reach in zip(models, sampler.reaches, strict=True)]
-    for turn, (model, condition, reach) in enumerate(part for part in used if part[2] > 0):
+    counts.per_image = [0] * batch
+    for turn, ((model, condition), reach) in enumerate(zip(models, sampler.reaches, strict=True)):
         ran, cache = 0, None  # the cache of the model before is freed here
         while scale < reach:
             rows = len(condition.embedding) if guidance.guided(scale) else batch
@@ -125,10 +126,8 @@ def next_scale(
             block = range(ran, scale + 1)
             logits = model.decode(Condition(condition.embedding[:rows]), inputs, block, cache)
             logits, ran = guidance.mix(logits, scale), scale + 1
-            if turn:
-                counts.by_others += 1
-            else:
-                counts.note(model.spec.start(ran) - model.spec.start(block.start), [True] * batch)
+            width = model.spec.start(ran) - model.spec.start(block.start)
+            counts.note(width, [turn == 0] * batch, by_other=turn > 0)
             clock.lap("model")
             pyramid.add(sampler.draw(logits, scale))
             clock.lap("sampler")

@@ -1,7 +1,7 @@
 """Drawing with next-scale models (VAR), scale by scale; and repainting a part of an image."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +10,16 @@ from torch import Tensor
 from vargen import drafting, generate, request
 from vargen.core import Generation
 from vargen.pipeline import Partial, Pipeline
-from vargen.presets.contract import DEFAULT_METHODS, LAW
+from vargen.presets.contract import LAW
 from vargen.request import ScaleMethod
 from vargen.samplers.contract import ScaleSampler, ScaleTask
 from vargen.tokenizers.multiscale_vq import Pyramid
 
-DEFAULT_METHOD = DEFAULT_METHODS["next-scale"]
-
 
 class NextScalePipeline(Pipeline):
     """Draws images with a next-scale model; `tokenizer` is its multi-scale VQ."""
+
+    kind: ClassVar[str] = "next-scale"
 
     @torch.inference_mode()
     def __call__(
@@ -28,7 +28,7 @@ class NextScalePipeline(Pipeline):
         *,
         image: Any = None,
         mask_image: Any = None,
-        method: str = DEFAULT_METHOD,
+        method: str | None = None,
         preset: str | None = None,
         num_images_per_prompt: int = 1,
         guidance_scale: float | None = None,
@@ -47,7 +47,7 @@ class NextScalePipeline(Pipeline):
 
         The arguments are those of `RasterPipeline`, but for these. `guidance_scale` grows from scale to scale, and 0 is
         off; `cfg_interval` is the last scale to be guided. `temperature`, `top_k` and `top_p` may have a value for each
-        scale. With `image` and `mask_image` the image is repainted where the mask is white (above one half) and kept
+        scale. With `image` and `mask_image` the image is repainted where the mask is white (one half or more) and kept
         elsewhere: as the class asked for says, or as the surroundings do (class -1). Both are PIL images or tensors
         (3, H, W) in [0, 1] and (H, W), of the model's size, the same for all images drawn. ValueError in one sentence
         for anything out of range.
@@ -55,7 +55,7 @@ class NextScalePipeline(Pipeline):
         given = (guidance_scale, cfg_interval, temperature, top_k, top_p)
         law: dict[str, Any] = dict(zip(LAW, given, strict=True))
         recipe = self.preset.choose(preset)
-        chosen = request.scale_method(method, recipe, law, settings, self.transformer.spec)
+        chosen = request.scale_method(method or self.preset.method, recipe, law, settings, self.transformer.spec)
         how = request.output(recipe, batch_size, image_size, output_type)
         inputs = self._inputs(class_labels, num_images_per_prompt, image, mask_image)
         return self._draw(chosen, inputs, request.seeds(len(inputs[0]), seed, generator), **how)
@@ -66,7 +66,7 @@ class NextScalePipeline(Pipeline):
         *,
         image: Any = None,
         mask_image: Any = None,
-        method: str = DEFAULT_METHOD,
+        method: str | None = None,
         preset: str | None = None,
         num_images_per_prompt: int = 1,
         image_size: int | None = None,
@@ -80,7 +80,7 @@ class NextScalePipeline(Pipeline):
         """
         law = {name: options.pop(name, None) for name in LAW}
         recipe = self.preset.choose(preset)
-        chosen = request.scale_method(method, recipe, law, options, self.transformer.spec)
+        chosen = request.scale_method(method or self.preset.method, recipe, law, options, self.transformer.spec)
         size = request.image_size(image_size, recipe)
         inputs = self._inputs(class_labels, num_images_per_prompt, image, mask_image)
         return self._decode(chosen, inputs, request.seeds(len(inputs[0]), seed, generator), size)
@@ -108,6 +108,17 @@ class NextScalePipeline(Pipeline):
         ids, keep = self.tokenizer.encode(pixels), kept(stays, spec.sides)
         return labels, ids.expand(len(labels), -1), keep.expand(len(labels), -1)
 
+    def _fit(self) -> None:
+        """ValueError where transformer and tokenizer do not go together."""
+        ours, images = self.transformer.config, self.tokenizer.config
+        for what, mine, theirs in (
+            ("sides", tuple(ours.sides), tuple(images.sides)),
+            ("codes", ours.vocabulary, images.codes),
+            ("code width", ours.code_dim, images.code_dim),
+        ):
+            if mine != theirs:
+                raise ValueError(f"transformer and tokenizer do not go together: {what} {mine} and {theirs}")
+
     @torch.inference_mode()
     def _decode(
         self, method: ScaleMethod, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
@@ -117,8 +128,9 @@ class NextScalePipeline(Pipeline):
         codes = self.tokenizer.quantize.codebook().to(device)
         task = ScaleTask(model.spec, torch.tensor(seeds, device=device), method.warps, codes, *inputs[1:])
         sampler: ScaleSampler = method.sampler(method.settings, task)
+        self._fit()
         models = [model]
-        if other := drafting.chosen(self, method.sampler, method.settings):
+        if len(sampler.reaches) > 1 and (other := drafting.chosen(self, method.sampler, method.settings)):
             trace.settings["refiner"], small = other
             drafting.check(other[0], small.spec, model.spec)
             models.append(small.to(device))

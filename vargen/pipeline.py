@@ -35,6 +35,7 @@ class Partial:
     image_size: int | None = None
     features: Tensor | None = None  # what the image is decoded from, where that is not the tokens
 
+    @torch.inference_mode()
     def images(self, output_type: str = "pil") -> Any:
         """The pictures so far: unsettled tokens are shown as their drafts."""
         if self.features is None:
@@ -47,12 +48,13 @@ class Pipeline(DiffusionPipeline):
     `text_tokenizer` where the model takes prompts.
     """
 
+    kind: ClassVar[str]  # of the models that it draws with
     _optional_components: ClassVar = ["text_encoder", "text_tokenizer"]
     model_cpu_offload_seq = "text_encoder->transformer->tokenizer"
 
     def __init__(
         self,
-        transformer: nn.Module,
+        transformer: Any,
         tokenizer: nn.Module,
         text_encoder: nn.Module | None = None,
         text_tokenizer: Any = None,
@@ -60,6 +62,10 @@ class Pipeline(DiffusionPipeline):
         preset: Preset | None = None,
     ) -> None:
         super().__init__()
+        if transformer.spec.kind != self.kind:
+            raise ValueError(
+                f"a {type(self).__name__} draws with {self.kind} models, not with a {transformer.spec.kind} one"
+            )
         self.register_modules(
             transformer=transformer, tokenizer=tokenizer, text_encoder=text_encoder, text_tokenizer=text_tokenizer
         )
@@ -170,7 +176,7 @@ class Pipeline(DiffusionPipeline):
         slots, each = self.transformer.spec.slots, counts.per_image
         trace.forwards, trace.windows, trace.cache_bytes = counts.forwards, counts.widths, counts.cache_bytes
         trace.forwards_per_image = sum(each) / len(each)
-        trace.tokens_per_forward = sum(slots / n for n in each) / len(each)
+        trace.tokens_per_forward = sum(slots / n for n in each if n) / len(each)
         trace.seconds, trace.versions = clock.seconds(), versions(self.transformer.device)
 
     def _finish(self, final: Partial, output_type: str) -> Generation:

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,16 +14,16 @@ from vargen.drafting import drafter_for
 from vargen.models import t5
 from vargen.models.contract import embed
 from vargen.pipeline import Partial, Pipeline
-from vargen.presets.contract import DEFAULT_METHODS, LAW
+from vargen.presets.contract import LAW
 from vargen.request import Method
 from vargen.samplers.contract import RasterSampler, Task
 from vargen.samplers.width import LADDER
 
-DEFAULT_METHOD = DEFAULT_METHODS["raster"]
-
 
 class RasterPipeline(Pipeline):
     """Draws images with a raster model."""
+
+    kind: ClassVar[str] = "raster"
 
     @torch.inference_mode()
     def __call__(
@@ -33,7 +33,7 @@ class RasterPipeline(Pipeline):
         prompt: Sequence[str] | str | None = None,
         prompt_embeds: Tensor | None = None,
         prompt_attention_mask: Tensor | None = None,
-        method: str = DEFAULT_METHOD,
+        method: str | None = None,
         preset: str | None = None,
         num_images_per_prompt: int = 1,
         guidance_scale: float | None = None,
@@ -61,7 +61,7 @@ class RasterPipeline(Pipeline):
         given = (guidance_scale, cfg_interval, temperature, top_k, top_p)
         law: dict[str, Any] = dict(zip(LAW, given, strict=True))
         recipe = self.preset.choose(preset)
-        chosen = request.method(method, recipe, law, settings)
+        chosen = request.method(method or self.preset.method, recipe, law, settings)
         how = request.output(recipe, batch_size, image_size, output_type)
         clock = generate.Clock(self.transformer.device)
         inputs = self._inputs(class_labels, prompt, (prompt_embeds, prompt_attention_mask), num_images_per_prompt)
@@ -80,7 +80,7 @@ class RasterPipeline(Pipeline):
         prompt: Any = None,
         prompt_embeds: Tensor | None = None,
         prompt_attention_mask: Tensor | None = None,
-        method: str = DEFAULT_METHOD,
+        method: str | None = None,
         preset: str | None = None,
         num_images_per_prompt: int = 1,
         image_size: int | None = None,
@@ -94,7 +94,10 @@ class RasterPipeline(Pipeline):
         """
         law = {name: options.pop(name, None) for name in LAW}
         recipe = self.preset.choose(preset)
-        chosen, size = request.method(method, recipe, law, options), request.image_size(image_size, recipe)
+        chosen, size = (
+            request.method(method or self.preset.method, recipe, law, options),
+            request.image_size(image_size, recipe),
+        )
         inputs = self._inputs(class_labels, prompt, (prompt_embeds, prompt_attention_mask), num_images_per_prompt)
         return self._decode(chosen, inputs, request.seeds(len(inputs[0]), seed, generator), size)
 

@@ -32,7 +32,7 @@ class Method:
     @property
     def described(self) -> dict[str, Any]:
         """Every setting by name."""
-        warp = {key: value for key, value in asdict(self.warp).items() if key != "allowed"}
+        warp = {key: getattr(self.warp, key) for key in ("temperature", "top_k", "top_p")}
         guidance = {"guidance_scale": self.guidance.scale, "cfg_interval": self.guidance.interval}
         return {**guidance, **warp, **asdict(self.settings)}
 
@@ -100,6 +100,8 @@ def scale_method(
 
 def per_scale(value: Any, name: str, convert: Callable[[Any, str], Any], scales: int) -> list[Any]:
     """A value for each of so many scales, from one for all or from a list. ValueError where it has another length."""
+    if isinstance(value, np.ndarray | Tensor):
+        value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [convert(value, name)] * scales
     if len(value) != scales:

@@ -185,8 +185,13 @@ def reference_warnings(options: argparse.Namespace, digest: str, size: tuple[int
 
 
 def is_published_setting(options: argparse.Namespace, wanted: plan.Plan, settled: bool) -> bool:
-    """Whether a published FID may stand beside this one: 50,000 images of the unchanged recipe, against statistics."""
-    return options.features == "inception" and settled and wanted.count == 50_000 and not wanted.law
+    """Whether a published FID may stand beside this one: 50,000 images of the unchanged recipe, against statistics.
+
+    Of next-scale models, only where the method is the one that was measured.
+    """
+    preset = registry.preset(wanted.model)
+    same = preset.kind == "raster" or wanted.method == preset.method
+    return options.features == "inception" and settled and wanted.count == 50_000 and not wanted.law and same
 
 
 def run_all(options: argparse.Namespace) -> None:

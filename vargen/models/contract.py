@@ -38,6 +38,10 @@ class ScaleSpec:
     vocabulary: int
     classes: int
 
+    def __post_init__(self) -> None:
+        if not self.sides or self.sides[0] < 1 or list(self.sides) != sorted(set(self.sides)):
+            raise ValueError(f"got sides {self.sides}, expected each scale larger than the one before")
+
     @property
     def kind(self) -> str:
         """Which methods draw it."""

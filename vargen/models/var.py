@@ -35,6 +35,7 @@ LAYOUT = Layout(
         (r"attn\.qkv", "attn.mat_qkv"),
     ),
     ignored=r"lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias",
+    zeros=r"blocks\.\d+\.attn\.zero_k_bias",
 )
 
 
@@ -191,7 +192,10 @@ class VAR(nn.Module):
         With inputs of fewer scales, of those.
         """
         spec, slots = self.spec, inputs.shape[1] + self.config.sides[0] ** 2
-        scales = range(next(n for n in range(1, len(spec.sides) + 1) if spec.start(n) == slots))
+        known = [n for n in range(1, len(spec.sides) + 1) if spec.start(n) == slots]
+        if not known:
+            raise ValueError(f"got features of {inputs.shape[1]} tokens, which are no whole scales of {spec.sides}")
+        scales = range(known[0])
         return self._logits(condition, self._through(condition, inputs, scales, Step(0, self._mask(scales))))
 
     def _through(self, condition: Condition, inputs: Tensor, scales: range, step: Step) -> Tensor:

@@ -52,6 +52,7 @@ class Preset:
     examples: tuple[int, ...] = ()  # the classes that are drawn when none is asked for
     spec: "RasterSpec | ScaleSpec | None" = None  # the image's layout
     drafter: str | None = None  # what drafts for this one, or refines what it began, unless something else is named
+    usual: str | None = None  # its method, where that is not the one of its kind
     head: Path | None = None  # weights of an EAGLE head that drafts for this one
 
     @property
@@ -62,7 +63,7 @@ class Preset:
     @property
     def method(self) -> str:
         """The method that is used unless another is named."""
-        return DEFAULT_METHODS[self.kind]
+        return self.usual or DEFAULT_METHODS[self.kind]
 
     @property
     def recipe(self) -> Recipe:
@@ -82,4 +83,6 @@ def custom(transformer: Any) -> Preset:
     def build(*_: Any) -> Any:
         raise ValueError("a custom pipeline is not loaded by name")
 
-    return Preset("custom", "", {"default": Recipe()}, transformer.spec.classes, build)
+    spec = transformer.spec
+    recipe = Recipe(guidance_scale=1.0 if spec.kind == "raster" else 0.0)  # off, for either
+    return Preset("custom", "", {"default": recipe}, spec.classes, build, spec=spec)

@@ -102,7 +102,8 @@ def recipes(name: str) -> dict[str, Recipe]:
     where the temperature comes behind the truncation.
     """
     published = {"fid": FID[name]} if name in FID else {}
-    code = Recipe(guidance_scale=1.5, top_k=600, top_p=0.96, temperature=(*[1.1] * 7, *[1.0] * 3))
+    pair = {"fid": CODE_FID[int(name[-1])]} if name.startswith("code-drafter") else {}
+    code = Recipe(guidance_scale=1.5, top_k=600, top_p=0.96, temperature=(*[1.1] * 7, *[1.0] * 3), published=pair)
     plain = {
         "demo": Recipe(guidance_scale=4.0, top_k=900, top_p=0.95),
         "fid": Recipe(guidance_scale=1.5, top_k=900, top_p=0.96, published=published),
@@ -116,17 +117,18 @@ EXAMPLES = (980, 437, 22, 562)  # the classes of demo_sample.ipynb
 def _preset(name: str) -> Preset:
     family, *rest = name.split("-")
     pixels = 512 if SHAPES[name].sides == SIDES_512 else 256
-    small = None
+    small = usual = None
     if family == "code":
         role, count = rest
         what = f"the {role} of its pair for {count} scales"
         summary = f"CoDe at {pixels} pixels, {what}, fine-tuned from VAR d{SHAPES[name].layers}."
-        small = f"code-refiner-{count}" if role == "drafter" else None
+        if role == "drafter":
+            small, usual = f"code-refiner-{count}", f"code:scales={count}"
     else:
         summary = f"VAR {rest[0]} on ImageNet's classes at {pixels} pixels."
         small = "var-d16" if pixels == 256 and rest[0] != "d16" else None
     spec, make = SHAPES[name].spec, partial(build, name)
-    return Preset(name, summary, recipes(name), spec.classes, make, imagenet, EXAMPLES, spec, small)
+    return Preset(name, summary, recipes(name), spec.classes, make, imagenet, EXAMPLES, spec, small, usual)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

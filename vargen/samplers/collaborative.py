@@ -17,7 +17,7 @@ class CollaborativeSettings(NextScaleSettings):
     """Settings of `code`."""
 
     scales: int = 8  # scales that the large model draws; all of them: `var`
-    refiner: str | None = None  # the small model by name; None: the one that the model comes with
+    refiner: str = ""  # the small model by name; empty: the one that the model comes with
 
     def __post_init__(self) -> None:
         if self.scales < 0:
@@ -33,8 +33,8 @@ class Collaborative(NextScale):
 
     def __init__(self, settings: CollaborativeSettings, task: ScaleTask) -> None:
         super().__init__(settings, task)
-        self._scales = settings.scales
+        self._large = settings.scales
 
     @property
     def reaches(self) -> tuple[int, ...]:
-        return self._scales, *super().reaches
+        return tuple(dict.fromkeys((self._large, *super().reaches)))  # only one, where it draws all scales

@@ -5,7 +5,7 @@ the place of each code that was drawn, by a Gumbel softmax that sharpens from sc
 that figures are measured under.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -50,7 +50,7 @@ class NextScale:
         scores = task.warps[scale].scores(logits)
         slots = torch.arange(first, stop, device=scores.device)[None]
         tokens = rules.draw(scores.softmax(-1), noise.uniform(task.seeds, slots, Purpose.TOKEN)[..., 0])
-        codes = self._mixture(scores, slots, scale) if self._smooth else F.embedding(tokens, task.codebook)
+        codes = self._mixture(logits, slots, scale) if self._smooth else F.embedding(tokens, task.codebook)
         if task.given is not None and task.keep is not None:
             given, keep = task.given[:, first:stop], task.keep[:, first:stop]
             tokens = torch.where(keep, given, tokens)
@@ -58,8 +58,9 @@ class NextScale:
         self.tokens[:, first:stop], self._settled = tokens, stop
         return codes
 
-    def _mixture(self, scores: Tensor, slots: Tensor, scale: int) -> Tensor:
-        """Codes (B, n, D) mixed by a Gumbel softmax, at the published temperatures."""
+    def _mixture(self, logits: Tensor, slots: Tensor, scale: int) -> Tensor:
+        """Codes (B, n, D) mixed by a Gumbel softmax, at the published temperatures, which know of no other one."""
+        scores = replace(self._task.warps[scale], temperature=1.0).scores(logits)
         ratio = scale / max(1, len(self._task.spec.sides) - 1)
         tau = max(0.27 * (1 - 0.95 * ratio), 0.005)
         g = noise.gumbel(self._task.seeds, slots, Purpose.SMOOTH, scores.shape[-1])

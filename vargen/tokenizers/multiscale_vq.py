@@ -112,7 +112,7 @@ class MultiScaleVQTokenizer(nn.Module):
 
     def __init__(self, config: MultiScaleVQConfig) -> None:
         super().__init__()
-        if list(config.sides) != sorted(set(config.sides)) or config.sides[0] < 1:
+        if not config.sides or list(config.sides) != sorted(set(config.sides)) or config.sides[0] < 1:
             raise ValueError(f"got sides {config.sides}, expected each scale larger than the one before")
         self.config = config
         dim = config.code_dim

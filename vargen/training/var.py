@@ -16,11 +16,15 @@ COARSE = 8  # scales that every other step trains alone: they decide what an ima
 
 
 def initialise(model: VAR, seed: int) -> None:
-    """Normal with deviation 0.02; modulations start at almost nothing, residuals small, the output head at zero."""
+    """Normal with deviation 0.02, biases zero; gains of the residuals start at one half, the output head at zero."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and "temperature" not in name:
+        if "temperature" in name:
+            continue
+        if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.02, generator=generator)
+        else:
+            torch.nn.init.zeros_(parameter)
     depth = len(model.layers)
     with torch.no_grad():
         for layer in model.layers:
@@ -28,7 +32,9 @@ def initialise(model: VAR, seed: int) -> None:
             layer.attention.proj.weight.div_((2 * depth) ** 0.5)
             layer.ffn.fc2.weight.div_((2 * depth) ** 0.5)
             if model.config.shared:
-                layer.offset[:, :, :2].fill_(0.5)  # gains of the residuals
+                layer.offset[:, :, :2].fill_(0.5)
+            else:
+                layer.modulate.bias[: 2 * model.config.width].fill_(0.5)
     torch.nn.init.zeros_(model.head.weight)
 
 
