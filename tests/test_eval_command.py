@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +63,19 @@ def test_the_whole_way_by_command(small, tmp_path, capsys, cache):
     (tmp_path / "other.json").write_text(json.dumps(other))
     evaluate("report", tmp_path / "ar", tmp_path / "other.json", "--out", tmp_path / "report")
     assert "cannot be compared" in capsys.readouterr().out
+
+
+def test_seconds_of_a_benchmark(tmp_path):
+    rows: list[dict[str, Any]] = [{"model": "m", "method": name, "seconds_per_image": 9.0} for name in ("ar", "sjd")]
+    found = {"model": "m", "batch_size": 4, "rows": [{"method": "ar", "seconds_per_image": 1.5}]}
+    (tmp_path / "bench.json").write_text(json.dumps(found))
+    timed = report.timed(rows, tmp_path / "bench.json")
+    assert timed[0] == {"model": "m", "method": "ar", "seconds_per_image": 1.5, "timing": "bench.json, batch 4"}
+    assert timed[1] == {"model": "m", "method": "sjd"}  # nobody's seconds stand beside others'
+    for text in ("{", "[]", '{"rows": []}'):
+        (tmp_path / "bench.json").write_text(text)
+        with pytest.raises(ValueError, match="cannot read the benchmark"):
+            report.timed(rows, tmp_path / "bench.json")
 
 
 def test_a_plot_joins_the_windows_of_one_method():

@@ -46,6 +46,7 @@ def command(argv: list[str]) -> None:
     table = commands.add_parser("report", help="one table and plots of many results")
     table.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     table.add_argument("--out", type=Path, default=Path("out/report"), help="OUT.md, OUT.json and OUT.png")
+    table.add_argument("--seconds", type=Path, help="a benchmark's JSON: its seconds instead of the runs' own")
     table.set_defaults(act=report_all)
     options = parser.parse_args(argv)
     if options.act is None:
@@ -224,5 +225,7 @@ def export_run(options: argparse.Namespace) -> None:
 def report_all(options: argparse.Namespace) -> None:
     """Table and plots."""
     rows = report.load(options.folders)
+    if options.seconds:
+        rows = report.timed(rows, options.seconds)
     report.write(rows, options.out)
     print(report.markdown(rows))

@@ -46,6 +46,22 @@ def load(folders: list[Path]) -> list[dict[str, Any]]:
     return rows
 
 
+def timed(rows: list[dict[str, Any]], bench: Path) -> list[dict[str, Any]]:
+    """`rows` with the seconds of a benchmark, by model and method; none where it has none. ValueError if damaged."""
+    try:
+        found = json.loads(bench.read_text())
+        seconds = {(found["model"], each["method"]): float(each["seconds_per_image"]) for each in found["rows"]}
+        timing = f"{bench.name}, batch {found['batch_size']}"
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"cannot read the benchmark {bench}: {error!r}") from None
+    out = []
+    for one in rows:
+        kept = {key: value for key, value in one.items() if key != "seconds_per_image"}
+        known = seconds.get((one.get("model"), one.get("method")))
+        out.append(kept if known is None else kept | {"seconds_per_image": known, "timing": timing})
+    return out
+
+
 def row(result: dict[str, Any]) -> dict[str, Any]:
     """What the table shows of one result."""
     plan, images = result.get("plan") or {}, result["images"]
@@ -73,6 +89,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         cells = [form.format(one[key]) if key in one else "" for key, form in used.values()]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *sorted({f"- {one['description']}" for one in rows})]
+    lines += [f"- Seconds: {timing}." for timing in sorted({one["timing"] for one in rows if "timing" in one})]
     lines += [f"- Warning: {warning}." for warning in sorted({w for one in rows for w in one["warnings"]})]
     if len({(one["features"], one["reference_sha256"]) for one in rows}) > 1:
         lines.append("- Warning: these rows rest on different features or references and cannot be compared.")
