@@ -67,14 +67,8 @@ class Abreast(ABC):
     @property
     def committed(self) -> np.ndarray:
         """Which slots are final, (B, slots) bool."""
-        return self._final(0)
-
-    def _final(self, extra: int) -> np.ndarray:
-        """`committed`, and as many more places that never are, (B, slots + extra)."""
-        done, out = self._done[..., None], np.zeros((len(self._done), self._task.spec.slots + extra), dtype=bool)
-        settled = (np.arange(self._columns) < done) | (done == self._length)
-        out[:, : self._task.spec.slots] = settled.reshape(len(out), -1)
-        return out
+        done = self._done[..., None]
+        return ((np.arange(self._columns) < done) | (done == self._length)).reshape(len(done), -1)
 
     @abstractmethod
     def _decide(self, scores: Tensor, step: Step) -> tuple[Tensor, np.ndarray]:
@@ -108,13 +102,16 @@ class Abreast(ABC):
         active, slots, columns = self._limits()[1], self._task.spec.slots, self._columns
         rows = np.argsort(~active, axis=1, kind="stable")[:, : active.sum(1).max()]
         self._step = step = self._plan(rows, width=self._width)
-        self._guess(step)
+        final = np.zeros((len(rows), slots + self.extra), dtype=bool)
+        final[:, :slots] = self.committed
+        seen = self._tensor(final)
+        self._guess(step, seen[:, : slots + 1])
         fed = rows[..., None] * columns + step.columns - 1  # the slot before each, which gives its law
         above = self._above_of(rows)
         early = step.wanted & (step.columns == 0) & (above < self._length)[..., None]
         newest = fed if self._task.spec.newline is not None else ((rows - 1) * columns + above - 1)[..., None]
         known = step.wanted & ~early  # what is run at its own slot
-        top = 1 + max(fed[known].max(initial=-1), np.flatnonzero(self.committed.any(0))[-1])  # behind all slots in use
+        top = 1 + max(fed[known].max(initial=-1), np.flatnonzero(final.any(0))[-1])  # behind all slots in use
         places = top + np.arange(rows.shape[1])[:, None]  # for what stands in for the end of a row
         nothing = np.array([slots, 0, top + rows.shape[1]])  # source, slot and place of a token that nobody sees
         block = np.stack([np.where(early, newest, fed), fed, np.where(early, places, fed)])
@@ -127,11 +124,14 @@ class Abreast(ABC):
             slot = np.sort(fed, axis=1)
             return Block(self._buffer.gather(1, self._tensor(slot)), self._tensor(slot), lowest, lowest + count)
         tokens, at = self._buffer.gather(1, self._tensor(source)), self._tensor(np.maximum(fed, lowest))
-        sees = self._sees(fed, place, top, int(nothing[2]) + 1)
+        sees = self._sees(fed, place, top, seen[:, : nothing[2] + 1])
         return Block(tokens, at, lowest, sees.shape[2], sees, self._tensor(place))
 
-    def _guess(self, step: Step) -> None:
-        """Put drafts at the slots that a block is going to run; without drafts there is nothing to do."""
+    def _guess(self, step: Step, final: Tensor) -> None:
+        """Put drafts at the slots that a block is going to run; without drafts there is nothing to do.
+
+        `final` (B, slots + 1) says which slots are committed; what lies behind the image is not.
+        """
         return
 
     def _late(self, fed: np.ndarray, nothing: np.ndarray) -> np.ndarray:
@@ -152,16 +152,15 @@ class Abreast(ABC):
             out[:, image, : len(found)] = found
         return out
 
-    def _sees(self, fed: np.ndarray, place: np.ndarray, top: int, stop: int) -> Tensor:
-        """Who sees which place (B, n, stop): what is committed before it, and its own row's up to itself.
+    def _sees(self, fed: np.ndarray, place: np.ndarray, top: int, final: Tensor) -> Tensor:
+        """Who sees which place (B, n, stop): what is `final` (B, stop) before it, and its own row's up to itself.
 
         From place `top` on there are only stand-ins.
         """
         query = self._tensor(fed)[..., None]
-        key = torch.arange(stop, device=query.device)
+        key = torch.arange(final.shape[1], device=query.device)
         own = self._tensor(place < top)[..., None] & (key >= query - query % self._columns)
-        final = self._tensor(self._final(self.extra)[:, :stop])[:, None]
-        return ((final | own) & (key <= query)) | (key == self._tensor(place)[..., None])
+        return ((final[:, None] | own) & (key <= query)) | (key == self._tensor(place)[..., None])
 
     def accept(self, logits: Tensor) -> None:
         step = self._step

@@ -55,7 +55,7 @@ class Jacobi2D(Abreast):
         self._u: list[Tensor] = []  # this step's uniforms: to judge its drafts with, and to redraw them
         self._steps = 0
 
-    def _guess(self, step: Step) -> None:
+    def _guess(self, step: Step, final: Tensor) -> None:
         self._steps += 1
         if self._width == 1:
             return
@@ -64,7 +64,6 @@ class Jacobi2D(Abreast):
         u_guess, *self._u = self._uniform(at, self._steps, 3)
         tokens = self._ids[(u_guess * len(self._ids)).long()]
         if self._copies:
-            final = self._tensor(self._final(1))
             above = (at - self._columns).clamp(min=0)
             there, copied = final.gather(1, above) & (at >= self._columns), self._buffer.gather(1, above)
             tokens = torch.where(there, copied, tokens)
