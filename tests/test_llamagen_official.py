@@ -69,7 +69,8 @@ def test_the_key_tables_themselves_against_the_reference():
 def test_presets():
     named = {name for name, where in registry.MODELS.items() if where == "vargen.presets.llamagen:PRESETS"}
     assert named == set(presets.PRESETS)
-    assert {name for name in registry.TOKENIZERS if name != "pocket-vq"} == set(presets.TOKENIZERS)
+    images = {name for name, where in registry.TOKENIZERS.items() if where == "vargen.presets.llamagen:tokenizer"}
+    assert images == set(presets.TOKENIZERS)
     assert set(presets.FILES) <= named | set(presets.TOKENIZERS)
     assert len(set(presets.imagenet())) == 1000
     assert [presets.imagenet()[i] for i in (0, 207, 388, 980, 999)] == [
