@@ -208,11 +208,12 @@ def test_an_image_depends_on_its_seed_alone(method, options):
 
 def test_drafts_spare_forwards():
     pipe, asked, forwards = pipeline(), {"seed": 0, "output_type": "latent", "top_k": 4}, []
-    for method in ("zipar:window=2", "jacobi-2d:window=2", "jacobi-2d:window=2:coupled=true"):
+    jacobi = "jacobi-2d:window=3:coupled=true"
+    for method in ("zipar:window=3", "jacobi-2d:window=3", jacobi, f"{jacobi}:ahead=0", f"{jacobi}:drafts=1"):
         forwards.append(pipe([0, 1, 2, 3] * 4, method=method, **asked).trace.forwards_per_image)
-    assert forwards[0] == 6 + 5 * 2
+    assert forwards[0] == 6 + 5 * 3 == forwards[4]
     assert forwards[1] < forwards[0]
-    assert forwards[2] < forwards[0]
+    assert forwards[2] < forwards[3] < forwards[0]  # and to draft rows before they start spares more
 
 
 @pytest.mark.parametrize("neutral", ["rule=gsd:group=1", "rule=cool:tolerance=1:decay=0", "rule=lantern:delta=0:k=5"])

@@ -173,9 +173,6 @@ def test_repainting_keeps_what_the_mask_does_not_show(pipe):
     assert stays[-16:].view(4, 4).tolist() == [[True, True, False, False]] * 4
     assert torch.equal(out.tokens[:, stays], ids[:, stays].expand(3, -1))
     assert not torch.equal(out.tokens[0, ~stays], out.tokens[1, ~stays])
-    free = pipe("c", num_images_per_prompt=3, seed=7, output_type="latent").tokens
-    assert torch.equal(out.tokens[:, ~stays][:, :2], out.tokens[:, ~stays][:, :2])
-    assert free.shape == out.tokens.shape
     pictures = [Image.fromarray((x * 255).round().byte().numpy()) for x in (source.permute(1, 2, 0), mask)]
     again = pipe("c", image=pictures[0], mask_image=pictures[1], num_images_per_prompt=3, seed=7, output_type="pt")
     assert (again.tokens == out.tokens).float().mean() > 0.5  # rounding to uint8 may move an id
