@@ -179,7 +179,7 @@ def repainting(options: argparse.Namespace) -> dict[str, Any]:
 
     named = {key: path for key in ("image", "mask_image") if (path := getattr(options, key))}
     if named and registry.preset(options.model).kind != "next-scale":
-        raise ValueError(f"{options.model} repaints no pictures: next-scale models do, such as pocket-var")
+        raise ValueError(f"{options.model} repaints no pictures: next-scale models do, such as var-d36")
     if len(named) == 1:
         raise ValueError("give both --image and --mask-image: what is repainted, and where")
     try:

@@ -32,7 +32,7 @@ class Block:
     first: int
     stop: int
     sees: Tensor | None = None  # (B, n, S) bool over places; None: causal by slot
-    # A tree's branches share slots, so that each token has a place of its own in the cache, behind the image's slots.
+    # A tree's branches share slots, so that each token has a place of its own in the cache, behind the slots in use.
     # With places, `sees` is given, and `stop` bounds them. `moves` (source, target), both (B, m), are places whose rows
     # are copied before the block runs: a path that was accepted goes to the slots it stands for.
     places: Tensor | None = None  # (B, n); None: the slots
@@ -200,7 +200,7 @@ def versions(device: torch.device) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Generation:
-    """Images, their tokens (B, rows, columns) int64, and how they came about."""
+    """Images, their tokens (B, rows, columns) int64, or (B, slots) of all scales, and how they came about."""
 
     images: Any  # a list of PIL images, or a tensor or array, as `output_type` asks
     tokens: Tensor

@@ -41,7 +41,7 @@ class Abreast(ABC):
 
     def __init__(self, task: Task, *, start: int, drafts: int = 1, ahead: int = 0) -> None:
         spec = task.spec
-        self._task, self._rows, self._columns = task, spec.rows, spec.columns
+        self._task, self._columns = task, spec.columns
         self._length = spec.columns - (spec.newline is not None)  # columns that are drawn
         self._start, self._width = min(start, self._length), min(drafts, self._length)
         self._ahead = min(ahead, self._length)
