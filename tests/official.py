@@ -150,3 +150,53 @@ def var(depth: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ..
     linear("head", 4096, c)
     buffers: dict[str, tuple[int, ...]] = {f"blocks.{i}.attn.zero_k_bias": (c,) for i in range(depth)}
     return out, buffers | {"lvl_1L": (1, slots), "attn_bias_for_masking": (1, 1, slots, slots)}
+
+
+# layers of encoder and decoder, width, depth and width of the head, of which classes; keys, parameters
+MAR = {
+    "mar-base": (12, 768, 6, 1024, 1000, 364, 207_924_768),
+    "mar-large": (16, 1024, 8, 1280, 1000, 476, 478_326_304),
+    "mar-huge": (20, 1280, 12, 1536, 1000, 604, 942_403_104),
+}
+
+
+def mar(name: str) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of a MAR's parameters."""
+    layers, c, depth, w, classes, *_ = MAR[name]
+    out: dict[str, tuple[int, ...]] = {"fake_latent": (1, c), "class_emb.weight": (classes, c)}
+    out |= {f"{part}_pos_embed_learned": (1, 64 + 256, c) for part in ("encoder", "decoder")}
+    out |= {"diffusion_pos_embed_learned": (1, 256, c), "mask_token": (1, 1, c)}
+
+    def linear(key: str, rows: int, columns: int) -> None:
+        out[f"{key}.weight"], out[f"{key}.bias"] = (rows, columns), (rows,)
+
+    def norm(key: str, width: int) -> None:
+        out[f"{key}.weight"] = out[f"{key}.bias"] = (width,)
+
+    linear("z_proj", c, 16)
+    norm("z_proj_ln", c)
+    linear("decoder_embed", c, c)
+    for part in ("encoder", "decoder"):
+        norm(f"{part}_norm", c)
+        for i in range(layers):
+            block = f"{part}_blocks.{i}"
+            norm(f"{block}.norm1", c)
+            norm(f"{block}.norm2", c)
+            linear(f"{block}.attn.qkv", 3 * c, c)
+            linear(f"{block}.attn.proj", c, c)
+            linear(f"{block}.mlp.fc1", 4 * c, c)
+            linear(f"{block}.mlp.fc2", c, 4 * c)
+    net = "diffloss.net"
+    linear(f"{net}.time_embed.mlp.0", w, 256)
+    linear(f"{net}.time_embed.mlp.2", w, w)
+    linear(f"{net}.cond_embed", w, c)
+    linear(f"{net}.input_proj", w, 16)
+    for j in range(depth):
+        block = f"{net}.res_blocks.{j}"
+        norm(f"{block}.in_ln", w)
+        linear(f"{block}.mlp.0", w, w)
+        linear(f"{block}.mlp.2", w, w)
+        linear(f"{block}.adaLN_modulation.1", 3 * w, w)
+    linear(f"{net}.final_layer.linear", 32, w)
+    linear(f"{net}.final_layer.adaLN_modulation.1", 2 * w, w)
+    return out

@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import torch
 
+from vargen.continuous import ContinuousPipeline
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
+from vargen.models.mar import MAR, MARConfig
 from vargen.models.var import VAR, VARConfig
 from vargen.next_scale import NextScalePipeline
 from vargen.presets.contract import Preset, Recipe
 from vargen.raster import RasterPipeline
+from vargen.tokenizers.kl import KLConfig, KLTokenizer
 from vargen.tokenizers.multiscale_vq import MultiScaleVQConfig, MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
 
@@ -82,7 +85,52 @@ SCALE_PRESET = Preset(
     (0, 1, 2, 3, 4),
     SCALES.spec,
 )
+LATENTS = MARConfig(2, 2, 32, head_depth=1, head_width=32, side=4, channels=3, classes=5, buffer=4)
+
+
+def mar(config: MARConfig = LATENTS, *, seed: int = 0) -> MAR:
+    """A continuous model whose head moves its tokens about, but not out of all bounds."""
+    model = randomised(MAR(config), seed, 0.7)
+    assert isinstance(model, MAR)
+    return model
+
+
+def kl(config: MARConfig = LATENTS) -> KLTokenizer:
+    model = randomised(KLTokenizer(KLConfig((8, 8), 1, config.channels, norm_groups=4, scale=0.1)), 3, 1.0)
+    assert isinstance(model, KLTokenizer)
+    return model
+
+
+def latent_pipeline() -> ContinuousPipeline:
+    """8x8 pixels, 4x4 tokens; it comes with a drafter of one layer."""
+    pipe = ContinuousPipeline(mar(), kl(), preset=LATENT_PRESET)
+    pipe.drafter = pipe.drafters["small-drafter"] = mar(replace(LATENTS, layers=1), seed=1)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _latent_preset() -> Preset:
+    few = {"iterations": 6, "highest": 950}
+    settings = {
+        "mar": {**few, "steps": 8},
+        "disa": {**few, "upper": 8, "lower": 3},
+        "csd": {**few, "upper": 4, "lower": 4},
+    }
+    return Preset(
+        "small-latents",
+        "A small random continuous model, for tests.",
+        {"default": Recipe(2.0, settings=settings), "plain": Recipe(1.0, settings=settings)},
+        LATENTS.classes,
+        lambda sources, device, dtype: latent_pipeline(),
+        lambda: ("a", "b", "c", "d", "e"),
+        (0, 1, 2, 3, 4),
+        LATENTS.spec,
+    )
+
+
+LATENT_PRESET = _latent_preset()
 PRESETS = {
+    "small-latents": LATENT_PRESET,
     "small": Preset(
         "small",
         "A small random model, for tests.",

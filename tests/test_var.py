@@ -255,7 +255,10 @@ def test_a_refiner_of_another_tokenizer_is_refused(pipe):
 
 def test_methods_say_what_they_draw_with():
     assert registry.methods("next-scale") == ["var", "code"]
-    assert set(registry.methods("raster")) | {"var", "code"} == set(registry.METHODS)
+    continuous = {"mar", "flowar", "xar", "disa", "csd"}
+    assert set(registry.methods("raster")) | {"var", "code"} | continuous == set(registry.METHODS)
+    assert registry.methods("continuous", "masked") == ["mar", "disa", "csd"]
+    assert registry.methods("continuous", "cells") == ["xar", "disa"]
 
 
 def test_a_pipeline_put_together_by_hand():

@@ -14,11 +14,14 @@ from vargen import cli, registry
 from vargen.core import Generation, Trace
 from vargen.files import check_writable, write_atomically
 
-DEFAULT_METHODS = {  # by the kind of model
+DEFAULT_METHODS = {  # by the kind of model; of continuous ones, by their plan
     "raster": "ar,sjd:window=32,sjd-coupled:window=64:guess=above,sjd-coupled",
     "next-scale": "var,code:scales=6,code:scales=7,code:scales=8,code:scales=9",
+    "masked": "mar,mar:iterations=64:steps=50,disa,csd",
+    "scales": "flowar,disa",
+    "cells": "xar,disa",
 }
-PLAIN = ("ar", "var")  # what speed-ups are measured against
+PLAIN = ("ar", "var", "mar", "flowar", "xar")  # what speed-ups are measured against
 
 
 def command(argv: list[str]) -> None:
@@ -32,7 +35,7 @@ def command(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path, required=True, help="results; a bar chart goes beside it as PNG")
     options = parser.parse_args(argv)
     preset = registry.preset(options.model)
-    methods = [name.strip() for name in (options.methods or DEFAULT_METHODS[preset.kind]).split(",")]
+    methods = [name.strip() for name in (options.methods or DEFAULT_METHODS[preset.plan]).split(",")]
     if len(set(methods)) < len(methods):
         raise ValueError(f"a method stands twice in --methods {options.methods}")
     cli.check(options, [(name, {}) for name in methods])

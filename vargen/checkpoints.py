@@ -33,6 +33,7 @@ class Layout:
     stacked: str | None = None  # the file's keys that hold several of ours, one below the other
     ignored: str | None = None  # the file's keys that hold no weights
     zeros: str | None = None  # of these, those that are taken to be all zeros
+    under: str | None = None  # the name under which the file must have them; None: bare, or under one of NESTING
 
     def published(self, key: str) -> str:
         """The file's name of our `key`."""
@@ -79,24 +80,27 @@ def metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path, under: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a PyTorch file, bare or nested as training scripts do it.
 
-    They are mapped, not read: bytes come from the disk when they are used. ValueError, naming the file, where it is
+    With `under`, those that the file has under that name. They are mapped, not read: bytes come from the disk when they
+    are used. ValueError, naming the file, where it is
     missing, damaged, holds no weights, or asks for code to be run (which never happens).
     """
     if not path.is_file():
         raise ValueError(f"no weights file {path}")
     _refuse_lookalikes(path)
     try:
-        loaded = load_file(path) if _is_safetensors(path) else _unpickle(path)
+        loaded = load_file(path) if _is_safetensors(path) else _unpickle(path, under)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         what = f"asks for {wanted[1]}" if wanted else "is no PyTorch or safetensors file"
         raise ValueError(f"the weights file {path} {what}: it was refused and nothing in it was run") from None
     except Exception as error:  # a damaged pickle can end in any of them
         raise ValueError(f"the weights file {path} is damaged: {_first_line(error)}") from None
-    return _tensors(loaded, path)
+    if under and not (isinstance(loaded, Mapping) and isinstance(loaded.get(under), Mapping)):
+        raise ValueError(f"the weights file {path} has no {under}, averaged weights: ema=False takes its plain ones")
+    return _tensors(loaded, path, under)
 
 
 def _refuse_lookalikes(path: Path) -> None:
@@ -117,13 +121,13 @@ def _is_safetensors(path: Path) -> bool:
     return start[8:] == b"{"
 
 
-def _unpickle(path: Path) -> object:
+def _unpickle(path: Path, under: str | None) -> object:
     """FSDP's files rebuild their tensors through a helper that not every release of torch allows by itself."""
     mapped = _is_mapped(path)
     with torch.serialization.safe_globals([_rebuild_from_type_v2]):
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     if mapped:
-        _check_records(path, loaded)
+        _check_records(path, _weights(loaded, under))
     return loaded
 
 
@@ -135,12 +139,12 @@ def _is_mapped(path: Path) -> bool:
         return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
-def _check_records(path: Path, loaded: object) -> None:
+def _check_records(path: Path, weights: Mapping[Any, Any]) -> None:
     """A mapped tensor takes bytes from its record's start on, and would read past the end of one that is too short."""
     with zipfile.ZipFile(path) as archive:
         records = Counter(entry.file_size for entry in archive.infolist() if "/data/" in entry.filename)
     storages = {}
-    for value in _weights(loaded).values():
+    for value in weights.values():
         if isinstance(value, Tensor) and _is_dense(value):
             storage = Tensor.untyped_storage(value)
             storages[storage.data_ptr()] = storage.nbytes()
@@ -152,17 +156,17 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _weights(loaded: object) -> Mapping[Any, Any]:
+def _weights(loaded: object, under: str | None) -> Mapping[Any, Any]:
     """The table of weights in what a training script saved, or an empty one."""
     if not isinstance(loaded, Mapping):
         return {}
-    nested = [loaded[name] for name in NESTING if isinstance(loaded.get(name), Mapping)]
+    nested = [loaded[name] for name in ([under] if under else NESTING) if isinstance(loaded.get(name), Mapping)]
     return nested[0] if nested else loaded
 
 
-def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
+def _tensors(loaded: object, path: Path, under: str | None) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping):
-        table = _weights(loaded)
+        table = _weights(loaded, under)
         if table and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in table.items()):
             return {key: _plain(value) for key, value in table.items()}
         inside = f"a table of {', '.join(map(repr, list(table)[:5])) or 'nothing'}"
@@ -195,13 +199,13 @@ def load_into(
     Strict: `Misfit`, a ValueError, knows every missing, unexpected or misshapen key. Beside what the weights themselves
     take on `device`, at most about a sixteenth of the file is held at a time.
     """
-    mapped, state, expected = read(path), module.state_dict(), layout.expected(module)
+    mapped, state, expected = read(path, layout.under), module.state_dict(), layout.expected(module)
     _check(type(module).__name__, mapped, expected, layout, path)
     sizes = {key: mapped[key].nbytes for key in expected}
     del mapped
     loaded = {}
     for keys in _portions(sizes, sum(sizes.values()) // (16 if _is_mapped(path) else 1)):
-        mapped = read(path)  # mapped anew for each portion, so that the pages of the last one are given back
+        mapped = read(path, layout.under)  # anew for each portion, so that the pages of the last one are given back
         for key in keys:
             ours, value = expected[key][0], mapped.pop(key)
             parts = value.split([len(state[one]) for one in ours]) if len(ours) > 1 else [value]

@@ -45,7 +45,9 @@ def add_law(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name of a model, see --list")
     parser.add_argument("--checkpoint", type=Path, help="weights file to use instead of downloading the published one")
     parser.add_argument("--tokenizer-checkpoint", type=Path, help="the same for the image tokenizer")
-    parser.add_argument("--text-encoder", help="folder or repository of a T5 encoder, instead of the published one")
+    text = "folder or repository of a T5 encoder, or of Harmon's text tokenizer, instead of the published one"
+    parser.add_argument("--text-encoder", help=text)
+    parser.add_argument("--no-ema", action="store_true", help="take a file's plain weights, not the averaged ones")
     parser.add_argument("--drafter", help="model that drafts, or refines, where a method wants one (default: its own)")
     parser.add_argument("--drafter-checkpoint", type=Path, help="its weights file")
     parser.add_argument("--preset", help="a published recipe of the model, see --list; default: the first")
@@ -88,7 +90,7 @@ def load(options: argparse.Namespace) -> Any:
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     named = ("checkpoint", "tokenizer_checkpoint", "text_encoder", "drafter", "drafter_checkpoint")
     files = {key: getattr(options, key) for key in named}
-    return vargen.load(options.model, device=options.device, dtype=dtype, **files)
+    return vargen.load(options.model, device=options.device, dtype=dtype, ema=not options.no_ema, **files)
 
 
 def law(options: argparse.Namespace) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def subjects(options: argparse.Namespace, preset: "Preset") -> list[Any]:
     if preset.classes:
         if options.prompt:
             raise ValueError(f"{preset.name} draws classes and takes no --prompt: give --class")
-        names, least = preset.names(), -1 if preset.kind == "next-scale" else 0
+        names, least = preset.names(), 0 if preset.kind == "raster" else -1
         return [request.label(value, names, preset.classes, least) for value in options.classes or preset.examples]
     if options.classes or not options.prompt:
         raise ValueError(f"{preset.name} draws what a prompt says: give --prompt" + " and no --class")

@@ -57,6 +57,28 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Tokens of a continuous model that are drawn together, and what is there when they are."""
+
+    slots: Tensor  # (B, n) int64: what is to be drawn
+    known: Tensor  # (B, m) int64, ascending: what is there
+    values: Tensor  # (B, S, C) float32: the tokens, read at `known` only
+    hidden: Tensor | None = None  # (B, m) bool: entries of `known` that stand for nothing; None: none does
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """How a head draws: which heads read which of these, they say."""
+
+    steps: int
+    guidance: float = 1.0  # u + s (c - u); 1 is off
+    temperature: float = 1.0  # of the noise of each step
+    solver: str = "ddpm"
+    highest: int = 999  # diffusion timesteps above it are brought down to it
+    guidance_high: float = 1.0  # flow times above it are not guided
+
+
+@dataclass(frozen=True)
 class Condition:
     """What the image is conditioned on, embedded: (R, T, d), R the conditional rows, then the unconditional ones."""
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vargen import checkpoints, registry
-from vargen.core import Block, Condition, KVCache
+from vargen.core import Block, Condition, Group, KVCache
 from vargen.guidance import Guidance
-from vargen.models.contract import RasterModel, RasterSpec, ScaleSpec, embed
+from vargen.models.contract import ContinuousModel, ContinuousSpec, RasterModel, RasterSpec, ScaleSpec, embed
 from vargen.models.eagle import EagleHead
 from vargen.presets.contract import Sources
 from vargen.request import Method
@@ -43,6 +43,19 @@ class ModelDrafter:
         self.forwards += 1
         logits = self._model.decode(self._guidance.spread(replace(block, moves=None)), self._cache)
         return self._warp(self._guidance.mix(logits, block))
+
+
+class LatentModelDrafter:
+    """A small model of continuous tokens of the same layout, under the large one's guidance."""
+
+    def __init__(self, model: ContinuousModel, condition: Condition) -> None:
+        self._model, self._condition, self._cache = model, condition, model.make_cache(len(condition.embedding))
+        self.forwards = 0
+
+    def law(self, group: Group) -> tuple[Any, Any]:
+        """Its head, and what that needs to draw the group."""
+        self.forwards += 1
+        return self._model.head, self._model.decode(self._condition, group, self._cache)
 
 
 class HeadDrafter:
@@ -114,15 +127,23 @@ class Watched:
         return self._model.logits(states)
 
 
-def check(name: str, other: RasterSpec | ScaleSpec, target: RasterSpec | ScaleSpec) -> None:
+Spec = RasterSpec | ScaleSpec | ContinuousSpec
+
+
+def check(name: str, other: Spec, target: Spec) -> None:
     """ValueError where a model cannot draft, or refine, for another."""
-    does = "draft" if isinstance(target, RasterSpec) else "refine"
+    does = _does(target)
     if type(other) is not type(target):
         raise ValueError(f"{name} cannot {does} here: it is a {other.kind} model, not a {target.kind} model")
-    for what in dict.fromkeys(("vocabulary", *asdict(target))):
+    first = () if isinstance(target, ContinuousSpec) else ("vocabulary",)
+    for what in dict.fromkeys((*first, *asdict(target))):
         ours, theirs = getattr(other, what), getattr(target, what)
         if ours != theirs:
             raise ValueError(f"{name} cannot {does} here: {what} {ours} instead of {theirs}")
+
+
+def _does(target: Spec) -> str:
+    return "refine" if isinstance(target, ScaleSpec) else "draft"
 
 
 def by_name(pipe: Any, name: str, given: Sources | None = None) -> nn.Module:
@@ -144,7 +165,7 @@ def from_model(pipe: Any, name: str, other: Any) -> nn.Module:
     check(name, other.transformer.spec, pipe.transformer.spec)
     ours, theirs = (_codebook(p) for p in (pipe, other))
     if ours is not None and theirs is not None and not torch.equal(ours, theirs):
-        does = "draft" if isinstance(pipe.transformer.spec, RasterSpec) else "refine"
+        does = _does(pipe.transformer.spec)
         raise ValueError(f"{name} cannot {does} for {pipe.preset.name}: its image tokenizer has another codebook")
     return other.transformer
 

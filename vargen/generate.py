@@ -15,8 +15,8 @@ import torch
 
 from vargen.core import Condition
 from vargen.guidance import Guidance, Ramp
-from vargen.models.contract import NextScaleModel, RasterModel
-from vargen.samplers.contract import RasterSampler, ScaleSampler
+from vargen.models.contract import ContinuousModel, NextScaleModel, RasterModel
+from vargen.samplers.contract import ContinuousSampler, RasterSampler, ScaleSampler
 from vargen.tokenizers.multiscale_vq import Pyramid
 
 
@@ -134,6 +134,32 @@ def next_scale(
             scale += 1
             yield
             clock.skip()
+
+
+def continuous(
+    model: ContinuousModel, condition: Condition, sampler: ContinuousSampler, clock: Clock, counts: Counts
+) -> Iterator[None]:
+    """Decode a batch group by group; yields after each. Stop iterating to cancel."""
+    images = len(sampler.settled)
+    cache = model.make_cache(len(condition.embedding))
+    while min(sampler.settled) < model.spec.slots:
+        group = sampler.propose()
+        clock.lap("sampler")
+        z = model.decode(_repeated(condition, images, len(group.slots) // images), group, cache)
+        counts.note(group.slots.shape[1], [True] * images)
+        counts.cache_bytes = getattr(cache, "bytes", 0)
+        clock.lap("model")
+        sampler.accept(model.head, z)
+        clock.lap("head")
+        yield
+        clock.skip()
+
+
+def _repeated(condition: Condition, images: int, copies: int) -> Condition:
+    """The condition for several groups of every image, one below the other; unconditional rows stay behind."""
+    if copies == 1:
+        return condition
+    return Condition(torch.cat([part.repeat(copies, 1, 1) for part in condition.embedding.split(images)]))
 
 
 def step_costs(

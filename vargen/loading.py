@@ -20,6 +20,7 @@ def load(
     text_encoder: str | Path | None = None,
     drafter: str | None = None,
     drafter_checkpoint: str | Path | None = None,
+    ema: bool = True,
 ) -> Pipeline:
     """A pipeline by the model's name. ValueError lists names, or names the file that does not load.
 
@@ -29,7 +30,8 @@ def load(
     them, `text_encoder` a folder or repository with a T5 encoder and its tokenizer. `drafter`, for the methods that
     draft with one (and for `code`, which refines with one), is another model by name, of the same vocabulary, grid and
     image tokenizer; or `eagle`, a head on this model that was trained by `scripts/train_drafter.py`: the one in the
-    file `drafter_checkpoint`, or the one that ships.
+    file `drafter_checkpoint`, or the one that ships. MAR's files have averaged weights beside plain ones; `ema=False`
+    takes the plain ones.
     """
     preset, where = registry.preset(name), find_device(device)
     if text_encoder is not None and preset.classes:
@@ -38,11 +40,11 @@ def load(
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"got dtype {kind}, expected float32, bfloat16 or float16")
     text = None if text_encoder is None else str(Path(text_encoder).expanduser())
-    pipe = preset.build(Sources(_path(checkpoint), _path(tokenizer_checkpoint), text), where, kind)
+    pipe = preset.build(Sources(_path(checkpoint), _path(tokenizer_checkpoint), text, ema), where, kind)
     if drafter is None and drafter_checkpoint is not None:
         raise ValueError("got a drafter's checkpoint and no drafter: name the model that it is of")
     if drafter is not None:
-        given = Sources(_path(drafter_checkpoint), _path(tokenizer_checkpoint), text)
+        given = Sources(_path(drafter_checkpoint), _path(tokenizer_checkpoint), text, ema)
         pipe.drafter = pipe.drafters[drafter] = drafting.by_name(pipe, drafter, given)
     return pipe
 

@@ -9,6 +9,7 @@ hardly ever shows.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
@@ -26,6 +27,11 @@ class Purpose(IntEnum):
     GUESS = 4  # the first draft of a slot
     LABEL = 5  # the class of an image in a sampling run
     SMOOTH = 6  # the mixture of codes in a smoothed image
+    ORDER = 7  # in which a masked model's tokens are drawn
+    START = 8  # where a denoising path starts
+    PATH = 9  # the noise of its steps
+    CHECK = 10  # keep or reject a drafted path
+    RESIDUAL = 11  # paths in the place of a rejected one: this and every eighth number above it
 
 
 def _signed(value: int) -> int:
@@ -73,6 +79,31 @@ def normal(seed: Tensor, slot: Tensor, purpose: int, size: int = 1) -> Tensor:
     u = _open_uniform(seed, slot, purpose, 2 * size)
     radius, angle = u[..., :size], u[..., size:]
     return (radius.log_().mul_(-2).sqrt_() * angle.mul_(2 * math.pi).cos_()).float()
+
+
+MAX_STEPS = 1024  # of a denoising path
+
+
+@dataclass(frozen=True)
+class PathNoise:
+    """Standard normal noise of denoising paths, by (seed, slot, step)."""
+
+    seed: Tensor  # (B,)
+    slots: Tensor  # (B, n)
+    channels: int
+    start_purpose: int = Purpose.START
+    path_purpose: int = Purpose.PATH
+
+    def start(self) -> Tensor:
+        """Where each path starts, (B, n, C)."""
+        return normal(self.seed, self.slots, self.start_purpose, self.channels)
+
+    def steps(self, count: int) -> Tensor:
+        """The noise of `count` steps, in the order in which they are made, (count, B, n, C)."""
+        each = torch.arange(count, device=self.slots.device)[:, None, None]
+        places = (self.slots * MAX_STEPS + each).permute(1, 0, 2).flatten(1)  # (B, count * n)
+        drawn = normal(self.seed, places, self.path_purpose, self.channels)
+        return drawn.unflatten(1, (count, -1)).transpose(0, 1)
 
 
 class Table:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vargen import registry
 from vargen.guidance import Guidance, Ramp
-from vargen.models.contract import RasterSpec, ScaleSpec
+from vargen.models.contract import ContinuousSpec, RasterSpec, ScaleSpec
 from vargen.presets.contract import LAW, Recipe
 from vargen.samplers.warp import Warp
 
@@ -56,24 +56,70 @@ class ScaleMethod:
         return {**guidance, **law, **asdict(self.settings)}
 
 
+@dataclass(frozen=True)
+class LatentMethod:
+    """The same for a continuous model, whose law is its head's."""
+
+    name: str
+    sampler: type
+    settings: Any
+    guidance: float  # 1 is off
+    temperature: float
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Every setting by name."""
+        return {"guidance_scale": self.guidance, "temperature": self.temperature, **asdict(self.settings)}
+
+
 def asked(
-    name: str, recipe: Recipe, law: dict[str, Any], settings: dict[str, Any], spec: RasterSpec | ScaleSpec | None
-) -> Method | ScaleMethod:
+    name: str,
+    recipe: Recipe,
+    law: dict[str, Any],
+    settings: dict[str, Any],
+    spec: RasterSpec | ScaleSpec | ContinuousSpec | None,
+) -> Method | ScaleMethod | LatentMethod:
     """`name` with `settings` for a model of layout `spec`; None stands for any raster model."""
+    if isinstance(spec, ContinuousSpec):
+        return latent_method(name, recipe, law, settings, spec)
     if isinstance(spec, ScaleSpec):
         return scale_method(name, recipe, law, settings, spec)
     return method(name, recipe, law, settings)
 
 
-def _sampler(name: str, settings: dict[str, Any], kind: str) -> tuple[type, Any]:
-    """A sampler for models of a kind, and its settings."""
+def _sampler(
+    name: str, settings: dict[str, Any], kind: str, recipe: Recipe, plan: str | None = None
+) -> tuple[type, Any]:
+    """A sampler for models of a kind (and plan), and its settings."""
     if not isinstance(name, str):
         raise ValueError(f"got method {name!r}, expected a name such as sjd-coupled:window=16")
-    sampler, chosen = registry.method(name, **settings)
-    if registry.kind(sampler) != kind:
-        known = ", ".join(registry.methods(kind))
-        raise ValueError(f"method {name} does not draw with {kind} models; those that do: {known}")
+    sampler, chosen = registry.method(name, recipe.settings, **settings)
+    if registry.kind(sampler) != kind or getattr(sampler, "plan", None) not in (None, plan):
+        known, models = ", ".join(registry.methods(kind, plan)), f"{kind} models" + (f" ({plan})" if plan else "")
+        raise ValueError(f"method {name} does not draw with {models}; those that do: {known}")
     return sampler, chosen
+
+
+def latent_method(
+    name: str, recipe: Recipe, law: dict[str, Any], settings: dict[str, Any], spec: ContinuousSpec
+) -> LatentMethod:
+    """As `method`, for a continuous model, of whose law only guidance and temperature are set from outside."""
+    for key in LAW:
+        if law.get(key) is not None and key not in ("guidance_scale", "temperature"):
+            raise ValueError(f"got {key} {law[key]!r}: continuous tokens have none")
+    sampler, chosen = _sampler(name, settings, spec.kind, recipe, spec.plan)
+    used = _used(recipe, law)
+    guidance, temperature = number(used["guidance_scale"], "guidance scale"), number(used["temperature"], "temperature")
+    if not 0 <= guidance <= 1000:
+        raise ValueError(f"got guidance scale {guidance}, expected a number from 1 (off) to 1000")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"got temperature {temperature}, expected 0 or more")
+    solver = getattr(chosen, "solver", "ddpm") if spec.plan == "masked" else "of a flow"
+    if temperature != 1 and solver != "ddpm":
+        raise ValueError(f"got temperature {temperature}, but solver {solver} has none: expected 1")
+    if spec.plan == "masked" and chosen.iterations > spec.slots:
+        raise ValueError(f"got {chosen.iterations} iterations for an image of {spec.slots} tokens, expected no more")
+    return LatentMethod(name, sampler, chosen, max(1.0, guidance), temperature)
 
 
 def _used(recipe: Recipe, law: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +130,7 @@ def scale_method(
     name: str, recipe: Recipe, law: dict[str, Any], settings: dict[str, Any], spec: ScaleSpec
 ) -> ScaleMethod:
     """As `method`, for a next-scale model. temperature, top_k and top_p may be lists, with a value for each scale."""
-    sampler, chosen = _sampler(name, settings, spec.kind)
+    sampler, chosen = _sampler(name, settings, spec.kind, recipe)
     used, scales = _used(recipe, law), len(spec.sides)
     temperatures = per_scale(used["temperature"], "temperature", number, scales)
     top_ks = per_scale(used["top_k"], "top-k", whole, scales)
@@ -111,7 +157,7 @@ def per_scale(value: Any, name: str, convert: Callable[[Any, str], Any], scales:
 
 def method(name: str, recipe: Recipe, law: dict[str, Any], settings: dict[str, Any]) -> Method:
     """`name` with `settings`, under `recipe` where `law` (the fields `LAW` of a recipe) has None."""
-    sampler, chosen = _sampler(name, settings, "raster")
+    sampler, chosen = _sampler(name, settings, "raster", recipe)
     used = _used(recipe, law)
     temperature, top_p = number(used["temperature"], "temperature"), number(used["top_p"], "top-p")
     warp = Warp(temperature=temperature, top_k=whole(used["top_k"], "top-k"), top_p=top_p)

@@ -1,12 +1,13 @@
 """What a model must offer to be decoded: one Protocol per kind of model."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from vargen.core import Block, Condition, KVCache
+from vargen.core import Block, Condition, Denoising, Group, KVCache
+from vargen.noise import PathNoise
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,30 @@ class ScaleSpec:
     def start(self, scale: int) -> int:
         """The first slot of a scale; of one past the last, all slots."""
         return sum(side**2 for side in self.sides[:scale])
+
+
+@dataclass(frozen=True)
+class ContinuousSpec:
+    """The layout of a continuous model's image: slots of `channels` numbers each, drawn in groups.
+
+    `plan` is how: `masked`, any slots in any order, so many at a time; or in order, `scales` of a pyramid or `cells` of
+    the image, whose sizes are `groups`.
+    """
+
+    slots: int
+    channels: int
+    classes: int  # 0 where the model takes text
+    plan: Literal["masked", "scales", "cells"] = "masked"
+    groups: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.plan == "masked") != (not self.groups) or (self.groups and sum(self.groups) != self.slots):
+            raise ValueError(f"got groups {self.groups} of {self.slots} slots, which do not fit plan {self.plan}")
+
+    @property
+    def kind(self) -> str:
+        """Which methods draw it."""
+        return "continuous"
 
 
 class ClassConditional(Protocol):
@@ -140,6 +165,50 @@ class NextScaleModel(ClassConditional, Protocol):
 
         `inputs` (R, m, D) are the features of the image so far, as each of these scales has them; scale 0 has none.
         """
+        ...
+
+
+class Head(Protocol):
+    """Draws tokens from what the backbone says of them: diffusion or flow, in steps."""
+
+    def sample(self, z: Any, how: Denoising, noise: PathNoise) -> Tensor:
+        """Tokens (B, n, C), float32, from `z` of all rows, as the model's `decode` gave it.
+
+        Guidance happens here: where `how.guidance` is not 1, `z` has the conditional rows, then the unconditional ones;
+        where it is 1, the unconditional rows, if there are any, are left out.
+        """
+        ...
+
+
+class ContinuousModel(Protocol):
+    """A model whose tokens are vectors (MAR, FlowAR, xAR, Harmon): a backbone that gives `z`, a head that draws.
+
+    It is `ClassConditional` where its spec has classes, else `TextConditional`.
+    """
+
+    @property
+    def spec(self) -> ContinuousSpec: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def head(self) -> Head: ...
+
+    def make_cache(self, rows: int) -> Any:
+        """What the model keeps between groups, empty; None where it keeps nothing."""
+        ...
+
+    def decode(self, condition: Condition, group: Group, cache: Any) -> Any:
+        """What the head needs to draw `group.slots`, for each row of the condition: (R, n, d), or the head's own type.
+
+        R is the group's rows, or twice as many with the unconditional ones behind. Groups that come in order are each
+        decoded once.
+        """
+        ...
+
+    def image(self, values: Tensor) -> Tensor:
+        """Latents (B, C, H, W) of tokens (B, S, C), as the autoencoder takes them."""
         ...
 
 

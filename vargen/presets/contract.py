@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import torch
 
-    from vargen.models.contract import RasterSpec, ScaleSpec
+    from vargen.models.contract import ContinuousSpec, RasterSpec, ScaleSpec
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,12 @@ class Recipe:
     top_p: float | Sequence[float] = 1.0
     image_size: int | None = None  # pixels along one side, resized to if need be; None: as decoded
     labels: Literal["balanced", "random"] = "balanced"  # how a sampling run chooses classes
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method, unless they are given
     published: Mapping[str, float] = field(default_factory=dict)  # figures that the authors report under this recipe
 
 
-DEFAULT_METHODS = {"raster": "sjd-coupled", "next-scale": "var"}  # by the kind of model
+# By the kind of model; of continuous ones, by their plan.
+DEFAULT_METHODS = {"raster": "sjd-coupled", "next-scale": "var", "masked": "mar", "scales": "flowar", "cells": "xar"}
 LAW = ("guidance_scale", "cfg_interval", "temperature", "top_k", "top_p")  # the fields that shape what is drawn
 
 
@@ -36,6 +38,7 @@ class Sources:
     checkpoint: Path | None = None
     tokenizer_checkpoint: Path | None = None
     text_encoder: str | None = None  # a folder or repository that transformers loads
+    ema: bool = True  # a file that has plain and averaged weights: take the averaged
     drafts: bool = False  # it is only to draft for a model that reads the text: no text encoder is wanted
 
 
@@ -50,7 +53,7 @@ class Preset:
     build: "Callable[[Sources, torch.device, torch.dtype], Any]"
     names: Callable[[], Sequence[str]] = tuple  # of the classes
     examples: tuple[int, ...] = ()  # the classes that are drawn when none is asked for
-    spec: "RasterSpec | ScaleSpec | None" = None  # the image's layout
+    spec: "RasterSpec | ScaleSpec | ContinuousSpec | None" = None  # the image's layout
     drafter: str | None = None  # what drafts for this one, or refines what it began, unless something else is named
     usual: str | None = None  # its method, where that is not the one of its kind
     head: Path | None = None  # weights of an EAGLE head that drafts for this one
@@ -61,9 +64,14 @@ class Preset:
         return "raster" if self.spec is None else self.spec.kind
 
     @property
+    def plan(self) -> str:
+        """The same, but of continuous models the plan."""
+        return getattr(self.spec, "plan", self.kind)
+
+    @property
     def method(self) -> str:
         """The method that is used unless another is named."""
-        return self.usual or DEFAULT_METHODS[self.kind]
+        return self.usual or DEFAULT_METHODS[self.plan]
 
     @property
     def recipe(self) -> Recipe:
@@ -84,5 +92,5 @@ def custom(transformer: Any) -> Preset:
         raise ValueError("a custom pipeline is not loaded by name")
 
     spec = transformer.spec
-    recipe = Recipe(guidance_scale=1.0 if spec.kind == "raster" else 0.0)  # off, for either
+    recipe = Recipe(guidance_scale=0.0 if spec.kind == "next-scale" else 1.0)  # off
     return Preset("custom", "", {"default": recipe}, spec.classes, build, spec=spec)

@@ -1,13 +1,15 @@
 """What a sampler is: a few methods around its own state. `generate.py` owns the loops and calls the model."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from vargen.core import Block
-from vargen.models.contract import RasterSpec, ScaleSpec
+from vargen import noise
+from vargen.core import Block, Group
+from vargen.models.contract import ContinuousSpec, RasterSpec, ScaleSpec
+from vargen.noise import PathNoise, Purpose
 from vargen.samplers.warp import Warp
 
 
@@ -124,4 +126,71 @@ class RasterSampler(Protocol):
 
     def accept(self, logits: Tensor) -> None:
         """Take the guided logits (B, n, V) of the block just proposed; at first those of slot 0, (B, 1, V)."""
+        ...
+
+
+class LatentDrafter(Protocol):
+    """A small continuous model that drafts for a large one."""
+
+    forwards: int
+
+    def law(self, group: Group) -> tuple[Any, Any]:
+        """Its head, and what that needs to draw the group."""
+        ...
+
+
+@dataclass(frozen=True)
+class LatentTask:
+    """What a sampler of continuous tokens is asked to fill: one image per seed."""
+
+    spec: ContinuousSpec
+    seeds: Tensor  # (B,) int64, on the model's device
+    guidance: float = 1.0  # 1 is off
+    temperature: float = 1.0
+    drafter: LatentDrafter | None = None  # where the method drafts with another model
+
+    @property
+    def batch(self) -> int:
+        return len(self.seeds)
+
+    def order(self) -> Tensor:
+        """A random order of the slots for each image, (B, S)."""
+        slots = torch.arange(self.spec.slots, device=self.seeds.device)[None]
+        return noise.bits(self.seeds, slots, Purpose.ORDER, 1)[..., 0].argsort(dim=-1)
+
+    def noise(self, slots: Tensor, *purposes: int, rows: Tensor | None = None) -> PathNoise:
+        """The noise of paths at `slots` (B, n), or (k, n) of the images `rows` (k,).
+
+        With two `purposes`, of the start and of the steps, it is other noise than that of plain drawing.
+        """
+        seeds = self.seeds if rows is None else self.seeds[rows]
+        return PathNoise(seeds, slots, self.spec.channels, *purposes)
+
+
+class ContinuousSampler(Protocol):
+    """A decoding method for continuous models. It draws from the model's head and never calls the backbone."""
+
+    kind: ClassVar[str] = "continuous"
+    plan: ClassVar[str | None]  # the plan of the models that it draws with; None: any
+    exact: ClassVar[bool]
+    Settings: ClassVar[type]
+
+    def __init__(self, settings, task: LatentTask) -> None: ...
+
+    @property
+    def settled(self) -> list[int]:
+        """Tokens drawn so far, for each row."""
+        ...
+
+    @property
+    def values(self) -> Tensor:
+        """(B, S, C) float32, zero where nothing was drawn."""
+        ...
+
+    def propose(self) -> Group:
+        """The next tokens to be drawn; with k times as many rows as there are images, k groups one below the other."""
+        ...
+
+    def accept(self, head: Any, z: Any) -> None:
+        """Draw the group just proposed, from the model's head and what its backbone said."""
         ...

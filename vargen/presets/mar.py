@@ -1,0 +1,104 @@
+"""MAR as published: three sizes, the KL autoencoder that others share, and the recipes with their sources.
+
+Sizes are those of the released weights (README of the official repository, commit fe470ac2). The transformers' files
+were published on Dropbox (its util/download.py), all under one name: give them by path. Of the autoencoder there is a
+copy beside Harmon's weights, of no revision known to us: the branch is taken.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vargen import checkpoints
+from vargen.models import mar
+from vargen.models.mar import MAR, MARConfig
+from vargen.presets.contract import Preset, Recipe, Sources
+from vargen.presets.llamagen import imagenet
+from vargen.tokenizers import kl
+from vargen.tokenizers.kl import KLConfig, KLTokenizer
+
+if TYPE_CHECKING:
+    from vargen.continuous import ContinuousPipeline
+
+REPOSITORY, REVISION = "wusize/harmon", "main"
+FILE, TOKENIZER_FILE = "checkpoint-last.pth", "kl16.ckpt"
+SHAPES = {
+    "mar-base": MARConfig(),
+    "mar-large": MARConfig(layers=16, heads=16, width=1024, head_depth=8, head_width=1280),
+    "mar-huge": MARConfig(layers=20, heads=16, width=1280, head_depth=12, head_width=1536),
+}
+TOKENIZERS = {"mar-kl-16": KLConfig()}
+GUIDANCE = {"mar-base": 2.9, "mar-large": 3.0, "mar-huge": 3.2}  # README, 256 x 100
+DISA_GUIDANCE = GUIDANCE | {"mar-huge": 3.3}
+FID = {"mar-base": 2.31, "mar-large": 1.78, "mar-huge": 1.55}
+
+
+def find(name: str, given: Path | None) -> Path:
+    """The weights file of a model or of the autoencoder: the one given, in the folder given, or downloaded."""
+    file = TOKENIZER_FILE if name in TOKENIZERS else FILE
+    if given is None and name in TOKENIZERS:
+        return checkpoints.fetch(REPOSITORY, file, REVISION)
+    if given is None:
+        raise ValueError(f"{file} of {name} was not published on a hub: name a checkpoint")
+    inside = [given / file, given / name.replace("-", "_") / file]
+    path = next((path for path in inside if path.is_file()), inside[0]) if given.is_dir() else given
+    if not path.is_file():
+        raise ValueError(f"no weights file {path}")
+    return path
+
+
+def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> KLTokenizer:
+    """The autoencoder, in float32 as it is used for figures."""
+    with torch.device("meta"):
+        module = KLTokenizer(TOKENIZERS[name])
+    checkpoints.load_into(module, find(name, checkpoint), kl.layout(TOKENIZERS[name]), device=device)
+    return module.eval().requires_grad_(False)
+
+
+def autoencoder(sources: Sources, device: torch.device) -> KLTokenizer:
+    """KL-16 from its own file, from the folder in which the transformer's is, or downloaded."""
+    given = sources.checkpoint
+    folder = given if given and given.is_dir() and (given / TOKENIZER_FILE).is_file() else None
+    return tokenizer("mar-kl-16", sources.tokenizer_checkpoint or folder, device)
+
+
+def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "ContinuousPipeline":
+    """The pipeline of a preset, from the official files in `sources`."""
+    from vargen.continuous import ContinuousPipeline
+
+    weights = find(name, sources.checkpoint)
+    images = autoencoder(sources, device)
+    with torch.device("meta"):
+        transformer = MAR(SHAPES[name])
+    layout = mar.LAYOUT if sources.ema else replace(mar.LAYOUT, under=None)
+    checkpoints.load_into(transformer, weights, layout, dtype=dtype, device=device)
+    transformer.eval().requires_grad_(False)
+    return ContinuousPipeline(transformer, images, preset=PRESETS[name])
+
+
+def recipes(name: str) -> dict[str, Recipe]:
+    """`fid` and `plain` have the settings of the README, `demo` those of demo/run_mar.ipynb, `disa` those of DiSA."""
+    annealed = {"iterations": 64, "upper": 50, "lower": 5}
+    published, demo = {"iterations": 256, "steps": 100}, {"iterations": 64, "steps": 100, "schedule": "constant"}
+    return {
+        "fid": Recipe(GUIDANCE[name], settings={"mar": published}, published={"fid": FID[name]}),
+        "demo": Recipe(4.0, settings={"mar": demo, "disa": {**annealed, "schedule": "constant"}}),
+        "disa": Recipe(DISA_GUIDANCE[name], settings={"disa": annealed}),
+        "plain": Recipe(1.0, temperature=0.95, settings={"mar": published}),
+    }
+
+
+EXAMPLES = (207, 360, 388, 113, 355, 980, 323, 979)  # the classes of demo/run_mar.ipynb
+
+
+def _preset(name: str) -> Preset:
+    summary = f"MAR {name.split('-')[1]} on ImageNet's classes at 256 pixels."
+    small = "mar-base" if name != "mar-base" else None
+    spec = SHAPES[name].spec
+    return Preset(name, summary, recipes(name), spec.classes, partial(build, name), imagenet, EXAMPLES, spec, small)
+
+
+PRESETS = {name: _preset(name) for name in SHAPES}
