@@ -1,5 +1,7 @@
 """Training: a resumed run equals an unbroken one, and a few steps learn something."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from small import CONFIG, llamagen, vq
 from torch import nn
 
 from vargen.models.llamagen import LlamaGenConfig
+from vargen.models.mar import MAR, MARConfig
 from vargen.scenes import CLASSES
+from vargen.tokenizers.kl import KLConfig, KLTokenizer
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
-from vargen.training import classifier, data, transformer
+from vargen.training import classifier, data, kl, mar, transformer
 from vargen.training import vq as vq_training
 from vargen.training.fit import Schedule, fit
 
@@ -110,3 +114,58 @@ def test_disturbed_images_stay_images():
     out = classifier.disturb(images, torch.Generator().manual_seed(0))
     assert out.shape == images.shape
     assert -1 <= out.min() <= out.max() <= 1
+
+
+def test_autoencoder_learns_and_its_latents_get_unit_size(tmp_path):
+    model = KLTokenizer(KLConfig((8, 8, 8), 1, 4, norm_groups=4, scale=1.0))
+    kl.train(model, tmp_path, name="k", steps=40, batch=8, images=40, seed=0, device=CPU)
+    with torch.no_grad():
+        latents = model.encode(data.to_tensor(data.scenes(tmp_path, 40), CPU))
+    assert latents.mean((0, 2, 3)).abs().max() < 0.02
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.02
+    assert kl.measure(model.eval(), tmp_path, images=50, device=CPU)["psnr_db"] > 12
+
+
+@torch.no_grad()
+def test_latents_of_unit_size_decode_to_the_same():
+    """The noise that the decoder bears shrinks as they do."""
+    model: Any = KLTokenizer(KLConfig((8, 8), 1, 4, norm_groups=4, scale=0.5)).eval()
+    model.model.quant_conv.weight *= 3
+    model.model.quant_conv.bias += 1
+    images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    (mean, noise), decoded = model.moments(images), model.decode_latents(model.encode(images))
+    kl.normalise(model, images)
+    now, noise_now = model.moments(images)
+    assert torch.allclose(model.decode_latents(model.encode(images)), decoded, atol=1e-4)
+    assert ((now * 0.5).std((0, 2, 3)) - 1).abs().max() < 1e-4
+    shrunk = (mean.std((0, 2, 3)) / now.std((0, 2, 3))).log()
+    assert torch.allclose((noise - noise_now).mean((0, 2, 3)), 2 * shrunk, atol=1e-4)
+
+
+def test_masked_model_loss_falls_and_measures(tmp_path):
+    model = MAR(MARConfig(1, 2, 32, 1, 32, side=16, channels=4, classes=len(CLASSES), buffer=2))
+    tokenizer = KLTokenizer(KLConfig((8, 8, 8), 1, 4, norm_groups=4, scale=1.0)).eval()
+    options = {"name": "m", "images": 40, "steps": 30, "batch": 8, "seed": 0, "device": CPU}
+    mar.train(model, tokenizer, tmp_path, **options)
+    figures = mar.measure(model, tokenizer, tmp_path, images=50, device=CPU)
+    assert figures["noise_error"] < 0.9  # 1 at first
+    assert 0 < figures["step_divergence"] < 1
+
+
+@torch.no_grad()
+def test_divergence_of_a_step_is_zero_where_the_law_is_the_true_one():
+    """A head that tells the noise, and the variance's lower bound, makes the true steps."""
+
+    class Told:
+        channels, logit = 2, 0.0
+
+        def __call__(self, x, t, z):
+            return torch.cat([noise, torch.full_like(noise, self.logit)], dim=-1)
+
+    generator = torch.Generator().manual_seed(0)
+    start, noise = torch.randn(64, 2, generator=generator), torch.randn(64, 2, generator=generator)
+    head: Any = Told()
+    for head.logit, low in ((-1.0, True), (1.0, False)):
+        squared, divergence = mar.denoising(head, noise, start, torch.arange(1, 65) * 15, noise)
+        assert squared == 0
+        assert (divergence.abs() < 1e-6) == low

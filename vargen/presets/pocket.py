@@ -10,27 +10,35 @@ from torch import nn
 from vargen.models import pocket
 from vargen.models.llama import LlamaGenConfig
 from vargen.models.llamagen import LlamaGen
+from vargen.models.mar import MAR, MARConfig
 from vargen.models.var import VAR, VARConfig
 from vargen.presets.contract import Preset, Recipe, Sources
 
 if TYPE_CHECKING:
     from vargen.pipeline import Pipeline
 
-TOKENIZER = {"raster": "pocket-vq", "next-scale": "pocket-multiscale-vq"}  # by the kind of model
+TOKENIZER = {
+    "raster": "pocket-vq",
+    "next-scale": "pocket-multiscale-vq",
+    "continuous": "pocket-kl",
+}  # by the kind of model
+
+GUIDANCE = {"raster": 2.0, "next-scale": 1.0, "continuous": 2.0}
 
 
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "Pipeline":
     """The pipeline of a shipped model; the checkpoint may also be a folder with all of them."""
+    from vargen.continuous import ContinuousPipeline
     from vargen.next_scale import NextScalePipeline
     from vargen.raster import RasterPipeline
 
     folder = sources.checkpoint if sources.checkpoint and sources.checkpoint.is_dir() else None
     transformer = pocket.load(name, sources.checkpoint, device=device, dtype=dtype)
-    assert isinstance(transformer, LlamaGen | VAR)
+    assert isinstance(transformer, LlamaGen | VAR | MAR)
     kind = transformer.spec.kind
     images = tokenizer(TOKENIZER[kind], sources.tokenizer_checkpoint or folder, device)
-    made = RasterPipeline if kind == "raster" else NextScalePipeline
-    pipe = made(transformer, images, preset=PRESETS[name])
+    made = {"raster": RasterPipeline, "next-scale": NextScalePipeline, "continuous": ContinuousPipeline}
+    pipe = made[kind](transformer, images, preset=PRESETS[name])
     pipe.nats_per_token = pocket.figures(name).get("nats_per_token") if sources.checkpoint is None else None
     return pipe
 
@@ -45,12 +53,16 @@ def _names() -> tuple[str, ...]:
 
 
 def _preset(
-    name: str, summary: str, config: LlamaGenConfig | VARConfig, drafter: str | None, head: Path | None = None
+    name: str,
+    summary: str,
+    config: LlamaGenConfig | VARConfig | MARConfig,
+    drafter: str | None,
+    head: Path | None = None,
 ) -> Preset:
     return Preset(
         name,
         summary,
-        {"default": Recipe(guidance_scale=2.0 if isinstance(config, LlamaGenConfig) else 1.0)},
+        {"default": Recipe(guidance_scale=GUIDANCE[config.spec.kind])},
         classes=len(pocket.CLASSES),
         build=partial(build, name),
         names=_names,
@@ -85,6 +97,18 @@ PRESETS = {
         "pocket-var-small",
         "VAR at 0.4 M parameters on pocket scenes, 64x64, ten scales: a refiner.",
         pocket.VAR_SMALL,
+        None,
+    ),
+    "pocket-mar": _preset(
+        "pocket-mar",
+        "MAR at 2.0 M parameters on pocket scenes, 64x64.",
+        pocket.MAR_LARGE,
+        "pocket-mar-small",
+    ),
+    "pocket-mar-small": _preset(
+        "pocket-mar-small",
+        "MAR at 0.4 M parameters on pocket scenes, 64x64: a drafter.",
+        pocket.MAR_SMALL,
         None,
     ),
 }

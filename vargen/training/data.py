@@ -1,6 +1,8 @@
 """Scenes as training data: drawn once, kept as uint8, cut into batches."""
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,3 +41,28 @@ def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
 def pick(count: int, size: int, generator: torch.Generator) -> np.ndarray:
     """`size` random indices below `count`, sorted: a memory map reads forward."""
     return torch.randint(count, (size,), generator=generator).sort().values.numpy()
+
+
+@torch.no_grad()
+def encoded(
+    what: str, tokenizer: Any, folder: Path, count: int, first_seed: int, device: torch.device, kind: type[np.generic]
+) -> np.ndarray:
+    """What `tokenizer` makes of each of `scenes`, (count, ...), stored as `kind`.
+
+    Encoded once and kept beside the scenes, under the name of `what` it is and a digest of the tokenizer.
+    """
+    weights = b"".join(value.cpu().numpy().tobytes() for value in tokenizer.state_dict().values())
+    path = folder / f"{what}-{first_seed}-{count}-{hashlib.sha256(weights).hexdigest()[:8]}.npy"
+    if not path.exists():
+        data = scenes(folder, count, first_seed)
+        parts = [tokenizer.encode(to_tensor(data[i : i + 100], device)).cpu() for i in range(0, count, 100)]
+        found = torch.cat(parts).numpy().astype(kind)
+        write_atomically(path, lambda temporary: np.save(temporary, found))
+    return np.load(path)
+
+
+def psnr(decoded: Tensor, original: np.ndarray) -> list[float]:
+    """In dB, of each of decoded images (B, 3, H, W), rounded to uint8, against uint8 (B, H, W, 3)."""
+    rounded = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().permute(0, 2, 3, 1).cpu().numpy()
+    error = ((rounded - original.astype(np.float32)) ** 2).mean((1, 2, 3))
+    return list(10 * np.log10(255**2 / error))

@@ -8,14 +8,15 @@ import torch
 from vargen import checkpoints
 from vargen.models.classifier import Classifier
 from vargen.models.llamagen import LlamaGen
+from vargen.models.mar import MAR
 from vargen.models.pocket import WEIGHTS, build, load
 from vargen.models.var import VAR
 from vargen.presets.contract import Sources
 from vargen.presets.pocket import build as pipeline
-from vargen.raster import RasterPipeline
+from vargen.tokenizers.kl import KLTokenizer
 from vargen.tokenizers.multiscale_vq import MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQTokenizer
-from vargen.training import classifier, multiscale_vq, transformer, var, vq
+from vargen.training import classifier, kl, mar, multiscale_vq, transformer, var, vq
 
 __all__ = ["RECIPES", "WEIGHTS", "measure", "train"]
 
@@ -35,6 +36,9 @@ RECIPES = {
     "pocket-llamagen-small": Recipe(steps=1500, batch=32, images=20_000),
     "pocket-var": Recipe(steps=1500, batch=32, images=20_000),
     "pocket-var-small": Recipe(steps=1500, batch=32, images=20_000),
+    "pocket-kl": Recipe(steps=500, batch=48, images=20_000),
+    "pocket-mar": Recipe(steps=3000, batch=32, images=20_000),
+    "pocket-mar-small": Recipe(steps=3000, batch=32, images=20_000),
 }
 
 
@@ -55,6 +59,9 @@ def train(
             multiscale_vq.initialise(model, _pocket_vq(weights, device))
             training = multiscale_vq.MultiScaleTraining(model)
         vq.train(training, work, name=name, steps=steps, batch=batch, images=images, seed=seed, device=device)
+    elif isinstance(model, KLTokenizer):
+        kl.initialise(model, _pocket_vq(weights, device))
+        kl.train(model, work, name=name, steps=steps, batch=batch, images=images, seed=seed, device=device)
     elif isinstance(model, Classifier):
         classifier.train(model, work, steps=steps, batch=batch, images=images, seed=seed, device=device)
     elif isinstance(model, LlamaGen):
@@ -63,6 +70,9 @@ def train(
     elif isinstance(model, VAR):
         options = {"name": name, "images": images, "steps": steps, "batch": batch, "seed": seed, "device": device}
         var.train(model, _pyramid(weights, device), work, **options)
+    elif isinstance(model, MAR):
+        options = {"name": name, "images": images, "steps": steps, "batch": batch, "seed": seed, "device": device}
+        mar.train(model, _pocket_kl(weights, device), work, **options)
     checkpoints.save(
         weights / f"{name}.safetensors", {key: value.half().cpu() for key, value in model.state_dict().items()}
     )
@@ -74,11 +84,15 @@ def measure(name: str, *, work: Path, weights: Path, device: torch.device) -> di
     model = load(name, weights, device=device)
     if isinstance(model, VQTokenizer | MultiScaleVQTokenizer):
         figures = vq.measure(model, work, device=device)
+    elif isinstance(model, KLTokenizer):
+        figures = kl.measure(model, work, device=device)
     elif isinstance(model, Classifier):
         figures = classifier.measure(model, work, device=device)
     else:
         if isinstance(model, VAR):
             figures = var.measure(model, _pyramid(weights, device), work, device=device)
+        elif isinstance(model, MAR):
+            figures = mar.measure(model, _pocket_kl(weights, device), work, device=device)
         else:
             assert isinstance(model, LlamaGen)
             figures = transformer.measure(model, _pocket_vq(weights, device), work, device=device)
@@ -93,7 +107,7 @@ def agreement(name: str, weights: Path, *, images: int = 500, device: torch.devi
     pipe = pipeline(name, Sources(weights), device, torch.float32)
     judge = load("pocket-classifier", weights, device=device)
     labels = [i % len(pipe.class_names) for i in range(images)]
-    method = "ar" if isinstance(pipe, RasterPipeline) else "var"
+    method = "ar" if pipe.kind == "raster" else None  # the plain one
     drawn = pipe(labels, method=method, seed=0, batch_size=50, output_type="pt").images
     guesses = judge(drawn.to(device) * 2 - 1).argmax(-1).cpu()
     return (guesses == torch.tensor(labels)).float().mean().item()
@@ -102,6 +116,12 @@ def agreement(name: str, weights: Path, *, images: int = 500, device: torch.devi
 def _pyramid(weights: Path, device: torch.device) -> MultiScaleVQTokenizer:
     model = load("pocket-multiscale-vq", weights, device=device)
     assert isinstance(model, MultiScaleVQTokenizer)
+    return model
+
+
+def _pocket_kl(weights: Path, device: torch.device) -> KLTokenizer:
+    model = load("pocket-kl", weights, device=device)
+    assert isinstance(model, KLTokenizer)
     return model
 
 

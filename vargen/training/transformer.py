@@ -1,6 +1,5 @@
 """Training of `pocket-llamagen` and its small drafter: next-token prediction over the tokens of pocket scenes."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -8,29 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vargen.files import write_atomically
 from vargen.models.llamagen import LlamaGen
 from vargen.tokenizers.multiscale_vq import MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQTokenizer
-from vargen.training.data import HELD_OUT, labels, pick, scenes, to_tensor
+from vargen.training.data import HELD_OUT, encoded, labels, pick
 from vargen.training.fit import Schedule, fit
 
 CLASS_DROPOUT = 0.1  # share of images trained without their class, for guidance
 
 
-@torch.no_grad()
 def tokens(
     tokenizer: VQTokenizer | MultiScaleVQTokenizer, folder: Path, count: int, first_seed: int, device: torch.device
 ) -> Tensor:
-    """Ids (count, N) of `data.scenes`, encoded once and kept beside them under a digest of the tokenizer."""
-    weights = b"".join(value.cpu().numpy().tobytes() for value in tokenizer.state_dict().values())
-    path = folder / f"tokens-{first_seed}-{count}-{hashlib.sha256(weights).hexdigest()[:8]}.npy"
-    if not path.exists():
-        data = scenes(folder, count, first_seed)
-        parts = [tokenizer.encode(to_tensor(data[i : i + 100], device)).flatten(1) for i in range(0, count, 100)]
-        ids = torch.cat(parts).cpu().numpy().astype(np.int16)
-        write_atomically(path, lambda temporary: np.save(temporary, ids))
-    return torch.from_numpy(np.load(path).astype(np.int64))
+    """Ids (count, N) of `data.scenes`, encoded once."""
+    ids = encoded("tokens", tokenizer, folder, count, first_seed, device, np.int16)
+    return torch.from_numpy(ids.astype(np.int64)).flatten(1)
 
 
 def initialise(model: LlamaGen, seed: int) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.training.data import HELD_OUT, pick, scenes, to_tensor
+from vargen.training.data import HELD_OUT, pick, psnr, scenes, to_tensor
 from vargen.training.fit import Schedule, fit
 
 WARM_STEPS = 100  # the autoencoder alone, before there are codes
@@ -45,7 +45,7 @@ class VQTraining(nn.Module):
         decoded = model.decode_latents(codes).float()
         squared = (decoded - images).square().mean()
         self.step += 1
-        value = squared + EDGES * _edges(decoded - images) + commitment
+        value = squared + EDGES * edges(decoded - images) + commitment
         figures = {
             "loss": value.item(),
             "psnr": 10 * np.log10(4 / squared.item()),
@@ -101,7 +101,8 @@ def _points(z: Tensor) -> Tensor:
     return z.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _edges(error: Tensor) -> Tensor:
+def edges(error: Tensor) -> Tensor:
+    """Mean absolute gradient of an error (B, C, H, W), across and down."""
     across = (error[..., 1:] - error[..., :-1]).abs().mean()
     return across + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
 
@@ -134,12 +135,10 @@ def measure(tokenizer: Any, folder: Path, *, images: int = 1000, device: torch.d
     """On held-out scenes: mean PSNR in dB of the images rounded to uint8, and the share of the codebook in use."""
     data = scenes(folder, images, HELD_OUT)
     encode: Callable[[Tensor], Tensor] = tokenizer.encode
-    psnr, used = [], torch.zeros(tokenizer.config.codes, dtype=torch.bool)
+    decibels, used = [], torch.zeros(tokenizer.config.codes, dtype=torch.bool)
     for start in range(0, len(data), 50):
         original = data[start : start + 50]
         ids = encode(to_tensor(original, device))
         used[ids.flatten().cpu().unique()] = True
-        decoded = (tokenizer.decode(ids).clamp(-1, 1) * 127.5 + 127.5).round().permute(0, 2, 3, 1).cpu().numpy()
-        error = ((decoded - original.astype(np.float32)) ** 2).mean((1, 2, 3))
-        psnr += list(10 * np.log10(255**2 / error))
-    return {"psnr_db": float(np.mean(psnr)), "codebook_in_use": used.float().mean().item(), "images": len(data)}
+        decibels += psnr(tokenizer.decode(ids), original)
+    return {"psnr_db": float(np.mean(decibels)), "codebook_in_use": used.float().mean().item(), "images": len(data)}
