@@ -6,6 +6,7 @@ import torch
 import vargen
 from vargen.models import pocket
 from vargen.scenes import CLASSES, draw_many
+from vargen.tokenizers.kl import KLTokenizer
 from vargen.tokenizers.vq import VQTokenizer
 from vargen.training.data import HELD_OUT, to_tensor
 
@@ -40,11 +41,15 @@ def test_sizes():
     count = {name: sum(p.numel() for p in pocket.build(name).parameters()) for name in pocket.NAMES}
     assert 3e6 <= count["pocket-llamagen"] <= 5e6
     assert count["pocket-llamagen-small"] <= count["pocket-llamagen"] / 4
-    assert sum((pocket.WEIGHTS / f"{name}.safetensors").stat().st_size for name in pocket.NAMES) <= 22e6
+
+
+def test_a_family_keeps_within_its_size():
+    family = ("pocket-var", "pocket-var-small", "pocket-multiscale-vq")
+    assert sum((pocket.WEIGHTS / f"{name}.safetensors").stat().st_size for name in family) <= 8e6
 
 
 def test_unknown_name_lists_the_names():
-    with pytest.raises(ValueError, match="there are pocket-vq, pocket-multiscale-vq"):
+    with pytest.raises(ValueError, match="there are pocket-vq, pocket-multiscale-vq, pocket-kl"):
         pocket.build("pocket-dalle")
 
 
@@ -60,12 +65,55 @@ def test_tokenizer(scenes):
 
 
 @torch.inference_mode()
+def test_autoencoder(scenes):
+    model = pocket.load("pocket-kl")
+    assert isinstance(model, KLTokenizer)
+    latents = model.encode(scenes)
+    assert latents.shape == (len(LABELS), 8, 16, 16)
+    assert 0.9 < latents.std() < 1.1
+    error = ((model.decode(latents).clamp(-1, 1) - scenes) / 2).square().mean((1, 2, 3))
+    assert (-10 * error.log10()).mean() >= 26  # dB
+
+
+@torch.inference_mode()
 def test_classifier(scenes):
     assert seen_as_asked((scenes + 1) / 2) >= 0.95
 
 
 def test_samples_show_the_class_asked_for(plain):
     assert seen_as_asked(plain.images) >= 0.85  # 90% on 500 images; here 40, so a slip or two more may show
+
+
+@pytest.fixture(scope="module")
+def scales():
+    pipe = vargen.load("pocket-var", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_scales_show_the_class_asked_for_whoever_draws_them(scales):
+    for method in ("var", "code:scales=8"):
+        assert seen_as_asked(scales(LABELS, method=method, seed=0, batch_size=20, output_type="pt").images) >= 0.85
+
+
+def test_collaboration_on_the_real_pair(scales):
+    """All scales by the large model are plain decoding's, bit for bit; fewer spare the cache."""
+    plain = scales(LABELS[:4], method="var", seed=3, output_type="pt")
+    whole = scales(LABELS[:4], method="code:scales=10", seed=3, output_type="pt")
+    assert torch.equal(plain.tokens, whole.tokens)
+    assert torch.equal(plain.images, whole.images)
+    for large in (6, 7, 8, 9):
+        shared = scales(LABELS[:4], method=f"code:scales={large}", seed=3, output_type="latent")
+        stop = scales.transformer.spec.start(large)
+        assert torch.equal(shared.tokens[:, :stop], plain.tokens[:, :stop])
+        assert not torch.equal(shared.tokens[:, stop:], plain.tokens[:, stop:])
+        assert (shared.trace.forwards, shared.trace.drafter_forwards) == (large, 10 - large)
+        assert shared.trace.cache_bytes <= 0.7 * plain.trace.cache_bytes
+    small = vargen.load("pocket-var-small", device="cpu")
+    small.set_progress_bar_config(disable=True)
+    alone = small(LABELS[:4], method="var", seed=3, output_type="latent", preset="default", guidance_scale=2.0)
+    none = scales(LABELS[:4], method="code:scales=0", seed=3, output_type="latent", guidance_scale=2.0)
+    assert torch.equal(alone.tokens, none.tokens)
 
 
 def test_sjd_exact_equals_ar_token_for_token(pipe, plain):

@@ -35,7 +35,10 @@ def command(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path, required=True, help="results; a bar chart goes beside it as PNG")
     options = parser.parse_args(argv)
     preset = registry.preset(options.model)
-    methods = [name.strip() for name in (options.methods or DEFAULT_METHODS[preset.plan]).split(",")]
+    usual = DEFAULT_METHODS[preset.plan]
+    if not (preset.drafter or options.drafter):
+        usual = usual.removesuffix(",csd")
+    methods = [name.strip() for name in (options.methods or usual).split(",")]
     if len(set(methods)) < len(methods):
         raise ValueError(f"a method stands twice in --methods {options.methods}")
     cli.check(options, [(name, {}) for name in methods])

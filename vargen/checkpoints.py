@@ -99,7 +99,7 @@ def read(path: Path, under: str | None = None) -> dict[str, Tensor]:
     except Exception as error:  # a damaged pickle can end in any of them
         raise ValueError(f"the weights file {path} is damaged: {_first_line(error)}") from None
     if under and not (isinstance(loaded, Mapping) and isinstance(loaded.get(under), Mapping)):
-        raise ValueError(f"the weights file {path} has no {under}, averaged weights: ema=False takes its plain ones")
+        raise ValueError(f"the weights file {path} has no {under}: ema=False (--no-ema) takes plain weights")
     return _tensors(loaded, path, under)
 
 

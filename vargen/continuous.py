@@ -121,9 +121,21 @@ class ContinuousPipeline(Pipeline):
         return tuple(part.to(model.device).repeat_interleave(each, dim=0) for part in parts)
 
     @torch.inference_mode()
+    def decode(self, tokens: Tensor, output_type: str, image_size: int | None = None) -> Any:
+        """Images of tokens (B, S, C), resized to `image_size` pixels a side if it is given."""
+        return self.finish(self.tokenizer.decode(self.transformer.image(tokens)), output_type, image_size)
+
+    def _fit(self) -> None:
+        """ValueError where transformer and autoencoder do not go together."""
+        ours, theirs = self.transformer.spec.channels, self.tokenizer.config.latent_channels
+        if ours != theirs:
+            raise ValueError(f"transformer and autoencoder do not go together: channels {ours} and {theirs}")
+
+    @torch.inference_mode()
     def _decode(
         self, method: LatentMethod, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
     ) -> Iterator[Partial]:
+        self._fit()
         model, device = self.transformer, self.transformer.device
         trace, clock, counts = self._begin(method, seeds), generate.Clock(device), generate.Counts()
         condition = embed(model, inputs, guided=method.guidance > 1)
@@ -131,6 +143,7 @@ class ContinuousPipeline(Pipeline):
         if found := drafting.chosen(self, method.sampler, method.settings):
             trace.settings["drafter"], small = found
             drafting.check(found[0], small.spec, model.spec)
+            small = small.to(device)
             drafter = drafting.LatentModelDrafter(small, embed(small, inputs, guided=method.guidance > 1))
         task = LatentTask(model.spec, torch.tensor(seeds, device=device), method.guidance, method.temperature, drafter)
         sampler: ContinuousSampler = method.sampler(method.settings, task)

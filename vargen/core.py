@@ -153,7 +153,9 @@ class Trace:
     drafts_kept: int = 0  # of these, those that stand in the images
     forwards_per_image: float = 0.0  # mean over images of the calls during which that image was being decoded
     tokens_per_forward: float = 0.0  # tokens of an image over its forwards, mean over images
-    seconds: dict[str, float] = field(default_factory=dict)  # total, model, sampler, decode; calibration at first
+    seconds: dict[str, float] = field(
+        default_factory=dict
+    )  # total, model, sampler, decode; some: text, head, calibration
     peak_memory_bytes: int = 0
     cache_bytes: int = 0  # the most that keys and values took at a time
     seeds: list[int] = field(default_factory=list)
@@ -222,7 +224,9 @@ def versions(device: torch.device) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Generation:
-    """Images, their tokens (B, rows, columns) int64, or (B, slots) of all scales, and how they came about."""
+    """Images, how they came about, and their tokens: ids (B, rows, columns), or (B, slots) of all scales, or vectors
+    (B, slots, channels).
+    """
 
     images: Any  # a list of PIL images, or a tensor or array, as `output_type` asks
     tokens: Tensor

@@ -1,7 +1,8 @@
 """The decoding loops, one per kind of model: the only place where a model is called while an image is drawn.
 
-A sampler proposes a block, the model gives its logits, guidance mixes them, the sampler takes them. The loop alone
-counts forwards, keeps the clock, reports progress and stops where the caller stops iterating.
+A sampler proposes a block, the model gives its logits, guidance mixes them, the sampler takes them; of a continuous
+model it takes the head and what the backbone told it. The loop alone counts forwards, keeps the clock, reports progress
+and stops where the caller stops iterating.
 """
 
 import statistics

@@ -1,6 +1,6 @@
 """What a user touches: `vargen.load(name)` gives a diffusers pipeline that draws, or streams, images.
 
-Here is what all kinds of model share; `raster.py` and `next_scale.py` add how theirs are drawn.
+Here is what all kinds of model share; `raster.py`, `next_scale.py` and `continuous.py` add how theirs are drawn.
 """
 
 from abc import abstractmethod
@@ -55,7 +55,7 @@ class Pipeline(DiffusionPipeline):
     def __init__(
         self,
         transformer: Any,
-        tokenizer: nn.Module,
+        tokenizer: nn.Module | None,
         text_encoder: nn.Module | None = None,
         text_tokenizer: Any = None,
         *,

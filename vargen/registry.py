@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import importlib
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 MODELS = {
     "pocket-llamagen": "vargen.presets.pocket:PRESETS",
     "pocket-llamagen-small": "vargen.presets.pocket:PRESETS",
+    "pocket-var": "vargen.presets.pocket:PRESETS",
+    "pocket-var-small": "vargen.presets.pocket:PRESETS",
     **{
         f"llamagen-c2i-{size}-{pixels}": "vargen.presets.llamagen:PRESETS"
         for size in ("b", "l", "xl", "xxl", "3b", "xxxl", "1b", "7b")
@@ -21,14 +23,22 @@ MODELS = {
     "llamagen-t2i-xl-256": "vargen.presets.llamagen:PRESETS",
     "llamagen-t2i-xl-512": "vargen.presets.llamagen:PRESETS",
     **{f"var-d{depth}": "vargen.presets.var:PRESETS" for depth in (16, 20, 24, 30, 36)},
+    **{f"mar-{size}": "vargen.presets.mar:PRESETS" for size in ("base", "large", "huge")},
+    "harmon-0.5b": "vargen.presets.harmon:PRESETS",
+    "harmon-1.5b": "vargen.presets.harmon:PRESETS",
+    "harmon-1.5b-o": "vargen.presets.harmon:PRESETS",
+    **{f"flowar-{size}": "vargen.presets.flowar:PRESETS" for size in ("s", "l", "h")},
+    **{f"xar-{size}": "vargen.presets.xar:PRESETS" for size in ("b", "l", "h")},
     **{f"code-{role}-{n}": "vargen.presets.var:PRESETS" for role in ("drafter", "refiner") for n in (6, 7, 8, 9)},
 }
 TOKENIZERS = {
     "pocket-vq": "vargen.presets.pocket:tokenizer",
     "pocket-multiscale-vq": "vargen.presets.pocket:tokenizer",
+    "pocket-kl": "vargen.presets.pocket:tokenizer",
     "llamagen-vq-16-c2i": "vargen.presets.llamagen:tokenizer",
     "llamagen-vq-8-c2i": "vargen.presets.llamagen:tokenizer",
     "llamagen-vq-16-t2i": "vargen.presets.llamagen:tokenizer",
+    "mar-kl-16": "vargen.presets.mar:tokenizer",
     "var-vq-256": "vargen.presets.var:tokenizer",
     "var-vq-512": "vargen.presets.var:tokenizer",
 }
@@ -43,6 +53,11 @@ METHODS = {
     "jacobi-2d": "vargen.samplers.jacobi2d:Jacobi2D",
     "var": "vargen.samplers.var:NextScale",
     "code": "vargen.samplers.collaborative:Collaborative",
+    "mar": "vargen.samplers.mar:MaskedAutoregressive",
+    "flowar": "vargen.samplers.flowar:NextScaleFlow",
+    "xar": "vargen.samplers.xar:NextCell",
+    "disa": "vargen.samplers.disa:StepAnnealing",
+    "csd": "vargen.samplers.continuous:ContinuousSpeculative",
     "speculative": "vargen.samplers.speculative:Speculative",
     "speculative-tree": "vargen.samplers.tree:TreeSpeculative",
     "speculative-dynamic": "vargen.samplers.dynamic:DynamicTree",
@@ -61,7 +76,7 @@ def find(table: dict[str, str], name: str, kind: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def unknown(kind: str, name: str, known: Sequence[str], *, few: int = 20) -> str:
+def unknown(kind: str, name: str, known: Sequence[str], *, few: int = 24) -> str:
     """A sentence on a name that is none of `known`: all of them if they are few, else those most like it."""
     if len(known) <= few:
         return f"unknown {kind} {name!r}; there are {', '.join(known) or 'no names'}"
@@ -74,10 +89,11 @@ def preset(name: str) -> "Preset":
     return find(MODELS, name, "model")[name]
 
 
-def method(spec: str, **overrides: Any) -> tuple[type, Any]:
+def method(spec: str, defaults: Mapping[str, Mapping[str, Any]] | None = None, **overrides: Any) -> tuple[type, Any]:
     """Sampler class and settings of a method such as `sjd-coupled:window=64:guess=above`.
 
     `overrides` replace settings of the same name and must be settings that the method has. ValueError otherwise.
+    `defaults` are, by method, settings that take effect where neither names them.
     """
     name, *parts = spec.split(":")
     sampler = find(METHODS, name, "method")
@@ -90,7 +106,7 @@ def method(spec: str, **overrides: Any) -> tuple[type, Any]:
         if key in values:
             raise ValueError(f"setting {key} stands twice in method {spec!r}")
         values[key] = text
-    values |= overrides
+    values = {**(defaults or {}).get(name, {}), **values, **overrides}
     unknown = [key for key in values if key not in hints]
     if unknown:
         has = ", ".join(hints) or "none"
@@ -145,9 +161,11 @@ def kind(sampler: type) -> str:
     return getattr(sampler, "kind", "raster")
 
 
-def methods(of: str) -> list[str]:
-    """The methods that draw with models of a kind."""
-    return [name for name in METHODS if kind(find(METHODS, name, "method")) == of]
+def methods(of: str, plan: str | None = None) -> list[str]:
+    """The methods that draw with models of a kind, and of a plan where that kind has several."""
+    found = {name: find(METHODS, name, "method") for name in METHODS}
+    fits = (None, plan)
+    return [name for name, made in found.items() if kind(made) == of and getattr(made, "plan", None) in fits]
 
 
 def summary(name: str) -> str:

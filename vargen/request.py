@@ -108,15 +108,18 @@ def latent_method(
         if law.get(key) is not None and key not in ("guidance_scale", "temperature"):
             raise ValueError(f"got {key} {law[key]!r}: continuous tokens have none")
     sampler, chosen = _sampler(name, settings, spec.kind, recipe, spec.plan)
+    for key in ("guidance_high",) if spec.plan == "masked" else ("iterations", "solver", "highest"):
+        if getattr(chosen, key, None) != getattr(sampler.Settings, key, None):
+            raise ValueError(f"got {key} {getattr(chosen, key)} for a model that draws {spec.plan} and has none")
     used = _used(recipe, law)
     guidance, temperature = number(used["guidance_scale"], "guidance scale"), number(used["temperature"], "temperature")
     if not 0 <= guidance <= 1000:
-        raise ValueError(f"got guidance scale {guidance}, expected a number from 1 (off) to 1000")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"got temperature {temperature}, expected 0 or more")
-    solver = getattr(chosen, "solver", "ddpm") if spec.plan == "masked" else "of a flow"
+        raise ValueError(f"got guidance scale {guidance}, expected a number from 0 to 1000 (off up to 1)")
+    if not getattr(sampler, "least_temperature", 0.0) <= temperature < float("inf"):
+        raise ValueError(f"got temperature {temperature}, expected {getattr(sampler, 'least_temperature', 0)} or more")
+    solver = getattr(chosen, "solver", "ddpm") if spec.plan == "masked" else "a flow"
     if temperature != 1 and solver != "ddpm":
-        raise ValueError(f"got temperature {temperature}, but solver {solver} has none: expected 1")
+        raise ValueError(f"got temperature {temperature}, but {solver} has none: expected 1")
     if spec.plan == "masked" and chosen.iterations > spec.slots:
         raise ValueError(f"got {chosen.iterations} iterations for an image of {spec.slots} tokens, expected no more")
     return LatentMethod(name, sampler, chosen, max(1.0, guidance), temperature)

@@ -89,7 +89,7 @@ def make(
     name = recipe or next(iter(preset.recipes))
     request.asked(method, chosen, law, {}, preset.spec)
     request.image_size(law.get("image_size"), chosen)
-    _, settings = registry.method(method)
+    _, settings = registry.method(method, chosen.settings)
     if getattr(settings, "window", None) == "auto":
         method = ":".join([p for p in method.split(":") if not p.startswith("window=")] + [f"window={AUTO_WINDOW}"])
     if bool(prompts) == bool(preset.classes):

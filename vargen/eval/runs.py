@@ -105,7 +105,7 @@ def _image(out: Path, plan: Plan, index: int) -> Path:
 def _begin(plan: Plan, pipe: Any, out: Path) -> None:
     """Write the manifest first and make the folders then, so that a run that was killed here can be taken up again."""
     path = out / "manifest.json"
-    now = {"plan": plan.json(), "weights": fingerprint(pipe, plan.method)}
+    now = {"plan": plan.json(), "weights": fingerprint(pipe, plan.method, plan.preset)}
     if path.exists():
         before = _read_manifest(path)
         found = load(path).json() | {"weights": before.get("weights")}
@@ -133,12 +133,12 @@ def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
     write_atomically(out / "manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n"))
 
 
-def fingerprint(pipe: Any, method: str) -> str:
+def fingerprint(pipe: Any, method: str, preset: str | None = None) -> str:
     """A digest that tells weights apart, a drafter's too where the method has one; the same on every device.
 
     It is of each tensor's first values and its sum as words.
     """
-    digest, drafting = hashlib.sha256(), chosen(pipe, *registry.method(method))
+    digest, drafting = hashlib.sha256(), chosen(pipe, *registry.method(method, pipe.preset.choose(preset).settings))
     for part in (pipe.transformer, pipe.tokenizer, pipe.text_encoder, drafting and drafting[1]):
         for key, value in ({} if part is None else part.state_dict()).items():
             words = value.contiguous().flatten()

@@ -45,6 +45,8 @@ def kept(count: int, highest: int = TRAINED_STEPS - 1) -> tuple[int, ...]:
     """
     if not 1 <= count <= TRAINED_STEPS:
         raise ValueError(f"got {count} diffusion steps, expected 1 to {TRAINED_STEPS}")
+    if count == 1:  # the published code takes timestep 0, and what comes out is the noise it starts from
+        return (min(highest, 950),)
     stride, place, out = (TRAINED_STEPS - 1) / max(1, count - 1), 0.0, []
     for _ in range(count):
         out.append(min(round(place), highest))

@@ -8,8 +8,10 @@ from torch import nn
 from vargen import checkpoints
 from vargen.models.classifier import Classifier, ClassifierConfig
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
+from vargen.models.mar import MAR, MARConfig
 from vargen.models.var import VAR, VARConfig
 from vargen.scenes import CLASSES
+from vargen.tokenizers.kl import KLConfig, KLTokenizer
 from vargen.tokenizers.multiscale_vq import MultiScaleVQConfig, MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
 
@@ -21,6 +23,9 @@ VQ = VQConfig(channels=(24, 48, 80), layers=1, latent_channels=64, codes=1024, c
 VAR_LARGE = VARConfig(6, 4, 144, vocabulary=512, code_dim=16, classes=len(CLASSES), shared=True)
 VAR_SMALL = VARConfig(2, 3, 96, vocabulary=512, code_dim=16, classes=len(CLASSES), shared=True)
 MULTISCALE_VQ = MultiScaleVQConfig((24, 48, 80), layers=1, code_dim=16, codes=512, norm_groups=8)
+MAR_LARGE = MARConfig(4, 4, 128, head_depth=3, head_width=160, channels=8, classes=len(CLASSES), buffer=16)
+MAR_SMALL = MARConfig(2, 4, 80, head_depth=2, head_width=96, channels=8, classes=len(CLASSES), buffer=16)
+KL = KLConfig((24, 48, 80), layers=1, latent_channels=8, norm_groups=8, scale=1.0)
 CLASSIFIER = ClassifierConfig(classes=len(CLASSES))
 
 
@@ -35,6 +40,12 @@ def build(name: str) -> nn.Module:
             return VAR(VAR_LARGE)
         case "pocket-var-small":
             return VAR(VAR_SMALL)
+        case "pocket-mar":
+            return MAR(MAR_LARGE)
+        case "pocket-mar-small":
+            return MAR(MAR_SMALL)
+        case "pocket-kl":
+            return KLTokenizer(KL)
         case "pocket-vq":
             return VQTokenizer(VQ)
         case "pocket-multiscale-vq":
@@ -47,9 +58,12 @@ def build(name: str) -> nn.Module:
 NAMES = (
     "pocket-vq",
     "pocket-multiscale-vq",
+    "pocket-kl",
     "pocket-classifier",
     "pocket-llamagen",
     "pocket-llamagen-small",
+    "pocket-var",
+    "pocket-var-small",
 )
 
 

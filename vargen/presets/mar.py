@@ -42,7 +42,7 @@ def find(name: str, given: Path | None) -> Path:
     if given is None and name in TOKENIZERS:
         return checkpoints.fetch(REPOSITORY, file, REVISION)
     if given is None:
-        raise ValueError(f"{file} of {name} was not published on a hub: name a checkpoint")
+        raise ValueError(f"{file} of {name} was not published on a hub: name a checkpoint, or a drafter's")
     inside = [given / file, given / name.replace("-", "_") / file]
     path = next((path for path in inside if path.is_file()), inside[0]) if given.is_dir() else given
     if not path.is_file():
@@ -58,8 +58,10 @@ def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> KLTok
     return module.eval().requires_grad_(False)
 
 
-def autoencoder(sources: Sources, device: torch.device) -> KLTokenizer:
-    """KL-16 from its own file, from the folder in which the transformer's is, or downloaded."""
+def autoencoder(sources: Sources, device: torch.device) -> KLTokenizer | None:
+    """KL-16 from its own file, from the folder in which the transformer's is, or downloaded; a drafter needs none."""
+    if sources.drafts:
+        return None
     given = sources.checkpoint
     folder = given if given and given.is_dir() and (given / TOKENIZER_FILE).is_file() else None
     return tokenizer("mar-kl-16", sources.tokenizer_checkpoint or folder, device)
@@ -82,10 +84,12 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
 def recipes(name: str) -> dict[str, Recipe]:
     """`fid` and `plain` have the settings of the README, `demo` those of demo/run_mar.ipynb, `disa` those of DiSA."""
     annealed = {"iterations": 64, "upper": 50, "lower": 5}
-    published, demo = {"iterations": 256, "steps": 100}, {"iterations": 64, "steps": 100, "schedule": "constant"}
+    published, flat = {"iterations": 256, "steps": 100}, {"iterations": 64, "schedule": "constant"}
     return {
         "fid": Recipe(GUIDANCE[name], settings={"mar": published}, published={"fid": FID[name]}),
-        "demo": Recipe(4.0, settings={"mar": demo, "disa": {**annealed, "schedule": "constant"}}),
+        "demo": Recipe(
+            4.0, settings={"mar": {**flat, "steps": 100}, "disa": {**annealed, "schedule": "constant"}, "csd": flat}
+        ),
         "disa": Recipe(DISA_GUIDANCE[name], settings={"disa": annealed}),
         "plain": Recipe(1.0, temperature=0.95, settings={"mar": published}),
     }

@@ -5,18 +5,20 @@ A token is the end of a denoising path x_T, ..., x_0. Two rules decide whether a
 `exact` looks at the whole path: both models know the density of every step of it, so that a drafted path is kept with
 min(1, p(path) / q(path)), and otherwise replaced by one of the large model's, thinned by 1 - min(1, q(path) / p(path)).
 All steps are judged in one call. The last one, which is made without noise, is always the large model's; the next
-group can therefore only be drafted when this one is finished, and `draft` is 1.
+group can therefore only be drafted when this one is finished, and `draft` is 1. The backbone runs as often as in plain
+decoding, and a token costs one path of the large head on average, whatever the drafter: what a kept draft saves, the
+thinning of the others spends. It is here as the honest yardstick of the other rule, not as an accelerator.
 
 `paper` has both models denoise the same noise. The draft x is kept with min(1, r), where
 r = N(x; mu_p, tau s_p^2) / N(x; mu_q, tau s_q^2) of the last step, times the product of s_q / s_p over those before;
 otherwise it is replaced by a sample of the large model's, thinned by max(0, 1 - 1 / r). `inner` is tau, 1 in the paper
 and 42 in its code. The last step's Gaussian was never drawn from, so that this rule follows no exact law at any
-setting. It may draft several groups, which the large model then judges in one pass.
+setting. It may draft several groups, which the large model then judges in one pass; a batch goes on behind the first
+group of which any image lost a draft (what is drafted again is the same, since noise is a function).
 
 With `lower` below `upper` the steps of the head are annealed as in `disa.py`; exact then means: exactly that.
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -32,13 +34,15 @@ from vargen.samplers.contract import LatentTask
 from vargen.samplers.disa import DiSASettings, StepAnnealing
 from vargen.samplers.latent import put
 
+MOST_AT_A_TIME = 512  # paths in the place of rejected ones
+
 
 @dataclass(frozen=True)
 class CSDSettings(DiSASettings):
     """Settings of `csd`."""
 
     upper: int = 100  # steps in the first round
-    lower: int = 100  # steps in the last
+    lower: int = 0  # steps in the last; 0: as many
     highest: int = 999
     rule: Literal["exact", "paper"] = "exact"
     draft: int = 1  # groups that are drafted for one pass of the large model
@@ -78,10 +82,9 @@ class ContinuousSpeculative(StepAnnealing):
     plan: ClassVar[str | None] = "masked"
     partner: ClassVar[str] = "drafter"  # the setting that names the other model
     exact: ClassVar[bool] = True
+    least_temperature: ClassVar[float] = 0.01  # with less noise paths have no density to judge them by
 
     def __init__(self, settings: CSDSettings, task: LatentTask) -> None:
-        if not task.temperature:
-            raise ValueError("got temperature 0, at which paths have no density to judge them by")
         super().__init__(settings, task)
         assert task.drafter is not None
         self._drafter, self._drafted = task.drafter, []
@@ -123,10 +126,11 @@ class ContinuousSpeculative(StepAnnealing):
         chance = noise.uniform(task.seeds, slots, Purpose.CHECK)[..., 0]
         if self._settings.rule == "exact":
             judged = large.head.judge(large.z, how, path.states)
-            kept, drawn = chance.log() < density(judged, how) - density(path, how), judged.end.clone()
+            log_ratio, drawn = density(judged, how) - density(path, how), judged.end.clone()
         else:
             aligned = large.head.path(large.z, how, task.noise(slots))
-            kept, drawn = chance.log() < self._ratio(path.end, aligned, path), path.end.clone()
+            log_ratio, drawn = self._ratio(path.end, aligned, path), path.end.clone()
+        kept = chance.log() < _number(log_ratio)
         rows, columns = (~kept).nonzero(as_tuple=True)
         if len(rows):
             ours, theirs = (law.tokens(rows, columns, task.batch) for law in (large, small))
@@ -134,34 +138,43 @@ class ContinuousSpeculative(StepAnnealing):
         return kept, drawn
 
     def _replaced(self, large: Law, small: Law, how: Denoising, rows: Tensor, slots: Tensor) -> Tensor:
-        """Tokens (k, C) in the place of rejected drafts of images `rows` (k,) at `slots` (k,)."""
-        out = torch.empty(len(rows), self._task.spec.channels, device=rows.device)
-        waiting, whole = torch.arange(len(rows), device=rows.device), len(rows)
-        for attempt in itertools.count():
-            purposes = [Purpose.RESIDUAL + 8 * attempt + i for i in range(3)]
-            none = torch.zeros_like(waiting)
-            ours, theirs = (law.tokens(waiting, none, whole) for law in (large, small))
-            fresh = self._task.noise(slots[waiting, None], *purposes[:2], rows=rows[waiting])
-            chance = noise.uniform(fresh.seed, fresh.slots, purposes[2])[:, 0, 0]
-            taken, end = self._thinned(ours, theirs, how, fresh, chance)
-            if self._settings.rule == "paper" and attempt + 1 == self._settings.tries:
-                taken = torch.ones_like(taken)
-            out[waiting[taken]] = end[taken]
-            waiting = waiting[~taken]
-            if not len(waiting):
-                break
+        """Tokens (k, C) in the place of rejected drafts of images `rows` (k,) at `slots` (k,).
+
+        The better the drafter, the more attempts a rejected draft takes: more and more of them are made at a time.
+        """
+        whole, first, count = len(rows), 0, 1
+        out = torch.empty(whole, self._task.spec.channels, device=rows.device)
+        waiting, tries = torch.arange(whole, device=rows.device), self._settings.tries
+        while len(waiting):
+            attempts = [self._attempt(rows[waiting], slots[waiting], first + i) for i in range(count)]
+            many = waiting.repeat(count)
+            ours, theirs = (law.tokens(many, torch.zeros_like(many), whole) for law in (large, small))
+            taken, end = self._thinned(ours, theirs, how, Attempts(tuple(part for part, _ in attempts)))
+            taken = torch.cat([chance for _, chance in attempts]) > taken
+            taken, end = taken.unflatten(0, (count, -1)), end.unflatten(0, (count, -1))
+            first += count
+            if self._settings.rule == "paper" and first >= tries:
+                taken[tries - 1 - first] = True
+            done, which = taken.any(0), taken.int().argmax(0)
+            out[waiting[done]] = end[which, torch.arange(len(waiting), device=rows.device)][done]
+            waiting = waiting[~done]
+            count = max(1, min(2 * count, MOST_AT_A_TIME // max(1, len(waiting))))
         return out
 
-    def _thinned(
-        self, large: Law, small: Law, how: Denoising, fresh: PathNoise, chance: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Samples (k, C) of the large model, and which of them the residual keeps (k,)."""
+    def _attempt(self, rows: Tensor, slots: Tensor, number: int) -> tuple[PathNoise, Tensor]:
+        """The noise of an attempt for single tokens, and the chance (k,) that decides on it."""
+        start, path, check = (Purpose.RESIDUAL + 8 * number + i for i in range(3))
+        fresh = self._task.noise(slots[:, None], start, path, rows=rows)
+        return fresh, noise.uniform(fresh.seed, fresh.slots, check)[:, 0, 0]
+
+    def _thinned(self, large: Law, small: Law, how: Denoising, fresh: Any) -> tuple[Tensor, Tensor]:
+        """Which chance (k,) the residual of each sample of the large model asks for, and the samples (k, C)."""
         path = large.head.path(large.z, how, fresh)
         if self._settings.rule == "exact":
             excess = density(path, how) - density(small.head.judge(small.z, how, path.states), how)
         else:
             excess = self._ratio(path.end, path, small.head.path(small.z, how, fresh))
-        return chance > torch.exp(-excess[:, 0]), path.end[:, 0]
+        return torch.exp(-_number(excess)[:, 0]), path.end[:, 0]
 
     def _ratio(self, x: Tensor, large: Path, small: Path) -> Tensor:
         """The paper's log p / q (B, n) of tokens x (B, n, C), whose paths took the same noise."""
@@ -171,6 +184,30 @@ class ContinuousSpeculative(StepAnnealing):
 
         before = 0.5 * (small.log_variances[:-1] - large.log_variances[:-1]).double().sum((0, -1))
         return last(large) - last(small) + before
+
+
+def _number(log_ratio: Tensor) -> Tensor:
+    """ValueError where densities are no numbers, with which nothing would ever be kept or replaced."""
+    if log_ratio.isnan().any():
+        raise ValueError("the densities of a denoising path are no numbers: try float32, or highest=950")
+    return log_ratio
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """The noise of several attempts, one below the other."""
+
+    parts: tuple[PathNoise, ...]
+
+    @property
+    def slots(self) -> Tensor:
+        return torch.cat([part.slots for part in self.parts])
+
+    def start(self) -> Tensor:
+        return torch.cat([part.start() for part in self.parts])
+
+    def steps(self, count: int) -> Tensor:
+        return torch.cat([part.steps(count) for part in self.parts], dim=1)
 
 
 def density(path: Path, how: Denoising) -> Tensor:

@@ -1,14 +1,15 @@
 """Diffusion step annealing (DiSA, arXiv 2505.20297): the more of an image is known, the fewer steps its tokens need.
 
 Later tokens hang on earlier ones so much that their law is narrow, and few steps draw it. Works on every continuous
-model, since all draw in rounds. Approximate: with `lower` equal to `upper` it is plain decoding with so many steps.
+model, since all draw in rounds. Approximate: with `lower` equal to `upper` it is plain decoding with so many steps (of
+masked models with highest=999, which the published code brings down to 950).
 """
 
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from vargen.samplers.latent import Continuous, Iterations, check_steps
+from vargen.samplers.latent import Continuous, Iterations, check_share, check_steps
 
 Shape = Literal["linear", "cosine", "two-stage", "constant"]
 
@@ -18,7 +19,7 @@ class DiSASettings(Iterations):
     """Settings of `disa`; `iterations`, `solver` and `highest` are of masked models alone."""
 
     upper: int = 50  # steps in the first round
-    lower: int = 5  # steps in the last
+    lower: int = 5  # steps in the last; 0: as many
     shape: Shape = "linear"  # how they fall; constant: `lower` throughout
     highest: int = 950  # the published clamp
     guidance_high: float = 1.0  # FlowAR: flow times above it are not guided
@@ -26,7 +27,8 @@ class DiSASettings(Iterations):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_steps(self.upper, "upper")
-        check_steps(self.lower, "lower")
+        check_steps(self.lower or self.upper, "lower")
+        check_share(self.guidance_high, "guidance_high")
         if self.lower > self.upper:
             raise ValueError(f"got steps that grow from {self.upper} to {self.lower}, expected fewer and fewer")
 
@@ -51,4 +53,4 @@ class StepAnnealing(Continuous):
 
     def steps(self, index: int) -> int:
         s = self._settings
-        return annealed(index, len(self._rounds), s.upper, s.lower, s.shape)
+        return annealed(index, len(self._rounds), s.upper, s.lower or s.upper, s.shape)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vargen.samplers.latent import Continuous, Settings, check_steps
+from vargen.samplers.latent import Continuous, Settings, check_share, check_steps
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class FlowARSettings(Settings):
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
+        check_share(self.guidance_high, "guidance_high")
 
 
 class NextScaleFlow(Continuous):

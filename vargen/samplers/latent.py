@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from vargen.core import Denoising, Group
-from vargen.noise import MAX_STEPS
 from vargen.samplers.contract import LatentTask
+
+MOST_STEPS = 1000  # of a head: as many as a diffusion has timesteps
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def masked(task: LatentTask, iterations: int) -> list[Round]:
         drawn, known = (part.sort(dim=-1).values for part in (order[:, stop:left], order[:, left:]))
         out.append(Round(drawn, known, (slots - after) / slots))
         left = stop
-    return [each for each in out if each.slots.shape[1]]
+    return out
 
 
 def in_order(task: LatentTask) -> list[Round]:
@@ -72,14 +73,20 @@ class Iterations(Settings):
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"got iterations {self.iterations}, expected at least 1")
-        if not 0 <= self.highest <= 999:
-            raise ValueError(f"got highest {self.highest}, expected a timestep from 0 to 999")
+        if not 100 <= self.highest <= 999:
+            raise ValueError(f"got highest {self.highest}, expected a timestep from 100 to 999")
 
 
 def check_steps(steps: int, name: str = "steps") -> None:
     """ValueError where a head cannot make so many."""
-    if not 1 <= steps < MAX_STEPS:
-        raise ValueError(f"got {name} {steps}, expected 1 to {MAX_STEPS - 1}")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"got {name} {steps}, expected 1 to {MOST_STEPS}")
+
+
+def check_share(share: float, name: str) -> None:
+    """ValueError where it is none."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"got {name} {share}, expected 0 to 1")
 
 
 class Continuous:

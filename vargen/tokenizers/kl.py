@@ -96,6 +96,10 @@ class KLTokenizer(nn.Module):
             raise ValueError(f"got an image of {tuple(images.shape[-2:])} pixels, expected multiples of {f}")
         return self.moments(images)[0] * self.config.scale
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """The same as `decode_latents`: what this tokenizer encodes to are latents."""
+        return self.decode_latents(latents)
+
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W), nominally in [-1, 1] and not clamped, of scaled latents (B, C, h, w)."""
         scaled: Any = latents / self.config.scale

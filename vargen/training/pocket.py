@@ -47,7 +47,7 @@ def train(
 ) -> dict[str, float]:
     """Train one model, write its float16 weights, and return its figures on held-out scenes.
 
-    The transformers need `pocket-vq` and `pocket-classifier` in `weights`. Stopped runs resume from `work`.
+    Those that come later in RECIPES may need those before them in `weights`. Stopped runs resume from `work`.
     """
     for folder in (work, weights):
         folder.mkdir(parents=True, exist_ok=True)
