@@ -10,6 +10,7 @@ from small import randomised
 
 from vargen import generate
 from vargen.core import Denoising
+from vargen.models import diffusion
 from vargen.models.diffusion import Path
 from vargen.models.mar import MAR, MARConfig
 from vargen.samplers import continuous
@@ -105,8 +106,11 @@ def real(sampler, chosen, *, drafter, count=8, guidance=1.5):
     return made, counts
 
 
+@pytest.mark.parametrize("rows", [1, 30, 1 << 17])
 @torch.inference_mode()
-def test_head_judges_its_own_path_as_it_made_it():
+def test_head_judges_its_own_path_as_it_made_it(rows, monkeypatch):
+    """In one pass or in several."""
+    monkeypatch.setattr(diffusion, "ROWS_AT_A_TIME", rows)
     head, z = tiny(0).head, torch.randn(6, 3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     task = LatentTask(CONFIG.spec, torch.arange(3))
     for guidance in (1.0, 2.0):

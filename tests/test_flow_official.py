@@ -218,6 +218,8 @@ def test_files_come_from_the_hub(folder, monkeypatch, name, repository):
 
 
 def test_wrong_files_are_named(folder):
+    with pytest.raises(ValueError, match=r"no weights file .*nowhere\.pth"):  # before an autoencoder is downloaded
+        xar_presets.build("xar-b", Sources(checkpoint=folder / "nowhere.pth"), **FLOAT)
     state = torch.load(folder / "xAR-B.pth")
     state["encoder_blocks.1.attn.rope.freqs_tan"], state["pred.bias"] = torch.zeros(2), torch.zeros(17)
     del state["time_embed.mlp.2.bias"]

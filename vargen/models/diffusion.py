@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
 TRAINED_STEPS = 1000
+ROWS_AT_A_TIME = 1 << 17  # of the network, where a whole path is judged
 SOLVERS = ("ddpm", "ddim", "dpm++")
 
 
@@ -176,12 +177,18 @@ class DiffusionHead(nn.Module):
         return Path(*(torch.stack(part) for part in zip(*taken, strict=True)))
 
     def judge(self, z: Tensor, how: Denoising, states: Tensor) -> Path:
-        """The law of every step of somebody else's path, whose states (T, B, n, C) are given, in one pass."""
+        """The law of every step of somebody else's path, whose states (T, B, n, C) are given.
+
+        All in one pass, or in as many as keep it below `ROWS_AT_A_TIME`.
+        """
         steps, condition, time = self._ready(z, how, states[0])
-        t = torch.arange(len(steps) - 1, -1, -1, device=states.device)
-        laws = self._guided(states, time[t][:, None, None], condition, how.guidance)
-        mean, log_variance = self._law(states, laws, steps, t[:, None, None, None])
-        return Path(states, mean, log_variance)
+        order = torch.arange(len(steps) - 1, -1, -1, device=states.device)
+        most = max(1, ROWS_AT_A_TIME // max(1, condition.shape[0] * condition.shape[1]))
+        laws: list[tuple[Tensor, Tensor]] = []
+        for x, t in zip(states.split(most), order.split(most), strict=True):
+            out = self._guided(x, time[t][:, None, None], condition, how.guidance)
+            laws.append(self._law(x, out, steps, t[:, None, None, None]))
+        return Path(states, *(torch.cat(part) for part in zip(*laws, strict=True)))
 
     def _ready(self, z: Tensor, how: Denoising, like: Any) -> tuple[Tables, Tensor, Tensor]:
         """The tables, and what the network is told of z (R, n, W) and of each step's time (T, W)."""

@@ -18,6 +18,7 @@ from vargen.models.flowar import FlowAR, FlowARConfig
 from vargen.presets import mar
 from vargen.presets.contract import Preset, Recipe, Sources
 from vargen.presets.llamagen import imagenet
+from vargen.tokenizers.kl import KLTokenizer
 
 if TYPE_CHECKING:
     from vargen.continuous import ContinuousPipeline
@@ -51,6 +52,14 @@ def find(repository: str, file: str, given: Path | None) -> Path:
     return path
 
 
+def files(repository: str, file: str, sources: Sources, device: torch.device) -> tuple[Path, KLTokenizer | None]:
+    """The weights file, and the autoencoder. A path that was given is looked at first; a long download comes last."""
+    if sources.checkpoint is not None:
+        return find(repository, file, sources.checkpoint), mar.autoencoder(sources, device)
+    images = mar.autoencoder(sources, device)
+    return find(repository, file, None), images
+
+
 def load(transformer: nn.Module, weights: Path, layout: Layout, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A transformer built on the meta device, with its weights, in evaluation mode."""
     checkpoints.load_into(transformer, weights, layout, dtype=dtype, device=device)
@@ -61,8 +70,7 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     """The pipeline of a preset, from the official files or from `sources`."""
     from vargen.continuous import ContinuousPipeline
 
-    images = mar.autoencoder(sources, device)  # before the transformer, which is a long download
-    weights = find(REPOSITORY, file_of(name), sources.checkpoint)
+    weights, images = files(REPOSITORY, file_of(name), sources, device)
     with torch.device("meta"):
         transformer = FlowAR(SHAPES[name])
     return ContinuousPipeline(load(transformer, weights, flowar.LAYOUT, device, dtype), images, preset=PRESETS[name])

@@ -40,8 +40,7 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     words = None
     if not sources.drafts:
         words = harmon.load_tokenizer(sources.text_encoder, text_of(name), SHAPES[name].vocabulary)
-    images = mar.autoencoder(sources, device)  # before the transformer, which is a long download
-    weights = flowar.find(REPOSITORY, FILES[name], sources.checkpoint)
+    weights, images = flowar.files(REPOSITORY, FILES[name], sources, device)
     with torch.device("meta"):
         transformer = Harmon(SHAPES[name])
     loaded = flowar.load(transformer, weights, harmon.LAYOUT, device, dtype)

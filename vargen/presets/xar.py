@@ -38,8 +38,7 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     """The pipeline of a preset, from the official files or from `sources`."""
     from vargen.continuous import ContinuousPipeline
 
-    images = mar.autoencoder(sources, device)  # before the transformer, which is a long download
-    weights = flowar.find(REPOSITORY, file_of(name), sources.checkpoint)
+    weights, images = flowar.files(REPOSITORY, file_of(name), sources, device)
     with torch.device("meta"):
         transformer = XAR(SHAPES[name])
     loaded = flowar.load(transformer, weights, xar.LAYOUT, device, dtype)
