@@ -5,6 +5,7 @@ six modulations (AdaLN, arXiv 2212.09748); the gate of the feed-forward is an ex
 SwiGLU; rotary embeddings have two axes. There is no causal mask: a group of tokens sees what is cached, and itself.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -151,7 +152,7 @@ class Layer(nn.Module):
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(ABC):
     """Shapes of the backbone."""
 
     layers: int  # of the encoder, and of the decoder
@@ -165,9 +166,9 @@ class BackboneConfig:
         return self.width // self.heads
 
     @property
+    @abstractmethod
     def spec(self) -> ContinuousSpec:
         """The image's layout."""
-        raise NotImplementedError
 
 
 class Backbone(nn.Module):

@@ -32,20 +32,8 @@ class KLConfig:
 
 def layout(config: KLConfig) -> Layout:
     """How the official file names our keys (`AutoencoderKL` in models/vae.py): the decoder's levels backwards."""
-    last = len(config.channels) - 1
     return Layout(
-        rename=(
-            (r"^model\.", ""),
-            *((rf"up_blocks\.{i}\.", f"up.{last - i}.") for i in range(last + 1)),
-            (r"down_blocks", "down"),
-            (r"mid_block\.resnets\.0", "mid.block_1"),
-            (r"mid_block\.attentions\.0", "mid.attn_1"),
-            (r"mid_block\.resnets\.1", "mid.block_2"),
-            (r"\.resnets\.", ".block."),
-            (r"\.attentions\.", ".attn."),
-            (r"\.to_([qkv])\.", r".\1."),
-            *taming.BLOCKS,
-        ),
+        rename=((r"^model\.", ""), *taming.original(len(config.channels)), (r"\.to_([qkv])\.", r".\1.")),
         pointwise=r"\.(q|k|v|proj_out)\.weight$",
         ignored=r"loss\..*",  # the discriminator of its training
     )

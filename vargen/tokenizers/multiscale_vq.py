@@ -51,19 +51,11 @@ class MultiScaleVQConfig:
 
 def layout(config: MultiScaleVQConfig) -> Layout:
     """How the official file names our keys (`VQVAE` in models/vqvae.py): it counts the decoder's levels backwards."""
-    last = len(config.channels) - 1
     return Layout(
         rename=(
-            *((rf"up_blocks\.{i}\.", f"up.{last - i}.") for i in range(last + 1)),
-            (r"down_blocks", "down"),
-            (r"mid_block\.resnets\.0", "mid.block_1"),
-            (r"mid_block\.attentions\.0", "mid.attn_1"),
-            (r"mid_block\.resnets\.1", "mid.block_2"),
-            (r"\.resnets\.", ".block."),
-            (r"\.attentions\.", ".attn."),
+            *taming.original(len(config.channels)),
             (r"\.to_[qkv]\.", ".qkv."),
             (r"quantize\.smoothings", "quantize.quant_resi.qresi_ls"),
-            *taming.BLOCKS,
         ),
         pointwise=r"\.(qkv|proj_out)\.weight$",
         stacked=r"\.qkv\.(weight|bias)$",

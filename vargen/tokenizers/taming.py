@@ -18,6 +18,20 @@ BLOCKS = (
 )
 
 
+def original(levels: int) -> tuple[tuple[str, str], ...]:
+    """The renaming for files with the names of taming-transformers, which count the decoder's levels backwards."""
+    return (
+        *((rf"up_blocks\.{i}\.", f"up.{levels - 1 - i}.") for i in range(levels)),
+        (r"down_blocks", "down"),
+        (r"mid_block\.resnets\.0", "mid.block_1"),
+        (r"mid_block\.attentions\.0", "mid.attn_1"),
+        (r"mid_block\.resnets\.1", "mid.block_2"),
+        (r"\.resnets\.", ".block."),
+        (r"\.attentions\.", ".attn."),
+        *BLOCKS,
+    )
+
+
 def autoencoder(
     channels: tuple[int, ...], *, layers: int, latent_channels: int, norm_groups: int
 ) -> "tuple[Encoder, Decoder]":

@@ -11,6 +11,7 @@ from torch import Tensor
 from vargen.files import write_atomically
 from vargen.scenes import CLASSES, draw_many
 
+CLASS_DROPOUT = 0.1  # share of images trained without their class, for guidance
 HELD_OUT = 1 << 30  # seeds from here on are never trained on
 
 
@@ -41,6 +42,13 @@ def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
 def pick(count: int, size: int, generator: torch.Generator) -> np.ndarray:
     """`size` random indices below `count`, sorted: a memory map reads forward."""
     return torch.randint(count, (size,), generator=generator).sort().values.numpy()
+
+
+def pick_labelled(classes: Tensor, size: int, generator: torch.Generator, none: int) -> tuple[Tensor, Tensor]:
+    """Random indices (size,), sorted, and their classes, a share of which is `none`, the unconditional one."""
+    chosen = torch.from_numpy(pick(len(classes), size, generator))
+    dropped = torch.rand(size, generator=generator) < CLASS_DROPOUT
+    return chosen, classes[chosen].masked_fill(dropped, none)
 
 
 @torch.no_grad()

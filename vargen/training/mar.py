@@ -15,9 +15,8 @@ from vargen.core import Group
 from vargen.models.diffusion import DiffusionHead, cumulative, tables
 from vargen.models.mar import MAR
 from vargen.tokenizers.kl import KLTokenizer
-from vargen.training.data import HELD_OUT, encoded, labels, pick
+from vargen.training.data import HELD_OUT, encoded, labels, pick_labelled
 from vargen.training.fit import Schedule, fit
-from vargen.training.transformer import CLASS_DROPOUT
 
 TIMES = 2  # at which every masked token is denoised in a step; published: 4
 LEAST_MASKED = 0.7
@@ -63,9 +62,7 @@ def train(
     initialise(model, seed)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.from_numpy(pick(images, batch, generator))
-        dropped = torch.rand(batch, generator=generator) < CLASS_DROPOUT
-        condition = classes[chosen].masked_fill(dropped, model.config.classes)
+        chosen, condition = pick_labelled(classes, batch, generator, model.config.classes)
         squared, variance = losses(model, condition.to(device), values[chosen].to(device), generator)
         return squared + variance, {"squared": squared.item(), "variance": variance.item()}
 

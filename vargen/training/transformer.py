@@ -10,10 +10,8 @@ from torch import Tensor
 from vargen.models.llamagen import LlamaGen
 from vargen.tokenizers.multiscale_vq import MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQTokenizer
-from vargen.training.data import HELD_OUT, encoded, labels, pick
+from vargen.training.data import HELD_OUT, encoded, labels, pick_labelled
 from vargen.training.fit import Schedule, fit
-
-CLASS_DROPOUT = 0.1  # share of images trained without their class, for guidance
 
 
 def tokens(
@@ -49,9 +47,7 @@ def train(
     initialise(model, seed)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.from_numpy(pick(images, batch, generator))
-        dropped = torch.rand(batch, generator=generator) < CLASS_DROPOUT
-        condition = classes[chosen].masked_fill(dropped, model.config.classes)
+        chosen, condition = pick_labelled(classes, batch, generator, model.config.classes)
         value = _nats(model, condition.to(device), ids[chosen].to(device))
         return value, {"nats": value.item()}
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vargen.models.var import VAR, Layer
 from vargen.tokenizers.multiscale_vq import MultiScaleVQTokenizer
-from vargen.training.data import HELD_OUT, labels, pick
+from vargen.training.data import HELD_OUT, labels, pick_labelled
 from vargen.training.fit import Schedule, fit
-from vargen.training.transformer import CLASS_DROPOUT, tokens
+from vargen.training.transformer import tokens
 
 COARSE = 8  # scales that every other step trains alone: they decide what an image is, and are cheap
 
@@ -55,9 +55,7 @@ def train(
     initialise(model, seed)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.from_numpy(pick(images, batch, generator))
-        dropped = torch.rand(batch, generator=generator) < CLASS_DROPOUT
-        condition = classes[chosen].masked_fill(dropped, model.config.classes)
+        chosen, condition = pick_labelled(classes, batch, generator, model.config.classes)
         scales = COARSE if torch.rand((), generator=generator) < 0.5 else len(model.config.sides)
         value = _nats(model, tokenizer, condition.to(device), ids[chosen].to(device), scales)
         return value, {"coarse" if scales == COARSE else "nats": value.item()}
