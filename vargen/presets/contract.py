@@ -39,7 +39,7 @@ class Sources:
     tokenizer_checkpoint: Path | None = None
     text_encoder: str | None = None  # a folder or repository that transformers loads
     ema: bool = True  # a file that has plain and averaged weights: take the averaged
-    drafts: bool = False  # it is only to draft for a model that reads text and draws: no text encoder is wanted
+    drafts: bool = False  # it is only to draft: what reads text, and an autoencoder, the large model has
 
 
 @dataclass(frozen=True)

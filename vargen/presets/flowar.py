@@ -90,7 +90,7 @@ def recipes(name: str) -> dict[str, Recipe]:
 def _preset(name: str) -> Preset:
     summary = f"FlowAR {name[-1].upper()} on ImageNet's classes at 256 pixels."
     spec, make = SHAPES[name].spec, partial(build, name)
-    return Preset(name, summary, recipes(name), spec.classes, make, imagenet, mar.EXAMPLES, spec, usual="flowar")
+    return Preset(name, summary, recipes(name), spec.classes, make, imagenet, mar.EXAMPLES, spec)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}
