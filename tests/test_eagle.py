@@ -196,7 +196,7 @@ def test_a_checkpoint_that_is_none(train, tmp_path):
 class Reading(RasterPipeline):
     """Prompts without a text encoder: states from the letters."""
 
-    def encode_prompt(self, prompt):
+    def encode_prompt(self, prompt, image=None):
         many = [prompt] if isinstance(prompt, str) else prompt
         states = [torch.randn(5, 8, generator=torch.Generator().manual_seed(sum(map(ord, text)))) for text in many]
         return torch.stack(states), torch.tensor([[0, 1, 1, 1, 1]] * len(many))

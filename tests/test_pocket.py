@@ -44,8 +44,13 @@ def test_sizes():
 
 
 def test_a_family_keeps_within_its_size():
-    family = ("pocket-var", "pocket-var-small", "pocket-multiscale-vq")
-    assert sum((pocket.WEIGHTS / f"{name}.safetensors").stat().st_size for name in family) <= 8e6
+    families = (
+        ("pocket-var.safetensors", "pocket-var-small.safetensors", "pocket-multiscale-vq.safetensors"),
+        ("pocket-mar.safetensors", "pocket-mar-small.safetensors", "pocket-kl.safetensors"),
+        ("pocket-lumina.safetensors", pocket.WORDS_FILE),
+    )
+    for family in families:
+        assert sum((pocket.WEIGHTS / name).stat().st_size for name in family) <= 8e6
 
 
 def test_unknown_name_lists_the_names():

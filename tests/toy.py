@@ -19,6 +19,10 @@ SLOTS = SIDE * SIDE
 WARP, GUIDANCE = Warp(top_k=3, temperature=0.8), Guidance(1.7)
 
 
+SQUARE = RasterSpec(SIDE, SIDE, IDS, 1)
+LINED = RasterSpec(SIDE, SIDE, IDS, 1, newline=IDS - 1)  # rows of one token and a newline
+
+
 @cache
 def tables(seed: int = 3) -> tuple[Tensor, ...]:
     """Per slot, logits (2, 4^slot, 4), conditional and unconditional; sharp enough that drafts are often rejected."""
@@ -29,11 +33,11 @@ def tables(seed: int = 3) -> tuple[Tensor, ...]:
 class ToyModel:
     """The raster contract over `tables`. Its cache is the tokens themselves, written by slot like any other."""
 
-    spec = RasterSpec(SIDE, SIDE, IDS, 1)
     device = torch.device("cpu")
     _starts = (IDS ** torch.arange(SLOTS) - 1) // (IDS - 1)
 
-    def __init__(self, seed: int = 3) -> None:
+    def __init__(self, seed: int = 3, spec: RasterSpec = SQUARE) -> None:
+        self.spec = spec
         # All tables in one; the law of slot s starts at row (4^s - 1) / 3, a row is the number that earlier ids spell.
         self._tables = tables(seed)
         self._rows = torch.cat(self._tables, dim=1).flatten(0, 1)
@@ -41,7 +45,7 @@ class ToyModel:
     def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
         return Condition(torch.zeros(len(labels) * (2 if guided else 1), 1, 1))
 
-    def make_cache(self, batch: int, extra: int = 0) -> KVCache:
+    def make_cache(self, batch: int, extra: int = 0, front: int = 1) -> KVCache:
         return KVCache(1, batch, SLOTS + extra, 1, 1, dtype=torch.float64, device=self.device)
 
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
@@ -68,13 +72,17 @@ class ToyModel:
 
 
 @cache
-def law(guidance: Guidance = GUIDANCE) -> np.ndarray:
+def law(guidance: Guidance = GUIDANCE, spec: RasterSpec = SQUARE) -> np.ndarray:
     """Probabilities (256,) of all images under WARP and `guidance`, in float64."""
     p = torch.ones(1, dtype=torch.float64)
     for slot, logits in enumerate(tables()):
         conditional, unconditional = logits.double()
         guided = guidance.interval < 0 or slot - 1 <= guidance.interval
         mixed = unconditional + (conditional - unconditional) * (guidance.scale if guided else 1.0)
+        if spec.newline is not None:
+            at_end = slot % spec.columns == spec.columns - 1
+            ruled_out = (torch.arange(IDS) == spec.newline) != at_end
+            mixed = mixed.masked_fill(ruled_out, -float("inf"))
         p = (p[:, None] * WARP(mixed)).flatten()
     return p.numpy()
 
@@ -88,9 +96,10 @@ def images(
     guidance: Guidance = GUIDANCE,
     codebook: Tensor | None = None,
     drafter: ToyModel | None = None,
+    spec: RasterSpec = SQUARE,
 ) -> np.ndarray:
     """Indices (count,) into `law` of sampled images, decoded `batch` at a time."""
-    model, out, powers = ToyModel(), [], IDS ** torch.arange(SLOTS - 1, -1, -1)
+    model, out, powers = ToyModel(spec=spec), [], IDS ** torch.arange(SLOTS - 1, -1, -1)
     for start in range(first_seed, first_seed + count, batch):
         seeds = torch.arange(start, min(start + batch, first_seed + count))
         condition = model.class_condition(seeds, guided=True)
@@ -102,13 +111,14 @@ def images(
     return torch.cat(out).numpy()
 
 
-def p_value(observed: np.ndarray, guidance: Guidance = GUIDANCE) -> float:
+def p_value(observed: np.ndarray, guidance: Guidance = GUIDANCE, spec: RasterSpec = SQUARE) -> float:
     """Chi-square of image counts against `law`, images expected fewer than five times taken together."""
     from scipy.stats import chisquare
 
-    counts, expected = np.bincount(observed, minlength=IDS**SLOTS).astype(float), law(guidance) * len(observed)
+    counts, expected = np.bincount(observed, minlength=IDS**SLOTS).astype(float), law(guidance, spec) * len(observed)
     assert counts[expected == 0].sum() == 0, "an image that the law rules out was drawn"
     large = expected >= 5
-    merged = (np.append(x[large], x[~large].sum()) for x in (counts, expected))
-    seen, should = (x[:-1] if x[-1] == 0 else x for x in merged)
+    seen, should = (np.append(x[large], x[~large].sum()) for x in (counts, expected))
+    if should[-1] == 0:
+        seen, should = seen[:-1], should[:-1]
     return float(chisquare(seen, should).pvalue)

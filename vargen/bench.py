@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vargen import cli, registry
+from vargen import cli, drawing, registry
 from vargen.core import Generation, Trace
 from vargen.files import check_writable, write_atomically
 
@@ -68,7 +68,7 @@ def run(
     pipe: Any, chosen: list[Any], methods: list[str], images: int, batch: int, seed: int, law: dict[str, Any]
 ) -> dict[str, tuple[Trace, Tensor]]:
     """Trace and tokens per method, over the same subjects and seeds; all methods draw a batch before the next."""
-    wanted = cli.inputs(pipe, chosen)
+    wanted = drawing.inputs(pipe, chosen)
 
     def draw(spec: str, start: int) -> Generation:
         part = range(start, min(start + batch, images))

@@ -4,6 +4,7 @@ A published file differs from our module by a `Layout`: a table of names, kept b
 Complaints name the keys as the file has them.
 """
 
+import json
 import pickle
 import re
 import zipfile
@@ -83,10 +84,12 @@ def metadata(path: Path) -> dict[str, str]:
 def read(path: Path, under: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a PyTorch file, bare or nested as training scripts do it.
 
-    With `under`, those that the file has under that name. They are mapped, not read: bytes come from the disk when they
-    are used. ValueError, naming the file, where it is
-    missing, damaged, holds no weights, or asks for code to be run (which never happens).
+    With `under`, those that the file has under that name. A folder has the files that its index names (`shards`). They
+    are mapped, not read: bytes come from the disk when they are used. ValueError, naming the file, where it is missing,
+    damaged, holds no weights, or asks for code to be run (which never happens).
     """
+    if path.is_dir():
+        return {key: value for shard in shards(path) for key, value in read(shard).items()}
     if not path.is_file():
         raise ValueError(f"no weights file {path}")
     _refuse_lookalikes(path)
@@ -101,6 +104,23 @@ def read(path: Path, under: str | None = None) -> dict[str, Tensor]:
     if under and not (isinstance(loaded, Mapping) and isinstance(loaded.get(under), Mapping)):
         raise ValueError(f"the weights file {path} has no {under}: ema=False (--no-ema) takes plain weights")
     return _tensors(loaded, path, under)
+
+
+def shards(folder: Path) -> list[Path]:
+    """The safetensors files of a folder as the hub has them: one, or those of an index. ValueError where one lacks."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        if not (folder / "model.safetensors").is_file():
+            raise ValueError(f"no weights in {folder}: expected model.safetensors, or shards and {index.name}")
+        return [folder / "model.safetensors"]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        paths = [folder / Path(name).name for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"the index {index} is damaged: expected JSON with a weight_map") from None
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise ValueError(f"the folder {folder} lacks {', '.join(missing)} of {len(paths)} files")
+    return paths
 
 
 def _refuse_lookalikes(path: Path) -> None:
@@ -133,6 +153,8 @@ def _unpickle(path: Path, under: str | None) -> object:
 
 def _is_mapped(path: Path) -> bool:
     """Whether a file need not be read whole: old and compressed PyTorch files must be."""
+    if path.is_dir():
+        return True
     if not zipfile.is_zipfile(path):
         return _is_safetensors(path)
     with zipfile.ZipFile(path) as archive:
@@ -260,11 +282,17 @@ def _check(
 
 
 def fetch(repository: str, file: str, revision: str) -> Path:
-    """A published file's path on this machine, downloaded once. ValueError where it cannot be had."""
-    from huggingface_hub import hf_hub_download
+    """A published file's path on this machine, downloaded once; of `*`, a folder with all weights and their JSON.
+
+    ValueError where it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
+        if file == "*":
+            wanted = ["*.json", "*.safetensors"]
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
         return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:  # the network's many complaints, all with the same remedy
         offline = isinstance(error, LocalEntryNotFoundError)

@@ -1,18 +1,15 @@
 """The command line: `vargen sample`, `bench`, `evaluate`, `models`; the scripts are doors to the same functions."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vargen import __version__, registry
-from vargen.files import check_writable, grid, save_png, write_atomically
+from vargen import __version__, drawing, registry
 
 if TYPE_CHECKING:  # torch is slow to import, and many complaints need no model
-    from vargen.core import Trace
     from vargen.presets.contract import Preset
 
 
@@ -122,9 +119,13 @@ def sample(argv: list[str]) -> None:
     add_law(parser)
     add_subjects(parser)
     parser.add_argument("--num-images", type=int, help="in all; classes or prompts take turns (default: two of each)")
+    parser.add_argument("--height", type=int, help="in pixels, for a model with several sizes")
+    parser.add_argument("--width", type=int, help="the same")
     parser.add_argument("--image-size", type=int, help="resize to so many pixels a side (default: as the preset says)")
-    parser.add_argument("--image", type=Path, help="a picture to repaint, with --mask-image: next-scale models only")
-    parser.add_argument("--mask-image", type=Path, help="where it is repainted: white, black is kept")
+    parser.add_argument(
+        "--image", type=Path, help="a picture to repaint, with --mask-image, or to read with the prompt"
+    )
+    parser.add_argument("--mask-image", type=Path, help="where it is repainted (next-scale models): white; black stays")
     parser.add_argument("--out", type=Path, default=Path("out/sample.png"), help="the grid; single files beside it")
     parser.add_argument("--trace", type=Path, help="write what was measured as JSON")
     parser.add_argument("--list", action="store_true", help="show models and methods")
@@ -144,7 +145,7 @@ def sample(argv: list[str]) -> None:
     chosen = subjects(options, registry.preset(options.model))
     if options.out.suffix not in ("", ".png"):
         raise ValueError(f"got --out {options.out}, expected a name that ends in .png")
-    _draw(options, settings | repainting(options), chosen)
+    drawing.draw(options, load, {**law(options), **settings, **repainting(options)}, chosen)
 
 
 def check(options: argparse.Namespace, methods: list[tuple[str, dict[str, Any]]]) -> None:
@@ -170,6 +171,8 @@ def subjects(options: argparse.Namespace, preset: "Preset") -> list[Any]:
             raise ValueError(f"{preset.name} draws classes and takes no --prompt: give --class")
         names, least = preset.names(), 0 if preset.kind == "raster" else -1
         return [request.label(value, names, preset.classes, least) for value in options.classes or preset.examples]
+    if preset.captions and not options.classes and not options.prompt:
+        return list(preset.captions(getattr(options, "num_images", None) or 10))
     if options.classes or not options.prompt:
         raise ValueError(f"{preset.name} draws what a prompt says: give --prompt" + " and no --class")
     return request.prompts(options.prompt)
@@ -180,9 +183,10 @@ def repainting(options: argparse.Namespace) -> dict[str, Any]:
     from PIL import Image
 
     named = {key: path for key in ("image", "mask_image") if (path := getattr(options, key))}
-    if named and registry.preset(options.model).kind != "next-scale":
+    reads = not registry.preset(options.model).classes and "mask_image" not in named
+    if named and not reads and registry.preset(options.model).kind != "next-scale":
         raise ValueError(f"{options.model} repaints no pictures: next-scale models do, such as var-d36")
-    if len(named) == 1:
+    if len(named) == 1 and not reads:
         raise ValueError("give both --image and --mask-image: what is repainted, and where")
     try:
         return {key: Image.open(path).copy() for key, path in named.items()}
@@ -194,64 +198,6 @@ def _hint(method: str, setting: str) -> Any:
     from typing import get_type_hints
 
     return get_type_hints(registry.find(registry.METHODS, method, "method").Settings)[setting]
-
-
-def _draw(options: argparse.Namespace, settings: dict[str, Any], chosen: list[Any]) -> None:
-    from vargen.core import Trace
-
-    count = options.num_images or 2 * len(chosen)
-    singles = [options.out.with_name(f"{options.out.stem}-{i}.png") for i in range(count if count > 1 else 0)]
-    check_writable([path for path in (options.out, *singles, options.trace) if path])
-    pipe = load(options)
-    wanted = inputs(pipe, chosen)
-    images, traces = [], []
-    for start in range(0, count, options.batch_size):
-        part = range(start, min(start + options.batch_size, count))
-        out = pipe(
-            **wanted([i % len(chosen) for i in part]),
-            method=options.method,
-            seed=[options.seed + i for i in part],
-            batch_size=options.batch_size,
-            image_size=options.image_size,
-            **law(options),
-            **settings,
-        )
-        for index, image, seed in zip(part, out.images, out.trace.seeds, strict=True):
-            if singles:
-                save_png(singles[index], image, _texts(out.trace, [seed]))
-        images += out.images
-        traces.append(out.trace)
-    trace = Trace.merge(traces)
-    save_png(options.out, grid(images), _texts(trace, trace.seeds))
-    if options.trace:
-        write_atomically(options.trace, lambda path: path.write_text(trace.json()))
-    print(report(trace, options.out))
-
-
-def inputs(pipe: Any, chosen: list[Any]) -> Callable[[list[int]], dict[str, Any]]:
-    """A call's arguments for some of the `chosen` classes or prompts, by their numbers in that list.
-
-    Prompts are all encoded now, and the text encoder's memory is given back before the first image is drawn.
-    """
-    if pipe.transformer.spec.classes:
-        return lambda some: {"class_labels": [chosen[i] for i in some]}
-    states, mask = pipe.encode_prompt(chosen)
-    pipe.release_text_encoder()
-    return lambda some: {"prompt_embeds": states[some], "prompt_attention_mask": mask[some]}
-
-
-def report(trace: "Trace", out: Path) -> str:
-    """One line on a run; the widths of its blocks show what an automatic window chose."""
-    widths = ", ".join(f"{count} of width {width}" for width, count in sorted(trace.windows.items()))
-    return (
-        f"{out}: {trace.images} images by {trace.method}, {trace.forwards_per_image:.1f} forwards per image, "
-        f"{trace.tokens_per_forward:.2f} tokens per forward, {trace.seconds['total']:.2f} s (blocks: {widths})"
-    )
-
-
-def _texts(trace: "Trace", seeds: list[int]) -> dict[str, str]:
-    seed = ",".join(map(str, seeds))
-    return {"seed": seed, "model": trace.model, "method": trace.method, "settings": json.dumps(trace.settings)}
 
 
 def bench(argv: list[str]) -> None:

@@ -10,6 +10,7 @@ from vargen import drafting, generate, request
 from vargen.core import Generation
 from vargen.models import harmon
 from vargen.models.contract import embed
+from vargen.models.prompted import checked
 from vargen.pipeline import Partial, Pipeline
 from vargen.presets.contract import LAW
 from vargen.request import LatentMethod
@@ -117,7 +118,7 @@ class ContinuousPipeline(Pipeline):
         if any(texts[1:]) == texts[0]:
             raise ValueError(f"{name} draws what a prompt says: give either a prompt or prompt_embeds with its mask")
         read = self.encode_prompt(prompt) if texts[0] else encoded
-        parts = harmon.checked(*read, model.config.vocabulary)
+        parts = checked(*read, model.config.vocabulary)
         return tuple(part.to(model.device).repeat_interleave(each, dim=0) for part in parts)
 
     @torch.inference_mode()

@@ -94,6 +94,7 @@ class KVCache:
     """
 
     padding: Tensor | None = None  # of the condition, see `Condition`; set by the prefill
+    front: int = 0  # rows of the condition, where the model takes conditions of any length; set with the cache
 
     def __init__(
         self, layers: int, batch: int, rows: int, heads: int, dim: int, *, dtype: torch.dtype, device: torch.device
@@ -229,5 +230,5 @@ class Generation:
     """
 
     images: Any  # a list of PIL images, or a tensor or array, as `output_type` asks
-    tokens: Tensor
+    tokens: Any  # a tensor; a list of them where images differ in size
     trace: Trace

@@ -16,6 +16,7 @@ from vargen.core import Block, Condition, Group, KVCache
 from vargen.guidance import Guidance
 from vargen.models.contract import ContinuousModel, ContinuousSpec, RasterModel, RasterSpec, ScaleSpec, embed
 from vargen.models.eagle import EagleHead
+from vargen.models.prompted import Prompted
 from vargen.presets.contract import Sources
 from vargen.request import Method
 from vargen.samplers.warp import Warp
@@ -34,7 +35,8 @@ class ModelDrafter:
 
     def reserve(self, extra: int) -> None:
         """Begin, with so many places in the cache behind the image's slots."""
-        self._cache = self._model.make_cache(self._condition.embedding.shape[0], extra)
+        rows, front, _ = self._condition.embedding.shape
+        self._cache = self._model.make_cache(rows, extra, front)
         self._model.prefill(self._condition, self._cache)
         self.forwards = 1
 
@@ -42,7 +44,7 @@ class ModelDrafter:
         """Laws (B, n, V) of the slots behind a block of tokens, which enters the drafter's cache."""
         self.forwards += 1
         logits = self._model.decode(self._guidance.spread(replace(block, moves=None)), self._cache)
-        return self._warp(self._guidance.mix(logits, block))
+        return self._warp(self._model.spec.given(self._guidance.mix(logits, block), block.slots + 1))
 
 
 class LatentModelDrafter:
@@ -155,19 +157,24 @@ def by_name(pipe: Any, name: str, given: Sources | None = None) -> nn.Module:
                 raise ValueError(f"an EAGLE head drafts for raster models: {pipe.preset.name} is none")
             return load_head(pipe, given.checkpoint)
         preset = registry.preset(name)
-        if preset.spec is not None:  # before anything is downloaded
-            check(name, preset.spec, target.spec)
+        if (spec := preset.spec) is not None:  # before anything is downloaded
+            if isinstance(target, Prompted) and isinstance(spec, RasterSpec):  # sizes are looked at in `from_model`
+                spec = replace(spec, rows=target.spec.rows, columns=target.spec.columns)
+            check(name, spec, target.spec)
         return from_model(pipe, name, preset.build(replace(given, drafts=True), target.device, target.dtype))
 
 
 def from_model(pipe: Any, name: str, other: Any) -> nn.Module:
     """The transformer of the pipeline `other`, to draft for `pipe`. ValueError, by its name, where it cannot."""
-    check(name, other.transformer.spec, pipe.transformer.spec)
+    small, target = other.transformer, pipe.transformer
+    if isinstance(small, Prompted) and isinstance(target, Prompted) and target.size in small.sizes:
+        small = small.at(target.size)
+    check(name, small.spec, target.spec)
     ours, theirs = (_codebook(p) for p in (pipe, other))
     if ours is not None and theirs is not None and not torch.equal(ours, theirs):
         does = _does(pipe.transformer.spec)
         raise ValueError(f"{name} cannot {does} for {pipe.preset.name}: its image tokenizer has another codebook")
-    return other.transformer
+    return small
 
 
 def load_head(pipe: Any, path: Path | None) -> EagleHead:
@@ -177,6 +184,8 @@ def load_head(pipe: Any, path: Path | None) -> EagleHead:
         name = pipe.preset.name
         raise ValueError(f"{name} comes with no EAGLE head: name the file of one from scripts/train_drafter.py")
     target = pipe.transformer
+    if not hasattr(target, "decode_states"):
+        raise ValueError(f"an EAGLE head cannot draft for {type(target).__name__}, which does not show its states")
     with torch.device("meta"):
         head = EagleHead(target.config)
     checkpoints.load_into(head, path, dtype=target.dtype, device=target.device)
@@ -235,7 +244,7 @@ def drafter_for(pipe: Any, method: Method, inputs: tuple[Tensor, ...]) -> tuple[
         _check_config("EagleHead", module, target, "width")
         head, rows = module.to(target.device, target.dtype), len(inputs[0]) * (2 if method.guidance.active else 1)
         return name, HeadDrafter(head, target, rows, method.guidance, method.warp)
-    if not target.spec.classes:
+    if not target.spec.classes and not isinstance(target, Prompted):
         _check_config(type(module).__name__, module, target, "caption_width", "caption_tokens")
     model = module.to(target.device)
     return name, ModelDrafter(model, embed(model, inputs, guided=method.guidance.active), method.guidance, method.warp)

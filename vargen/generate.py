@@ -80,10 +80,11 @@ def raster(
     model: RasterModel, condition: Condition, sampler: RasterSampler, guidance: Guidance, clock: Clock, counts: Counts
 ) -> Iterator[None]:
     """Decode a batch; yields after each forward, when `sampler` holds what is settled. Stop iterating to cancel."""
-    slots, rows = model.spec.slots, condition.embedding.shape[0]
-    cache = model.make_cache(rows, getattr(sampler, "extra", 0))
+    spec, (rows, front, _) = model.spec, condition.embedding.shape
+    cache, slots = model.make_cache(rows, getattr(sampler, "extra", 0), front), spec.slots
     counts.cache_bytes = cache.bytes
     logits = guidance.mix(model.prefill(condition, cache))
+    logits = spec.given(logits, torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device))
     while True:
         counts.note(logits.shape[1], [n < slots for n in sampler.settled])
         clock.lap("model")
@@ -98,7 +99,7 @@ def raster(
         spread = guidance.spread(block)
         assert len(spread.slots) <= rows, "rows that were dropped cannot come back: their cache has holes"
         rows = len(spread.slots)
-        logits = guidance.mix(model.decode(spread, cache), block)
+        logits = spec.given(guidance.mix(model.decode(spread, cache), block), block.slots + 1)
 
 
 def next_scale(

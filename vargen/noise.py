@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     START = 8  # where a denoising path starts
     PATH = 9  # the noise of its steps
     CHECK = 10  # keep or reject a drafted path
+    SIZE = 14  # the size of an image, where the model chooses it
     RESIDUAL = 11  # paths in the place of a rejected one: 11 to 13 the first, 19 to 21 the second, and so on
 
 

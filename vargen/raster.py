@@ -6,13 +6,15 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vargen import generate, request
-from vargen.core import Generation
+from vargen import generate, pictures, request
+from vargen.core import Generation, Trace
 from vargen.drafting import drafter_for
 from vargen.models import t5
 from vargen.models.contract import embed
+from vargen.models.prompted import Prompted
 from vargen.pipeline import Partial, Pipeline
 from vargen.presets.contract import LAW
 from vargen.request import Method
@@ -33,6 +35,7 @@ class RasterPipeline(Pipeline):
         prompt: Sequence[str] | str | None = None,
         prompt_embeds: Tensor | None = None,
         prompt_attention_mask: Tensor | None = None,
+        image: Any = None,
         method: str | None = None,
         preset: str | None = None,
         num_images_per_prompt: int = 1,
@@ -41,6 +44,9 @@ class RasterPipeline(Pipeline):
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        free_size: bool = False,
         image_size: int | None = None,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -54,24 +60,52 @@ class RasterPipeline(Pipeline):
         `prompt_attention_mask` (B, T), both from `encode_prompt`. Image i takes seed `seed + i`, or `seed[i]`; without
         a seed, or with `generator` (whose initial seed is used), the trace tells which seeds were taken. `method` is a
         name with settings, `sjd-coupled:window=16`; `settings` are the same by keyword. None takes the value of
-        `preset`, one of the model's published recipes, by default the first. `image_size` in pixels resizes (bicubic,
-        before rounding). `output_type` is pil, np (B, H, W, 3) or pt (B, 3, H, W), both in [0, 1], or latent (tokens
-        alone, (B, slots)). ValueError in one sentence for anything out of range.
+        `preset`, one of the model's published recipes, by default the first. `height` and `width` in pixels are one of
+        the model's own sizes; `image_size` in pixels resizes (bicubic, before rounding). `output_type` is pil, np
+        (B, H, W, 3) or pt (B, 3, H, W), both in [0, 1], or latent (tokens alone, (B, rows, columns)). Models that read
+        prompts themselves take token ids (B, 2, T), of the prompt and of what guidance is against, for
+        `prompt_embeds`; some also read an `image`, one or several PIL images for each prompt, and choose each image's
+        size by themselves where it is `free_size` (tokens are then a list). ValueError in one sentence for anything out
+        of range.
         """
-        given = (guidance_scale, cfg_interval, temperature, top_k, top_p)
+        pipe, given = self.at(height, width), (guidance_scale, cfg_interval, temperature, top_k, top_p)
         law: dict[str, Any] = dict(zip(LAW, given, strict=True))
         recipe = self.preset.choose(preset)
         chosen = request.method(method or self.preset.method, recipe, law, settings)
-        how = request.output(recipe, batch_size, image_size, output_type)
+        how = request.output(recipe, batch_size, pipe._square(image_size), output_type)
         clock = generate.Clock(self.transformer.device)
-        inputs = self._inputs(class_labels, prompt, (prompt_embeds, prompt_attention_mask), num_images_per_prompt)
+        encoded = (prompt_embeds, prompt_attention_mask)
+        inputs = pipe._inputs(class_labels, prompt, encoded, num_images_per_prompt, image)
         clock.lap("text")
         seeds = request.seeds(len(inputs[0]), seed, generator)
-        out = self._draw(chosen, inputs, seeds, **how)
+        if free_size:
+            return pipe._draw_freely(chosen, inputs, seeds, how)
+        out = pipe._draw(chosen, inputs, seeds, **how)
         if prompt is not None:
             out.trace.seconds |= clock.seconds()
             out.trace.seconds["total"] += out.trace.seconds["text"]
-        return replace(out, tokens=out.tokens.unflatten(1, self._grid()))
+        return replace(out, tokens=pipe._codes(out.tokens))
+
+    def _draw_freely(
+        self, method: Method, inputs: tuple[Tensor, ...], seeds: list[int], how: dict[str, Any]
+    ) -> Generation:
+        """Draw images whose sizes the model chooses, those of one size together; they come in the order asked for."""
+        model = self.transformer
+        if not hasattr(model, "choose_sizes") or how["output_type"] != "pil" or how["image_size"] is not None:
+            raise ValueError("free_size is for models that choose a size, and gives PIL images as they are decoded")
+        ids = torch.tensor(seeds, device=model.device)
+        found = model.choose_sizes(*inputs, ids, method.warp.temperature)
+        images, tokens, traces = {}, {}, []
+        for size in dict.fromkeys(found):
+            which = [i for i, one in enumerate(found) if one == size]
+            pipe, some = self.at(*size), tuple(part[which] for part in inputs)
+            out = pipe._draw(method, some, [seeds[i] for i in which], **how)
+            images |= dict(zip(which, out.images, strict=True))
+            tokens |= dict(zip(which, pipe._codes(out.tokens), strict=True))
+            traces.append(out.trace)
+        order = range(len(seeds))
+        trace = replace(Trace.merge(traces), seeds=seeds)
+        return Generation([images[i] for i in order], [tokens[i] for i in order], trace)
 
     def stream(
         self,
@@ -83,6 +117,8 @@ class RasterPipeline(Pipeline):
         method: str | None = None,
         preset: str | None = None,
         num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
         image_size: int | None = None,
         seed: Any = None,
         generator: Any = None,
@@ -93,23 +129,78 @@ class RasterPipeline(Pipeline):
         `options` are the law (guidance_scale, cfg_interval, temperature, top_k, top_p) and the method's settings.
         """
         law = {name: options.pop(name, None) for name in LAW}
-        recipe = self.preset.choose(preset)
-        chosen, size = (
-            request.method(method or self.preset.method, recipe, law, options),
-            request.image_size(image_size, recipe),
-        )
-        inputs = self._inputs(class_labels, prompt, (prompt_embeds, prompt_attention_mask), num_images_per_prompt)
-        return self._decode(chosen, inputs, request.seeds(len(inputs[0]), seed, generator), size)
+        pipe, recipe = self.at(height, width), self.preset.choose(preset)
+        chosen = request.method(method or self.preset.method, recipe, law, options)
+        size = request.image_size(pipe._square(image_size), recipe)
+        inputs = pipe._inputs(class_labels, prompt, (prompt_embeds, prompt_attention_mask), num_images_per_prompt)
+        return pipe._decode(chosen, inputs, request.seeds(len(inputs[0]), seed, generator), size)
 
-    def encode_prompt(self, prompt: Sequence[str] | str) -> tuple[Tensor, Tensor]:
-        """Text states (B, T, C) and the mask (B, T) of the words in them, for `prompt_embeds` and its mask."""
+    def at(self, height: int | None = None, width: int | None = None) -> "RasterPipeline":
+        """This pipeline, with the same weights, for images of another size in pixels: one of the model's own.
+
+        ValueError names those nearest to a size that is none.
+        """
+        model, factor = self.transformer, getattr(getattr(self.tokenizer, "config", None), "factor", 1)
+        own = model.size if isinstance(model, Prompted) else (model.spec.rows * factor, model.spec.columns * factor)
+        sides = zip((height, width), own, ("height", "width"), strict=True)
+        high, wide = (side if value is None else request.whole(value, name, least=1) for value, side, name in sides)
+        size = high, wide
+        if size == own:
+            return self
+        known = model.sizes if isinstance(model, Prompted) else (own,)
+        if size not in known:
+            near = sorted(known, key=lambda one: sum(abs(a - b) for a, b in zip(one, size, strict=True)))[:5]
+            names = ", ".join(f"{w}x{h}" for h, w in near)
+            raise ValueError(
+                f"{self.preset.name} draws no {size[1]}x{size[0]} pixels; the sizes nearest to it: {names}"
+            )
+        parts = (self.tokenizer, self.text_encoder, self.text_tokenizer)
+        out = type(self)(model.at(size), *parts, preset=self.preset)
+        out._progress_bar_config = getattr(self, "_progress_bar_config", {})
+        if isinstance(self.drafter, Prompted):
+            out.drafter = self.drafter.at(size)
+            out.drafters = {key: out.drafter for key, value in self.drafters.items() if value is self.drafter}
+        return out
+
+    def _square(self, image_size: Any) -> Any:
+        """`image_size` as it was given. ValueError where it would distort."""
+        rows, columns = self._grid()
+        if image_size is not None and rows != columns:
+            raise ValueError(f"got image size {image_size}, a square, for images that are none")
+        return image_size
+
+    def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
+        """Text states (B, T, C) and the mask (B, T) of the words in them, for `prompt_embeds` and its mask.
+
+        Of models that read prompts themselves, token ids (B, 2, T) and the mask (B, 2, T), for images of this size;
+        `image` is one PIL image for each prompt, or a list of them, where the model reads pictures.
+        """
+        if isinstance(self.transformer, Prompted):
+            if self.text_tokenizer is None:
+                raise ValueError(f"{self.preset.name} has no text tokenizer here: it was never loaded")
+            texts = request.prompts(prompt)
+            if not all(text.strip() for text in texts):
+                raise ValueError("got an empty prompt: say what to draw")
+            if image is None:
+                return self.transformer.tokenize(texts, self.text_tokenizer)
+            if not hasattr(self.transformer, "picture"):
+                raise ValueError(f"{self.preset.name} reads no pictures")
+            shown = pictures.encoded(image, len(texts), self.tokenizer, self.transformer.sizes)
+            return self.transformer.tokenize(texts, self.text_tokenizer, shown)  # pyright: ignore[reportCallIssue]
+        if image is not None:
+            raise ValueError(f"{self.preset.name} reads no pictures")
         if self.text_encoder is None:
             raise ValueError(f"{self.preset.name} has no text encoder here: it was released or never loaded")
         tokens = self.transformer.config.condition_tokens
         return t5.encode(request.prompts(prompt), self.text_encoder, self.text_tokenizer, tokens)
 
     def release_text_encoder(self) -> None:
-        """Give the text encoder's memory back; from now on the pipeline takes `prompt_embeds` only."""
+        """Give the text encoder's memory back; from now on the pipeline takes `prompt_embeds` only.
+
+        A model that reads prompts itself has none.
+        """
+        if self.text_encoder is None:
+            return
         self.register_modules(text_encoder=None, text_tokenizer=None)
         gc.collect()
         if self.transformer.device.type == "cuda":
@@ -118,16 +209,25 @@ class RasterPipeline(Pipeline):
     @property
     def pixels(self) -> int:
         """Of an image along one side, as decoded."""
-        return self.transformer.spec.columns * self.tokenizer.config.factor
+        return self._grid()[1] * self.tokenizer.config.factor
 
     def decode(self, tokens: Tensor, output_type: str, image_size: int | None = None) -> Any:
         """Images of tokens (B, slots), resized to `image_size` pixels a side if it is given."""
-        return super().decode(tokens.unflatten(1, self._grid()), output_type, image_size)
+        return super().decode(self._codes(tokens), output_type, image_size)
 
     def _grid(self) -> tuple[int, int]:
-        return self.transformer.spec.rows, self.transformer.spec.columns
+        """Rows and columns of the image, newlines not counted."""
+        spec = self.transformer.spec
+        return spec.rows, spec.columns - (spec.newline is not None)
 
-    def _inputs(self, classes: Any, prompt: Any, encoded: tuple[Any, Any], each: Any) -> tuple[Tensor, ...]:
+    def _codes(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, slots) as a grid, without newlines."""
+        rows, columns = self._grid()
+        return tokens.unflatten(1, (rows, -1))[..., :columns]
+
+    def _inputs(
+        self, classes: Any, prompt: Any, encoded: tuple[Any, Any], each: Any, image: Any = None
+    ) -> tuple[Tensor, ...]:
         """What is drawn, a row per image: labels (B,), or text states (B, T, C) and their mask (B, T)."""
         name, spec = self.preset.name, self.transformer.spec
         each = request.whole(each, "number of images", least=1)
@@ -143,9 +243,14 @@ class RasterPipeline(Pipeline):
             raise ValueError(f"{name} draws what a prompt says and takes no class: give a prompt")
         if any(texts[1:]) == texts[0]:
             raise ValueError(f"{name} draws what a prompt says: give either a prompt or prompt_embeds with its mask")
-        shapes = self.transformer.config
-        found = self.encode_prompt(prompt) if texts[0] else encoded
-        states, mask = request.text_states(*found, shapes.condition_tokens, shapes.caption_width)
+        model = self.transformer
+        if image is not None and not texts[0]:
+            raise ValueError("got an image and no prompt: an image is read with a prompt")
+        found = self.encode_prompt(prompt, image) if texts[0] else encoded
+        if isinstance(model, Prompted):
+            states, mask = model.checked(*found)
+        else:
+            states, mask = request.text_states(*found, model.config.condition_tokens, model.config.caption_width)
         return tuple(part.to(self.transformer.device).repeat_interleave(each, dim=0) for part in (states, mask))
 
     @torch.inference_mode()
@@ -174,7 +279,11 @@ class RasterPipeline(Pipeline):
     def _codebook(self) -> Tensor | None:
         """The image tokenizer's codes (V, D), as it uses them."""
         quantizer = getattr(self.tokenizer, "quantize", None)
-        return None if quantizer is None else quantizer.codebook().to(self.transformer.device)
+        if quantizer is None:
+            return None
+        codes = quantizer.codebook().to(self.transformer.device)
+        # A newline is far from every code, and never a neighbour of one while there are others.
+        return codes if self.transformer.spec.newline is None else F.pad(codes, (0, 0, 0, 1), value=1e3)
 
     def _step_costs(self, method: Method, condition: Any, task: Task) -> dict[int, float]:
         """Seconds per step by width, measured once for this model, device, batch and method."""

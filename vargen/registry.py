@@ -20,6 +20,9 @@ MODELS = {
         for size in ("b", "l", "xl", "xxl", "3b", "xxxl", "1b", "7b")
         for pixels in (256, 384, 512)
     },
+    "pocket-mar": "vargen.presets.pocket:PRESETS",
+    "pocket-mar-small": "vargen.presets.pocket:PRESETS",
+    "pocket-lumina": "vargen.presets.pocket:PRESETS",
     "llamagen-t2i-xl-256": "vargen.presets.llamagen:PRESETS",
     "llamagen-t2i-xl-512": "vargen.presets.llamagen:PRESETS",
     **{f"var-d{depth}": "vargen.presets.var:PRESETS" for depth in (16, 20, 24, 30, 36)},
@@ -27,6 +30,12 @@ MODELS = {
     "harmon-0.5b": "vargen.presets.harmon:PRESETS",
     "harmon-1.5b": "vargen.presets.harmon:PRESETS",
     "harmon-1.5b-o": "vargen.presets.harmon:PRESETS",
+    **{f"lumina-mgpt-7b-{target}": "vargen.presets.lumina:PRESETS" for target in (512, 768, 1024)},
+    "lumina-mgpt-7b-768-omni": "vargen.presets.lumina:PRESETS",
+    "lumina-mgpt-34b-512": "vargen.presets.lumina:PRESETS",
+    "lumina-mgpt-2": "vargen.presets.lumina:PRESETS",
+    "anole-7b": "vargen.presets.lumina:PRESETS",
+    **dict.fromkeys(("emu3-gen", "janus-1.3b", "janus-pro-1b", "janus-pro-7b"), "vargen.presets.wrapped:PRESETS"),
     **{f"flowar-{size}": "vargen.presets.flowar:PRESETS" for size in ("s", "l", "h")},
     **{f"xar-{size}": "vargen.presets.xar:PRESETS" for size in ("b", "l", "h")},
     **{f"code-{role}-{n}": "vargen.presets.var:PRESETS" for role in ("drafter", "refiner") for n in (6, 7, 8, 9)},
@@ -38,6 +47,8 @@ TOKENIZERS = {
     "llamagen-vq-16-c2i": "vargen.presets.llamagen:tokenizer",
     "llamagen-vq-8-c2i": "vargen.presets.llamagen:tokenizer",
     "llamagen-vq-16-t2i": "vargen.presets.llamagen:tokenizer",
+    "chameleon-vqgan": "vargen.presets.lumina:tokenizer",
+    "movqgan-270m": "vargen.presets.lumina:tokenizer",
     "mar-kl-16": "vargen.presets.mar:tokenizer",
     "var-vq-256": "vargen.presets.var:tokenizer",
     "var-vq-512": "vargen.presets.var:tokenizer",
@@ -80,7 +91,7 @@ def unknown(kind: str, name: str, known: Sequence[str], *, few: int = 24) -> str
     """A sentence on a name that is none of `known`: all of them if they are few, else those most like it."""
     if len(known) <= few:
         return f"unknown {kind} {name!r}; there are {', '.join(known) or 'no names'}"
-    like = difflib.get_close_matches(str(name), known, n=5, cutoff=0.5) or list(known)[:3]
+    like = difflib.get_close_matches(str(name), known, n=5, cutoff=0.55) or list(known)[:3]
     return f"unknown {kind} {name!r}; of {len(known)} there are for instance {', '.join(like)}"
 
 

@@ -163,7 +163,7 @@ def method(name: str, recipe: Recipe, law: dict[str, Any], settings: dict[str, A
     sampler, chosen = _sampler(name, settings, "raster", recipe)
     used = _used(recipe, law)
     temperature, top_p = number(used["temperature"], "temperature"), number(used["top_p"], "top-p")
-    warp = Warp(temperature=temperature, top_k=whole(used["top_k"], "top-k"), top_p=top_p)
+    warp = Warp(temperature, whole(used["top_k"], "top-k"), top_p, top_n_sigma=recipe.top_n_sigma)
     interval = whole(used["cfg_interval"], "cfg interval")
     return Method(name, sampler, chosen, warp, Guidance(number(used["guidance_scale"], "guidance scale"), interval))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vargen import cli, registry
-from vargen.eval import clip, features, plan, prompts, report, runs
+from vargen.eval import captions, clip, features, plan, prompts, report, runs
 from vargen.eval.images import Images, open_images, pack
 from vargen.eval.measure import measure, reference
 from vargen.files import check_writable, write_atomically
@@ -78,7 +78,10 @@ def _measure_flags(parser: argparse.ArgumentParser) -> None:
 
 def make_plan(options: argparse.Namespace) -> plan.Plan:
     """The plan that the flags ask for."""
-    found = prompts.read(options.prompts) if options.prompts else []
+    found = [prompt.text for prompt in prompts.read(options.prompts)] if options.prompts else []
+    own = registry.preset(options.model).captions
+    if own and not options.prompts:
+        found = own(options.num_images)
     law = cli.law(options) | {"image_size": options.image_size}
     return plan.make(
         registry.preset(options.model),
@@ -86,7 +89,7 @@ def make_plan(options: argparse.Namespace) -> plan.Plan:
         options.num_images,
         recipe=law.pop("preset"),
         law=law,
-        prompts=tuple(prompt.text for prompt in found),
+        prompts=tuple(found),
         seed=options.seed,
         batch_size=options.batch_size,
         dtype=options.dtype or ("float32" if find_device(options.device).type == "cpu" else "bfloat16"),
@@ -153,6 +156,9 @@ def measure_one(options: argparse.Namespace) -> None:
         if options.clip and wanted.prompts:
             texts = [wanted.prompt(i) for i in range(wanted.count)]
             result["clip_score"] = clip.score(images, texts, options.clip, made.device)
+        if preset and preset.captions and all(captions.understood(text) for text in wanted.prompts):
+            texts = [wanted.prompt(i) for i in range(wanted.count)]
+            result["caption_agreement"] = captions.agreement(images, texts, made.device)
     low, high = result["fid_interval"]
     print(f"FID {result['fid']:.4f} (95% interval {low:.4f} to {high:.4f}): {result['description']}")
     for warning in result["warnings"]:

@@ -25,6 +25,7 @@ COLUMNS = {  # heading -> key of a row, format
     "precision": ("precision", "{:.3f}"),
     "recall": ("recall", "{:.3f}"),
     "class": ("class_agreement", "{:.3f}"),
+    "caption": ("caption_agreement", "{:.3f}"),
     "CLIP": ("clip_score", "{:.2f}"),
 }
 

@@ -18,7 +18,7 @@ class RasterSpec:
     columns: int
     vocabulary: int
     classes: int  # 0 where the model takes text
-    newline: int | None = None  # the id that ends each row, in its last column; it is given and never drawn
+    newline: int | None = None  # the id that ends each row, in its last column; it is given, and stands nowhere else
 
     @property
     def kind(self) -> str:
@@ -29,6 +29,18 @@ class RasterSpec:
     def slots(self) -> int:
         """Tokens in an image."""
         return self.rows * self.columns
+
+    def ends(self, slots: Tensor) -> Tensor:
+        """Which of `slots` hold a newline."""
+        return slots % self.columns == (-1 if self.newline is None else self.columns - 1)
+
+    def given(self, logits: Tensor, slots: Tensor) -> Tensor:
+        """Logits (B, n, V) of the laws of `slots` (B, n), where newlines are certain at the ends of rows only."""
+        if self.newline is None:
+            return logits
+        ruled_out = self.ends(slots)[..., None].repeat(1, 1, logits.shape[-1])
+        ruled_out[..., self.newline].logical_not_()
+        return logits.masked_fill(ruled_out, float("-inf"))
 
 
 @dataclass(frozen=True)
@@ -134,8 +146,11 @@ class RasterModel(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def make_cache(self, batch: int, extra: int = 0) -> KVCache:
-        """An empty cache for `batch` rows, with `extra` places behind the image's slots."""
+    def make_cache(self, batch: int, extra: int = 0, front: int = 1) -> KVCache:
+        """An empty cache for `batch` rows, with `extra` places behind the image's slots.
+
+        `front` is how many tokens the condition has, where that is not always the same.
+        """
         ...
 
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:

@@ -218,37 +218,9 @@ def tokenize(prompts: Sequence[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
     return ids.unflatten(0, (-1, 2)), mask.unflatten(0, (-1, 2))
 
 
-def checked(ids: Any, mask: Any, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """What `tokenize` gave and somebody hands in; one prompt may lack the B. ValueError where it cannot be that."""
-    if not isinstance(ids, Tensor) or not isinstance(mask, Tensor):
-        raise ValueError("got prompt_embeds or prompt_attention_mask that is no tensor: pass both, from encode_prompt")
-    if ids.dim() == 2 and mask.dim() == 2:
-        ids, mask = ids[None], mask[None]
-    if ids.dim() != 3 or ids.shape[1] != 2 or mask.shape != ids.shape or not ids.numel():
-        shapes = f"{tuple(ids.shape)} and mask {tuple(mask.shape)}"
-        raise ValueError(f"got prompt_embeds {shapes}, expected token ids (B, 2, T) and (B, 2, T), from encode_prompt")
-    if ids.dtype != torch.int64 or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
-        raise ValueError(f"got prompt_embeds that are no token ids, expected whole numbers from 0 to {vocabulary - 1}")
-    words = mask.bool()
-    if not words[..., 0].all() or (words[..., 1:] & ~words[..., :-1]).any():
-        raise ValueError("got a prompt_attention_mask that is not of words first and padding behind them")
-    return ids, words
-
-
 def load_tokenizer(source: str | None, published: str, vocabulary: int) -> Any:
     """The text tokenizer in a folder or repository, by default `published`. ValueError where it is not Qwen2's."""
-    from transformers import AutoTokenizer
-
-    place = published if source is None else source
-    if source is not None:
-        t5.check_folder(source)
-    try:
-        found: Any = AutoTokenizer.from_pretrained(place)
-    except Exception as error:  # the network's and the folder's many complaints, all with the same remedy
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(
-            f"cannot load a text tokenizer from {place} ({reason}): give the folder of a local copy instead"
-        ) from None
+    place, found = source or published, t5.load_tokenizer(source, published)
     if lacking := [mark for mark in MARKS if mark not in found.get_vocab()]:
         raise ValueError(f"the text tokenizer {place} does not know {lacking[0]}: expected that of {published}")
     if len(found) > vocabulary:

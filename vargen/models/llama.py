@@ -173,31 +173,20 @@ class Trunk(nn.Module):
             self._rope = self._rope.to(self.device)
         return self._rope
 
-    def make_cache(self, batch: int, extra: int = 0) -> KVCache:
-        """An empty cache; see `models/contract.py`."""
+    def make_cache(self, batch: int, extra: int = 0, front: int = 1) -> KVCache:
+        """An empty cache; see `models/contract.py`. The condition's length is this model's own."""
         c, rows = self.config, self.front + self.spec.slots + extra
         return KVCache(len(self.layers), batch, rows, c.heads, c.head_dim, dtype=self.dtype, device=self.device)
 
     def run(self, x: Tensor, block: Block, cache: KVCache) -> Tensor:
         """States (R, n, d) behind the embedded tokens `x` (R, n, d) of a block, which enters the cache."""
-        front, sees = self.front, block.sees
-        if sees is not None:  # the condition is always seen
-            sees = F.pad(sees[..., : block.stop], (front, 0), value=True)
-        if block.moves is not None:
-            cache.move(block.moves[0] + front, block.moves[1] + front)
-        places = block.slots if block.places is None else block.places
-        first, stop = block.first + front, block.stop + front
-        return self.cached(x, block.slots + front, places + front, cache, first, stop, sees)
+        return self.cached(x, cache, *behind(self.front, block, cache))
 
     def cached(
-        self, x: Tensor, slots: Tensor, rows: Tensor, cache: KVCache, first: int, stop: int, sees: Tensor | None
+        self, x: Tensor, cache: KVCache, slots: Tensor, rows: Tensor, first: int, stop: int, sees: Tensor | None
     ) -> Tensor:
         """Run tokens that stand at `slots` and are cached in `rows`, both counted from the condition's first row."""
-        padding, mask = cache.padding, None
-        alone = rows.shape[1] == 1 and first + 1 == stop  # a lone token at the last row sees everything
-        if sees is not None or padding is not None or not alone:
-            padding = None if padding is None else padding[: len(rows)]
-            mask = causal_mask(rows, stop, sees, padding, x.dtype)
+        mask = mask_over(cache, rows, first, stop, sees, x.dtype)
         return self.through(x, Step(self.rope()[slots][:, :, None], mask, cache, cache.flat(rows), stop))
 
     def through(self, x: Tensor, step: Step) -> Tensor:
@@ -205,6 +194,31 @@ class Trunk(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer(x, step, index)
         return x
+
+
+Standing = tuple[Tensor, Tensor, int, int, Tensor | None]
+"""Slots and cache rows (R, n) of tokens, the bounds on the rows that the host knows, and what they see, if not all."""
+
+
+def behind(front: int, block: Block, cache: KVCache) -> Standing:
+    """Where a block stands behind `front` rows of a condition, which is always seen; its moves are made."""
+    sees = block.sees
+    if sees is not None:
+        sees = F.pad(sees[..., : block.stop], (front, 0), value=True)
+    if block.moves is not None:
+        cache.move(block.moves[0] + front, block.moves[1] + front)
+    places = block.slots if block.places is None else block.places
+    return block.slots + front, places + front, block.first + front, block.stop + front, sees
+
+
+def mask_over(
+    cache: KVCache, rows: Tensor, first: int, stop: int, sees: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """`causal_mask` over the cache; None where it would hide nothing."""
+    padding = cache.padding
+    if sees is None and padding is None and rows.shape[1] == 1 and first + 1 == stop:
+        return None  # a lone token at the last row sees everything
+    return causal_mask(rows, stop, sees, None if padding is None else padding[: len(rows)], dtype)
 
 
 def causal_mask(rows: Tensor, stop: int, sees: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor:

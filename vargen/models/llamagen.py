@@ -95,7 +95,7 @@ class LlamaGen(Trunk):
         batch, count, _ = condition.embedding.shape
         rows = torch.arange(count, device=self.device).expand(batch, -1)
         cache.padding = condition.padding
-        return self.cached(condition.embedding, rows, rows, cache, 0, count, None)[:, -1:]
+        return self.cached(condition.embedding, cache, rows, rows, 0, count, None)[:, -1:]
 
     def decode_states(self, block: Block, cache: KVCache) -> Tensor:
         """As `decode`, the states (R, n, d) behind the logits."""

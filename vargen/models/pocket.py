@@ -1,16 +1,19 @@
 """The models that ship: the real families at a small size, trained on pocket scenes by `scripts/train_pocket.py`."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from vargen import checkpoints
+from vargen.models.chameleon import Chameleon, ChameleonConfig
 from vargen.models.classifier import Classifier, ClassifierConfig
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
+from vargen.models.lumina_mgpt import LuminaMGPT, Vocabulary
 from vargen.models.mar import MAR, MARConfig
 from vargen.models.var import VAR, VARConfig
-from vargen.scenes import CLASSES
+from vargen.scenes import CLASSES, COLOURS
 from vargen.tokenizers.kl import KLConfig, KLTokenizer
 from vargen.tokenizers.multiscale_vq import MultiScaleVQConfig, MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
@@ -27,6 +30,23 @@ MAR_LARGE = MARConfig(4, 4, 128, head_depth=3, head_width=160, channels=8, class
 MAR_SMALL = MARConfig(2, 4, 80, head_depth=2, head_width=96, channels=8, classes=len(CLASSES), buffer=16)
 KL = KLConfig((24, 48, 80), layers=1, latent_channels=8, norm_groups=8, scale=1.0)
 CLASSIFIER = ClassifierConfig(classes=len(CLASSES))
+JUDGE = ClassifierConfig(classes=len(COLOURS))  # of a scene and the colour that its caption names
+WORDS_FILE = "pocket-lumina-tokenizer.json"
+WORDS = 448  # of the text that pocket-lumina reads; behind them its image's codes, then what else an image is made of
+GRIDS = 3  # size tokens
+LUMINA_VOCABULARY = Vocabulary(
+    first=WORDS,
+    codes=VQ.codes,
+    begin=WORDS + VQ.codes,
+    end=WORDS + VQ.codes + 1,
+    newline=WORDS + VQ.codes + 2,
+    separator=WORDS + VQ.codes + 3,
+    grids=tuple(WORDS + VQ.codes + 4 + i for i in range(GRIDS)),
+)
+LUMINA = ChameleonConfig(
+    layers=5, heads=4, kv_heads=4, width=224, hidden=608, vocabulary=max(LUMINA_VOCABULARY.grids) + 1, context=512
+)
+LUMINA_SIZES = ((64, 64), (64, 96), (96, 64))  # height and width in pixels
 
 
 def build(name: str) -> nn.Module:
@@ -52,6 +72,10 @@ def build(name: str) -> nn.Module:
             return MultiScaleVQTokenizer(MULTISCALE_VQ)
         case "pocket-classifier":
             return Classifier(CLASSIFIER)
+        case "pocket-judge":
+            return Classifier(JUDGE)
+        case "pocket-lumina":
+            return Chameleon(LUMINA)
     raise ValueError(f"unknown pocket model {name!r}; there are {', '.join(NAMES)}")
 
 
@@ -64,7 +88,26 @@ NAMES = (
     "pocket-llamagen-small",
     "pocket-var",
     "pocket-var-small",
+    "pocket-mar",
+    "pocket-mar-small",
+    "pocket-judge",
+    "pocket-lumina",
 )
+
+
+def lumina(decoder: Chameleon, size: tuple[int, int] = LUMINA_SIZES[0]) -> LuminaMGPT:
+    """The model around a decoder of `pocket-lumina`."""
+    how = {"sizes": LUMINA_SIZES, "factor": VQ.factor, "template": "{prompt}"}
+    return LuminaMGPT(decoder, LUMINA_VOCABULARY, size=size, **how)
+
+
+def reader(path: Path = WEIGHTS / WORDS_FILE) -> Any:
+    """The text tokenizer of `pocket-lumina`."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not path.is_file():
+        raise ValueError(f"no text tokenizer {path}")
+    return PreTrainedTokenizerFast(tokenizer_file=str(path), bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
 def load(

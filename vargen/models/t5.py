@@ -54,6 +54,22 @@ def load(source: str | None, width: int, device: torch.device, dtype: torch.dtyp
     return encoder.to(device).eval().requires_grad_(False), tokenizer
 
 
+def load_tokenizer(source: str | None, published: str) -> Any:
+    """A text tokenizer from a folder or repository, by default `published`. ValueError where it cannot be had."""
+    from transformers import AutoTokenizer
+
+    place = published if source is None else source
+    if source is not None:
+        check_folder(source)
+    try:
+        return AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # the network's and the folder's many complaints, all with the same remedy
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"cannot load a text tokenizer from {place} ({reason}): give the folder of a local copy instead"
+        ) from None
+
+
 def check_folder(source: str) -> None:
     """ValueError where `source` is meant as a folder and is none, or has no tokenizer's files."""
     folder = Path(source)

@@ -20,6 +20,7 @@ class Recipe:
     temperature: float | Sequence[float] = 1.0  # this one and the next two: of all scales, or of each
     top_k: int | Sequence[int] = 0
     top_p: float | Sequence[float] = 1.0
+    top_n_sigma: float = 0.0  # raster models: see `Warp`; 0 is off
     image_size: int | None = None  # pixels along one side, resized to if need be; None: as decoded
     labels: Literal["balanced", "random"] = "balanced"  # how a sampling run chooses classes
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method, unless they are given
@@ -56,7 +57,11 @@ class Preset:
     spec: "RasterSpec | ScaleSpec | ContinuousSpec | None" = None  # the image's layout
     drafter: str | None = None  # what drafts for this one, or refines what it began, unless something else is named
     usual: str | None = None  # its method, where that is not the one of its kind
+    skeleton: Callable[[], Any] | None = (
+        None  # a raster model's transformer with fresh weights, of its published shapes
+    )
     head: Path | None = None  # weights of an EAGLE head that drafts for this one
+    captions: Callable[[int], list[str]] | None = None  # so many prompts, to be drawn when none is asked for
 
     @property
     def kind(self) -> str:

@@ -154,8 +154,9 @@ def _preset(name: str) -> Preset:
     summary = f"LlamaGen {size.upper()} {what}{released}."
     spec = SHAPES[name].spec
     if text:
-        return Preset(name, summary, TEXT_RECIPES, 0, make, spec=spec)
-    return Preset(name, summary, class_recipes(name), SHAPES[name].classes, make, imagenet, EXAMPLES, spec)
+        return Preset(name, summary, TEXT_RECIPES, 0, make, spec=spec, skeleton=partial(LlamaGen, SHAPES[name]))
+    classes, made = SHAPES[name].classes, partial(LlamaGen, SHAPES[name])
+    return Preset(name, summary, class_recipes(name), classes, make, imagenet, EXAMPLES, spec, skeleton=made)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from vargen.models import pocket
+from vargen.models.chameleon import Chameleon
 from vargen.models.llama import LlamaGenConfig
 from vargen.models.llamagen import LlamaGen
+from vargen.models.lumina_mgpt import LuminaMGPT, spec_of
 from vargen.models.mar import MAR, MARConfig
 from vargen.models.var import VAR, VARConfig
 from vargen.presets.contract import Preset, Recipe, Sources
+from vargen.scenes import draw
 
 if TYPE_CHECKING:
     from vargen.pipeline import Pipeline
@@ -34,12 +37,15 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     from vargen.raster import RasterPipeline
 
     folder = sources.checkpoint if sources.checkpoint and sources.checkpoint.is_dir() else None
-    transformer = pocket.load(name, sources.checkpoint, device=device, dtype=dtype)
-    assert isinstance(transformer, LlamaGen | VAR | MAR)
+    transformer, words = pocket.load(name, sources.checkpoint, device=device, dtype=dtype), {}
+    if isinstance(transformer, Chameleon):
+        words = {"text_tokenizer": pocket.reader((folder or pocket.WEIGHTS) / pocket.WORDS_FILE)}
+        transformer = pocket.lumina(transformer)
+    assert isinstance(transformer, LlamaGen | VAR | MAR | LuminaMGPT)
     kind = transformer.spec.kind
     images = tokenizer(TOKENIZER[kind], sources.tokenizer_checkpoint or folder, device)
     made = {"raster": RasterPipeline, "next-scale": NextScalePipeline, "continuous": ContinuousPipeline}
-    pipe = made[kind](transformer, images, preset=PRESETS[name])
+    pipe = made[kind](transformer, images, **words, preset=PRESETS[name])
     pipe.nats_per_token = pocket.figures(name).get("nats_per_token") if sources.checkpoint is None else None
     return pipe
 
@@ -47,6 +53,13 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
 def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> nn.Module:
     """The image tokenizer that ships."""
     return pocket.load(name, checkpoint, device=device)
+
+
+def captions(count: int) -> list[str]:
+    """Captions of held-out scenes, classes in turn."""
+    from vargen.training.data import HELD_OUT
+
+    return [draw(i % len(pocket.CLASSES), HELD_OUT + i).caption for i in range(count)]
 
 
 def _names() -> tuple[str, ...]:
@@ -70,6 +83,7 @@ def _preset(
         examples=tuple(range(len(pocket.CLASSES))),
         spec=config.spec,
         drafter=drafter,
+        skeleton=partial(LlamaGen, config) if isinstance(config, LlamaGenConfig) else None,
         head=head,
     )
 
@@ -111,5 +125,15 @@ PRESETS = {
         "MAR at 0.5 M parameters on pocket scenes, 64x64: a drafter.",
         pocket.MAR_SMALL,
         None,
+    ),
+    "pocket-lumina": Preset(
+        "pocket-lumina",
+        "Lumina-mGPT at 3.7 M parameters from captions of pocket scenes, 64x64, 96x64 and 64x96.",
+        {"default": Recipe(3.0)},
+        classes=0,
+        build=partial(build, "pocket-lumina"),
+        spec=spec_of(pocket.LUMINA_SIZES[0], pocket.VQ.factor, pocket.VQ.codes),
+        skeleton=lambda: pocket.lumina(Chameleon(pocket.LUMINA)),
+        captions=captions,
     ),
 }

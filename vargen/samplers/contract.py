@@ -54,6 +54,8 @@ class Task:
         """The ids (n,) that a draft from nowhere may be, and its law (V,)."""
         allowed = self.warp.allowed
         every = torch.ones(self.spec.vocabulary, device=self.device) if allowed is None else allowed.float()
+        if self.spec.newline is not None:
+            every[self.spec.newline] = 0.0
         return every.nonzero().flatten(), every / every.sum()
 
 

@@ -112,7 +112,7 @@ class JacobiWindow(Window, ABC):
     def _guess(self, width: int) -> None:
         """Fill the window up to `width` with first guesses, and set the laws that its drafts were drawn from."""
         slots, fresh = self._slots(width), self._offsets[:width] >= self._known  # (B, w)
-        tokens, law = self._first_drafts(slots)
+        tokens, law = self._newlines(slots, *self._first_drafts(slots))
         self._buffer.scatter_(1, slots, torch.where(fresh, tokens, self._buffer.gather(1, slots)))
         if self.uses_law:
             self._q = self._carry(law, fresh)
@@ -135,6 +135,15 @@ class JacobiWindow(Window, ABC):
             peak = self._laws.gather(1, source[..., None].expand(-1, -1, law.shape[-1]))
             copied = rules.draw(peak, u)
         return torch.where(inside, copied, tokens), torch.where(inside[..., None], peak, law)
+
+    def _newlines(self, slots: Tensor, tokens: Tensor, law: Tensor) -> tuple[Tensor, Tensor]:
+        """First drafts (B, w) and their laws, certain where a row ends."""
+        spec = self._task.spec
+        if spec.newline is None:
+            return tokens, law
+        ends, certain = spec.ends(slots), torch.zeros_like(self._flat)
+        certain[..., spec.newline] = 1.0
+        return torch.where(ends, spec.newline, tokens), torch.where(ends[..., None], certain, law)
 
     def _carry(self, law: Tensor, fresh: Tensor) -> Tensor:
         """Laws of this step's drafts (B, w, V): those of the last step, moved along, or `law` for `fresh` slots."""

@@ -19,12 +19,15 @@ class Warp:
     top_p: float = 1.0
     allowed: Tensor | None = None  # (V,) bool
     temperature_last: bool = False
+    top_n_sigma: float = 0.0  # ids further than so many deviations below the largest score are left out; 0 is off
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"got temperature {self.temperature}, expected a number above 0")
         if self.top_k < 0:
             raise ValueError(f"got top-k {self.top_k}, expected 0 (off) or more")
+        if not 0 <= self.top_n_sigma < float("inf"):
+            raise ValueError(f"got top-n-sigma {self.top_n_sigma}, expected 0 (off) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"got top-p {self.top_p}, expected a number above 0 and at most 1")
 
@@ -36,6 +39,12 @@ class Warp:
         if 0 < self.top_k < out.shape[-1]:
             least = out.topk(self.top_k, dim=-1).values[..., -1:]
             out = out.masked_fill(out < least, float("-inf"))
+        if self.top_n_sigma:  # of what top-k left (arXiv 2411.07641)
+            left = out.isfinite()
+            count, largest = left.sum(-1, keepdim=True), out.amax(-1, keepdim=True)
+            mean = out.masked_fill(~left, 0.0).sum(-1, keepdim=True) / count
+            deviation = ((out - mean).masked_fill(~left, 0.0).square().sum(-1, keepdim=True) / count).sqrt()
+            out = out.masked_fill(out < largest - self.top_n_sigma * deviation, float("-inf"))
         if self.top_p < 1.0:
             p, order = out.softmax(-1).sort(dim=-1, descending=True)
             beyond = p.cumsum(-1) - p > self.top_p  # the mass before an id already passes the threshold

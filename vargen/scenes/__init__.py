@@ -5,6 +5,6 @@
 (64, 64, 3)
 """
 
-from vargen.scenes.landscapes import CLASSES, Scene, draw, draw_many
+from vargen.scenes.landscapes import CLASSES, COLOURS, Scene, draw, draw_many
 
-__all__ = ["CLASSES", "Scene", "draw", "draw_many"]
+__all__ = ["CLASSES", "COLOURS", "Scene", "draw", "draw_many"]

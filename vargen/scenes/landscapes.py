@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vargen.scenes import rocks, shores, woods
+from vargen.scenes import props, rocks, shores, woods
 from vargen.scenes.paint import Canvas
 
 _PAINTERS: tuple[tuple[str, Callable[[Canvas], dict[str, str]]], ...] = (
@@ -24,6 +24,20 @@ _PAINTERS: tuple[tuple[str, Callable[[Canvas], dict[str, str]]], ...] = (
     ("island under stars", shores.island),
 )
 CLASSES: tuple[str, ...] = tuple(name for name, _ in _PAINTERS)
+
+_COLOURS: dict[str, Iterable[str]] = {
+    "beach": props.PAINTS,
+    "forest": woods.LEAVES,
+    "mountains": rocks.ROCK,
+    "desert": rocks.SAND,
+    "city at night": shores.NIGHTS,
+    "harbour": props.PAINTS,
+    "meadow": woods.PETALS,
+    "snow": woods.CABINS,
+    "canyon": rocks.CLIFFS,
+    "island under stars": shores.NIGHTS,
+}
+COLOURS: tuple[tuple[str, str], ...] = tuple((name, colour) for name in CLASSES for colour in _COLOURS[name])
 
 # Captions by class; the clouds follow after a comma.
 _CAPTIONS = {

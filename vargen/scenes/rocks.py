@@ -13,19 +13,19 @@ from vargen.scenes.paint import Array, Canvas, mix, rgb
 from vargen.scenes.sky import Light, any_time, sky, water
 
 # Dark and lit colours by the word that the caption uses.
-_ROCK = {
+ROCK = {
     "blue": ("2c4878", "86a8d4"),
     "purple": ("46306c", "b08ac4"),
     "grey": ("424852", "b0b0b0"),
     "brown": ("583c34", "c09a78"),
 }
-_SAND = {
+SAND = {
     "golden": ("a87430", "fcd878"),
     "orange": ("a44c20", "fca850"),
     "pink": ("a0565c", "fcc0a4"),
     "pale": ("a08a68", "fcecc0"),
 }
-_CLIFFS = {
+CLIFFS = {
     "red": ("742018", "e8704c"),
     "orange": ("90401c", "fca45c"),
     "purple": ("4c2450", "cc7c98"),
@@ -37,8 +37,8 @@ def mountains(c: Canvas) -> Attributes:
     """Faceted peaks with snow caps over a lake or a valley."""
     time = any_time(c)
     light = sky(c, time, c.h * 0.55)
-    colour = c.pick(tuple(_ROCK))
-    dark, lit = (light.on(s) for s in _ROCK[colour])
+    colour = c.pick(tuple(ROCK))
+    dark, lit = (light.on(s) for s in ROCK[colour])
     level = c.h * c.uniform(0.62, 0.72)
     line, _ = _peaks(c, level, 5, c.h * 0.36, 1.5)
     far_hills(c, line, dark, lit, light, (0.55, 0.5), (6, 5))
@@ -94,8 +94,8 @@ def desert(c: Canvas) -> Attributes:
     """Dunes with sharp crests and wind ripples, and cacti, pyramids or a rock arch."""
     time = any_time(c)
     light = sky(c, time, c.h * 0.55)
-    colour = c.pick(tuple(_SAND))
-    dark, lit = (light.on(s) for s in _SAND[colour])
+    colour = c.pick(tuple(SAND))
+    dark, lit = (light.on(s) for s in SAND[colour])
     kind = c.pick(("cactus", "pyramid", "cactus", "pyramid", "rock arch"))
     horizon = c.h * c.uniform(0.46, 0.58)
     far_hills(c, c.ridge(horizon - 2, 2.5, 22, 2), dark, lit, light, (0.4, 0.4), (10, 4))
@@ -152,8 +152,8 @@ def canyon(c: Canvas) -> Attributes:
     """Layered canyon walls left and right, mesas beyond, often a river below."""
     time = any_time(c)
     light = sky(c, time, c.h * 0.5)
-    colour = c.pick(tuple(_CLIFFS))
-    dark, lit = (light.on(s) for s in _CLIFFS[colour])
+    colour = c.pick(tuple(CLIFFS))
+    dark, lit = (light.on(s) for s in CLIFFS[colour])
     horizon = c.h * c.uniform(0.5, 0.6)
     kind = c.pick(("river", "mesa"))
     for far, count in ((0.5, 2), (0.25, int(c.rng.integers(1, 3)))):

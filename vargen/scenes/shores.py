@@ -13,7 +13,7 @@ from vargen.scenes.paint import Array, Canvas, mix, rgb
 from vargen.scenes.sky import Light, any_time, sky, stars, water
 
 # Night skies by the word that the caption uses: zenith, middle, horizon, then deep sea and wave crests.
-_NIGHTS = {
+NIGHTS = {
     "blue": ("060c2c", "16306c", "4a74b8", "10306c", "5a90d0"),
     "violet": ("160830", "40206c", "a860a8", "301c60", "a070c8"),
     "teal": ("021620", "0c4450", "48a898", "0c4850", "60c4b8"),
@@ -54,8 +54,8 @@ def beach(c: Canvas) -> Attributes:
 
 def city(c: Canvas) -> Attributes:
     """Rows of towers with lit windows over a river that mirrors them, sometimes a bridge."""
-    colour = c.pick(tuple(_NIGHTS))
-    zenith, middle, low, deep, crest = _NIGHTS[colour]
+    colour = c.pick(tuple(NIGHTS))
+    zenith, middle, low, deep, crest = NIGHTS[colour]
     level = c.h * c.uniform(0.7, 0.78)
     light = sky(c, "night", level, (zenith, middle, low))
     c.pixels *= 0.95
@@ -183,8 +183,8 @@ def _pier(c: Canvas, side: int, y: float, light: Light) -> None:
 
 def island(c: Canvas) -> Attributes:
     """One small island with palms in a dark sea, under stars and often a milky way."""
-    colour = c.pick(tuple(_NIGHTS))
-    zenith, middle, low, deep, crest = _NIGHTS[colour]
+    colour = c.pick(tuple(NIGHTS))
+    zenith, middle, low, deep, crest = NIGHTS[colour]
     level = c.h * c.uniform(0.62, 0.7)
     light = sky(c, "night", level, (zenith, middle, low))
     kind = c.pick(("palm", "two palms", "hut", "camp fire"))

@@ -13,7 +13,7 @@ from vargen.scenes.paint import Array, Canvas, mix, rgb
 from vargen.scenes.sky import Light, any_time, sky
 
 # Dark and lit colours by the word that the caption uses, or to pick from.
-_LEAVES = {
+LEAVES = {
     "green": ("24502a", "7eb440"),
     "golden": ("8a4a18", "f4c03c"),
     "red": ("701c20", "e8603a"),
@@ -21,16 +21,16 @@ _LEAVES = {
 }
 _GRASS = (("2c6a2c", "a4d048"), ("1e6644", "86cc60"), ("58741e", "d0d850"))
 _SNOW = (("90acdf", "ffffff"), ("a4a0dc", "fff8fc"), ("88bcdc", "f8ffff"))
-_PETALS = {"red": "ec3430", "yellow": "ffdc30", "pink": "ff80b8", "white": "ffffff", "violet": "9858e0"}
-_CABINS = {"red": "b8382c", "blue": "3a68b0", "green": "3c7a50", "orange": "c8742c"}
+PETALS = {"red": "ec3430", "yellow": "ffdc30", "pink": "ff80b8", "white": "ffffff", "violet": "9858e0"}
+CABINS = {"red": "b8382c", "blue": "3a68b0", "green": "3c7a50", "orange": "c8742c"}
 
 
 def forest(c: Canvas) -> Attributes:
     """Rows of trees fading into mist, tall ones in front."""
     time = any_time(c)
     light = sky(c, time, c.h * 0.6)
-    colour = c.pick(tuple(_LEAVES))
-    dark, lit = (light.on(s) for s in _LEAVES[colour])
+    colour = c.pick(tuple(LEAVES))
+    dark, lit = (light.on(s) for s in LEAVES[colour])
     kind = c.pick(("fir trees", "round trees"))
     for row, far in enumerate((0.72, 0.42, 0.15)):
         _tree_row(c, row, far, kind == "fir trees", dark, lit, light)
@@ -77,8 +77,8 @@ def meadow(c: Canvas) -> Attributes:
     time = any_time(c)
     light = sky(c, time, c.h * 0.5)
     kind = c.pick(("barn", "tree", "windmill"))
-    colour = c.pick(tuple(_PETALS))
-    petal = light.paint(_PETALS[colour])
+    colour = c.pick(tuple(PETALS))
+    petal = light.paint(PETALS[colour])
     dark, lit = (light.on(s) for s in c.pick(_GRASS))
     horizon = c.h * c.uniform(0.4, 0.5)
     far_hills(c, c.ridge(horizon, 4, 30, 2), dark, lit, light, (0.45, 0.35), (7, 4))
@@ -107,7 +107,7 @@ def snow(c: Canvas) -> Attributes:
     time = any_time(c)
     light = sky(c, time, c.h * 0.5)
     kind = c.pick(("cabin", "snowman"))
-    colour = c.pick(tuple(_CABINS))
+    colour = c.pick(tuple(CABINS))
     dark, lit = (light.paint(s) for s in c.pick(_SNOW))
     horizon = c.h * c.uniform(0.42, 0.52)
     far_hills(c, c.ridge(horizon - 2, 4, 24, 2), dark, lit, light, (0.4, 0.35), (7, 5))
@@ -120,7 +120,7 @@ def snow(c: Canvas) -> Attributes:
     x = c.w * c.uniform(0.25, 0.75)
     if kind == "cabin":
         y, w = horizon + c.h * 0.2, c.uniform(15, 20)
-        props.house(c, x, y, w, w * 0.5, light.paint(_CABINS[colour]), light.on("f4f8ff"), light)
+        props.house(c, x, y, w, w * 0.5, light.paint(CABINS[colour]), light.on("f4f8ff"), light)
         c.rect(x + w * 0.2, y - w * 0.98, x + w * 0.34, y - w * 0.75, light.on("6a5048"))
     front = c.ridge(c.h * 0.76, 4, 40, 2)
     land(c, front, dark, lit, 0.1 + 0.8 * c.noise(16, 5, 3) + 0.5 * relief(c, c.noise(14, 14, 1), light))

@@ -33,18 +33,25 @@ def original(levels: int) -> tuple[tuple[str, str], ...]:
 
 
 def autoencoder(
-    channels: tuple[int, ...], *, layers: int, latent_channels: int, norm_groups: int
+    channels: tuple[int, ...],
+    *,
+    layers: int,
+    latent_channels: int,
+    norm_groups: int,
+    attends: bool = True,
+    spatial: bool = False,
 ) -> "tuple[Encoder, Decoder]":
     """Encoder (B, 3, H, W) to (B, latent_channels, H / f, W / f) and decoder, f = 2^(levels - 1).
 
     `channels` are those of each level, with a 2x step between neighbours; `layers` the residual blocks of a level of
-    the encoder, and one less than those of the decoder. The coarsest level and the middle attend.
+    the encoder, and one less than those of the decoder. The middle attends, and the coarsest level where it `attends`.
+    With `spatial`, the decoder's norms are MoVQ's (arXiv 2209.09002), which take the codes as well.
     """
     from diffusers.models.autoencoders.vae import Decoder, Encoder  # slow to import
 
     last = len(channels) - 1
-    down = tuple("AttnDownEncoderBlock2D" if i == last else "DownEncoderBlock2D" for i in range(last + 1))
-    up = tuple("AttnUpDecoderBlock2D" if i == 0 else "UpDecoderBlock2D" for i in range(last + 1))
+    down = tuple("AttnDownEncoderBlock2D" if attends and i == last else "DownEncoderBlock2D" for i in range(last + 1))
+    up = tuple("AttnUpDecoderBlock2D" if attends and i == 0 else "UpDecoderBlock2D" for i in range(last + 1))
     shared = {"block_out_channels": channels, "layers_per_block": layers, "norm_num_groups": norm_groups}
     encoder = Encoder(3, latent_channels, down, double_z=False, **shared)
-    return encoder, Decoder(latent_channels, 3, up, **shared)
+    return encoder, Decoder(latent_channels, 3, up, norm_type="spatial" if spatial else "group", **shared)

@@ -1,8 +1,8 @@
 """VQ image tokenizer: a picture to a grid of codebook ids, and back.
 
-The architecture is LlamaGen's VQ-8 and VQ-16 (arXiv 2406.06525, after taming-transformers): a convolutional encoder
-and decoder, here diffusers' blocks, around a quantiser whose low-dimensional codes live on the unit sphere. The
-configuration alone tells the published tokenizers from `pocket-vq`.
+A convolutional encoder and decoder (after taming-transformers, here diffusers' blocks) around a quantiser. The
+configuration alone tells LlamaGen's VQ-8 and VQ-16 (arXiv 2406.06525), whose low-dimensional codes live on the unit
+sphere, Chameleon's VQGAN (2405.09818), MoVQGAN (2209.09002), and `pocket-vq` from each other.
 """
 
 from dataclasses import dataclass
@@ -31,6 +31,19 @@ LLAMAGEN = Layout(
 )
 
 
+def taming_layout(config: "VQConfig") -> Layout:
+    """The files that have the names of taming-transformers: Chameleon's VQGAN, and MoVQGAN."""
+    return Layout(
+        rename=(
+            *taming.original(len(config.channels)),
+            (r"\.to_([qkv])\.", r".\1."),
+            (r"\.spatial_norm\.", ".norm."),
+        ),
+        pointwise=r"\.(q|k|v|proj_out)\.weight$",
+        ignored=r"(loss|ema_).*",  # of its training
+    )
+
+
 @dataclass(frozen=True)
 class VQConfig:
     """Shapes of a VQ tokenizer; the defaults are LlamaGen's VQ-16."""
@@ -41,6 +54,9 @@ class VQConfig:
     codes: int = 16384
     code_dim: int = 8
     norm_groups: int = 32
+    sphere: bool = True  # whether codes are normalised whenever they are used
+    attends: bool = True  # whether the coarsest level does, beside the middle
+    spatial: bool = False  # whether the decoder's norms take the codes as well
 
     @property
     def factor(self) -> int:
@@ -49,19 +65,25 @@ class VQConfig:
 
 
 class Quantizer(nn.Module):
-    """Nearest code on the unit sphere; the stored codebook is normalised whenever it is used."""
+    """The nearest code, on the unit sphere if the stored codebook is normalised whenever it is used."""
 
-    def __init__(self, codes: int, dim: int) -> None:
+    def __init__(self, codes: int, dim: int, *, sphere: bool = True) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(codes, dim)
+        self.embedding, self.sphere = nn.Embedding(codes, dim), sphere
 
     def codebook(self) -> Tensor:
-        """The normalised codebook, (V, D)."""
-        return F.normalize(self.embedding.weight, dim=-1)
+        """The codes (V, D) as they are used."""
+        return self.placed(self.embedding.weight)
+
+    def placed(self, z: Tensor, dim: int = -1) -> Tensor:
+        """`z` on the sphere, where the codes are."""
+        return F.normalize(z, dim=dim) if self.sphere else z
 
     def nearest(self, z: Tensor) -> Tensor:
         """Ids (...) of the codes nearest to `z` (..., D); on the sphere the nearest code has the largest product."""
-        return (F.normalize(z, dim=-1) @ self.codebook().T).argmax(-1)
+        codes = self.codebook()
+        product = self.placed(z) @ codes.T
+        return (product if self.sphere else 2 * product - codes.square().sum(-1)).argmax(-1)
 
 
 class VQTokenizer(nn.Module):
@@ -75,10 +97,12 @@ class VQTokenizer(nn.Module):
             layers=config.layers,
             latent_channels=config.latent_channels,
             norm_groups=config.norm_groups,
+            attends=config.attends,
+            spatial=config.spatial,
         )
         self.quant_conv = nn.Conv2d(config.latent_channels, config.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.latent_channels, 1)
-        self.quantize = Quantizer(config.codes, config.code_dim)
+        self.quantize = Quantizer(config.codes, config.code_dim, sphere=config.sphere)
 
     @property
     def device(self) -> torch.device:
@@ -89,8 +113,8 @@ class VQTokenizer(nn.Module):
         return self.quant_conv.weight.dtype
 
     def latents(self, images: Tensor) -> Tensor:
-        """Unquantised points on the sphere, (B, D, h, w), of `images` (B, 3, H, W) in [-1, 1]."""
-        return F.normalize(self.quant_conv(self.encoder(images)), dim=1)
+        """Points that were not quantised, (B, D, h, w), of `images` (B, 3, H, W) in [-1, 1]."""
+        return self.quantize.placed(self.quant_conv(self.encoder(images)), dim=1)
 
     def encode(self, images: Tensor) -> Tensor:
         """Ids (B, h, w), int64, of `images` (B, 3, H, W) in [-1, 1]. ValueError where H or W is no multiple of f."""
@@ -107,4 +131,4 @@ class VQTokenizer(nn.Module):
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Images (B, 3, H, W) of codes `z` (B, D, h, w)."""
-        return self.decoder(self.post_quant_conv(z))
+        return self.decoder(self.post_quant_conv(z), z if self.config.spatial else None)

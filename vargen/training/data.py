@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vargen.files import write_atomically
-from vargen.scenes import CLASSES, draw_many
+from vargen.scenes import CLASSES, COLOURS, draw, draw_many
 
 CLASS_DROPOUT = 0.1  # share of images trained without their class, for guidance
 HELD_OUT = 1 << 30  # seeds from here on are never trained on
@@ -31,6 +31,16 @@ def scenes(folder: Path, count: int, first_seed: int = 0) -> np.ndarray:
 def labels(count: int) -> Tensor:
     """The labels of `scenes`, (count,) int64."""
     return torch.arange(count) % len(CLASSES)
+
+
+def colours(folder: Path, count: int, first_seed: int = 0) -> Tensor:
+    """Which of `scenes.COLOURS`, a class and the colour that its caption names, each of `scenes` is, (count,) int64."""
+    path = folder / f"colours-{first_seed}-{count}.npy"
+    if not path.exists():
+        found = [draw(i % len(CLASSES), first_seed + i).attributes for i in range(count)]
+        index = [COLOURS.index((each["scene"], each["colour"])) for each in found]
+        write_atomically(path, lambda temporary: np.save(temporary, np.array(index)))
+    return torch.from_numpy(np.load(path))
 
 
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:

@@ -6,17 +6,18 @@ from pathlib import Path
 import torch
 
 from vargen import checkpoints
+from vargen.models.chameleon import Chameleon
 from vargen.models.classifier import Classifier
 from vargen.models.llamagen import LlamaGen
 from vargen.models.mar import MAR
-from vargen.models.pocket import WEIGHTS, build, load
+from vargen.models.pocket import WEIGHTS, WORDS_FILE, build, load
 from vargen.models.var import VAR
 from vargen.presets.contract import Sources
 from vargen.presets.pocket import build as pipeline
 from vargen.tokenizers.kl import KLTokenizer
 from vargen.tokenizers.multiscale_vq import MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQTokenizer
-from vargen.training import classifier, kl, mar, multiscale_vq, transformer, var, vq
+from vargen.training import classifier, kl, lumina, mar, multiscale_vq, transformer, var, vq
 
 __all__ = ["RECIPES", "WEIGHTS", "measure", "train"]
 
@@ -39,6 +40,8 @@ RECIPES = {
     "pocket-kl": Recipe(steps=500, batch=48, images=20_000),
     "pocket-mar": Recipe(steps=3000, batch=32, images=20_000),
     "pocket-mar-small": Recipe(steps=3000, batch=32, images=20_000),
+    "pocket-judge": Recipe(steps=1200, batch=64, images=20_000),
+    "pocket-lumina": Recipe(steps=2000, batch=24, images=21_000),
 }
 
 
@@ -63,7 +66,7 @@ def train(
         kl.initialise(model, _pocket_vq(weights, device))
         kl.train(model, work, name=name, steps=steps, batch=batch, images=images, seed=seed, device=device)
     elif isinstance(model, Classifier):
-        classifier.train(model, work, steps=steps, batch=batch, images=images, seed=seed, device=device)
+        classifier.train(model, work, name=name, steps=steps, batch=batch, images=images, seed=seed, device=device)
     elif isinstance(model, LlamaGen):
         ids = transformer.tokens(_pocket_vq(weights, device), work, images, 0, device)
         transformer.train(model, ids, work, name=name, steps=steps, batch=batch, seed=seed, device=device)
@@ -73,6 +76,9 @@ def train(
     elif isinstance(model, MAR):
         options = {"name": name, "images": images, "steps": steps, "batch": batch, "seed": seed, "device": device}
         mar.train(model, _pocket_kl(weights, device), work, **options)
+    elif isinstance(model, Chameleon):
+        options = {"name": name, "images": images, "steps": steps, "batch": batch, "seed": seed, "device": device}
+        lumina.train(model, _pocket_vq(weights, device), work, weights / WORDS_FILE, **options)
     checkpoints.save(
         weights / f"{name}.safetensors", {key: value.half().cpu() for key, value in model.state_dict().items()}
     )
@@ -88,6 +94,8 @@ def measure(name: str, *, work: Path, weights: Path, device: torch.device) -> di
         figures = kl.measure(model, work, device=device)
     elif isinstance(model, Classifier):
         figures = classifier.measure(model, work, device=device)
+    elif isinstance(model, Chameleon):
+        figures = lumina.measure(model, _pocket_vq(weights, device), work, weights / WORDS_FILE, device=device)
     else:
         if isinstance(model, VAR):
             figures = var.measure(model, _pyramid(weights, device), work, device=device)

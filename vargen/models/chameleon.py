@@ -1,0 +1,157 @@
+"""Chameleon's decoder (arXiv 2405.09818), which Lumina-mGPT and Anole have too: text and image tokens in one sequence.
+
+Parameter names and shapes are the official checkpoints'. Queries and keys pass a LayerNorm per head, whose weights have
+a row per group of heads. Where the published code, under autocast, works in float32 (that norm and the rotary
+embedding, with a table rounded to the weights' type), so does this.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vargen.checkpoints import Layout
+from vargen.core import KVCache
+from vargen.models.llama import RMSNorm
+
+LAYOUT = Layout(ignored=r"model\.vqmodel\..*")  # an encoder of images, which training dropped
+
+
+@dataclass(frozen=True)
+class ChameleonConfig:
+    """Shapes of a decoder; the defaults are those of 7B."""
+
+    layers: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    width: int = 4096
+    hidden: int = 11008  # of the feed-forward layer
+    vocabulary: int = 65536
+    context: int = 10240  # positions
+    groups: int = 1  # rows of the norms of queries and keys
+    norm_last: bool = False  # whether norms stand behind attention and feed-forward instead of before them
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+class HeadNorm(nn.Module):
+    """LayerNorm of each head, in float32, with a row of weights for each group of heads."""
+
+    def __init__(self, groups: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(groups, dim))
+        self.bias = nn.Parameter(torch.zeros(groups, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` (R, n, H, D), whose heads share the rows in turn."""
+        each = x.shape[2] // len(self.weight)
+        weight, bias = (part.repeat_interleave(each, dim=0) for part in (self.weight, self.bias))
+        return F.layer_norm(x.float(), x.shape[-1:], eps=1e-5) * weight + bias
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate `x` (R, n, H, D), whose channel i pairs with i + D / 2, by angles (R, n, 1, D / 2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What every layer of one forward shares."""
+
+    cos: Tensor  # (R, n, 1, D / 2) float32
+    sin: Tensor
+    mask: Tensor | None  # (R, 1, n, stop), added to the attention scores
+    cache: KVCache
+    flat: Tensor
+    stop: int
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ChameleonConfig) -> None:
+        super().__init__()
+        inner, outer = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.dim = config.head_dim
+        self.q_proj = nn.Linear(config.width, inner, bias=False)
+        self.k_proj = nn.Linear(config.width, outer, bias=False)
+        self.v_proj = nn.Linear(config.width, outer, bias=False)
+        self.o_proj = nn.Linear(inner, config.width, bias=False)
+        self.q_norm = HeadNorm(config.groups, config.head_dim)
+        self.k_norm = HeadNorm(min(config.groups, config.kv_heads), config.head_dim)
+
+    def forward(self, x: Tensor, step: Step, layer: int) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (-1, self.dim)) for part in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = (turn(norm(part), step.cos, step.sin).type_as(v) for norm, part in ((self.q_norm, q), (self.k_norm, k)))
+        k, v = step.cache.write(layer, step.flat, k, v, step.stop)
+        grouped = q.shape[2] != k.shape[2]
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=step.mask, enable_gqa=grouped)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: ChameleonConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.up_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ChameleonConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.norm_last = config.norm_last
+
+    def forward(self, x: Tensor, step: Step, layer: int) -> Tensor:
+        if self.norm_last:
+            x = x + self.input_layernorm(self.self_attn(x, step, layer))
+            return x + self.post_attention_layernorm(self.mlp(x))
+        x = x + self.self_attn(self.input_layernorm(x), step, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Trunk(nn.Module):
+    def __init__(self, config: ChameleonConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+
+
+class Chameleon(nn.Module):
+    """The decoder: embeddings of ids to states, and logits of any ids."""
+
+    def __init__(self, config: ChameleonConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
+        half = config.head_dim // 2
+        frequencies = config.rope_base ** (-torch.arange(half, device="cpu").float() / half)
+        angles = torch.arange(config.context, device="cpu").float()[:, None] * frequencies
+        self._rope = (angles.cos(), angles.sin())  # plain attributes: they stay float32 under .to(dtype)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache, rows: Tensor, stop: int
+    ) -> Tensor:
+        """States (R, n, d), normalised for the head, of embedded tokens `x` at `positions` (R, n)."""
+        if self._rope[0].device != x.device:
+            self._rope = (self._rope[0].to(x.device), self._rope[1].to(x.device))
+        dtype = self.model.embed_tokens.weight.dtype
+        cos, sin = (part[positions].to(dtype).float()[:, :, None] for part in self._rope)
+        step = Step(cos, sin, mask, cache, cache.flat(rows), stop)
+        for index, layer in enumerate(self.model.layers):
+            x = layer(x, step, index)
+        return self.model.norm(x)

@@ -1,0 +1,85 @@
+"""Emu3 (arXiv 2409.18869) through transformers' classes: text to image, a newline behind each row.
+
+The prompt says the image's size in tokens; guidance is against a negative prompt. Published, guidance mixes
+log-probabilities over the whole vocabulary: that differs from mixing logits by a constant for each token, and the law
+is the same.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vargen.models.contract import RasterSpec
+from vargen.models.prompted import padded
+from vargen.models.wrapped import Wrapped
+
+START, IMAGE, LINE = "<|image start|>", "<|image token|>", "<|extra_200|>"
+POSITIVE = " masterpiece, film grained, best quality."  # behind every prompt, as the model card has it
+NEGATIVE = (
+    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
+    "low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
+)
+FACTOR = 8  # pixels per token along one side
+AREA = 720 * 720
+RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))  # width to height
+
+
+def sizes(area: int = AREA) -> tuple[tuple[int, int], ...]:
+    """Height and width in pixels for each of `RATIOS`, as transformers' processor rounds them."""
+    sides = (((area / (w * h)) ** 0.5 / FACTOR, w, h) for w, h in RATIOS)
+    return tuple((round(h * scale) * FACTOR, round(w * scale) * FACTOR) for scale, w, h in sides)
+
+
+def codes(names: dict[str, int]) -> Tensor:
+    """The id of each image code, from a vocabulary_map. ValueError where one is missing."""
+    found = {int(name[-8:-2]): id for name, id in names.items() if name.startswith("<|visual token")}
+    if not found or sorted(found) != list(range(len(found))) or LINE not in names:
+        raise ValueError(f"got a vocabulary_map without all image codes, or without {LINE}")
+    return torch.tensor([found[code] for code in range(len(found))])
+
+
+class Emu3(Wrapped):
+    """Emu3's language model under the raster contract."""
+
+    ids: Tensor
+
+    def __init__(
+        self,
+        language: nn.Module,
+        head: nn.Linear,
+        names: dict[str, int],
+        *,
+        size: tuple[int, int],
+        sizes: tuple[tuple[int, int], ...],
+    ) -> None:
+        """`names` is the vocabulary_map of the model's config; sizes in pixels, height first."""
+        config: Any = language.config
+        super().__init__(language, config.max_position_embeddings)
+        self.head, self.names, self.size, self.sizes = head, names, size, sizes
+        self.register_buffer("ids", codes(names), persistent=False)
+        self.spec = RasterSpec(size[0] // FACTOR, size[1] // FACTOR + 1, len(self.ids) + 1, 0, newline=len(self.ids))
+
+    def at(self, size: tuple[int, int]) -> "Emu3":
+        return Emu3(self.language, self.head, self.names, size=size, sizes=self.sizes).to(self.device)
+
+    def tokenize(self, prompts: Sequence[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
+        """Of the prompt, and of the negative one, each with the size and the token that begins an image."""
+        rows, columns = self.spec.rows, self.spec.columns - 1
+        texts = [[f"{prompt}{POSITIVE}", NEGATIVE] for prompt in prompts]
+        tail = f"{START}{rows}*{columns}{IMAGE}"
+        read = [[f"{tokenizer.bos_token}{part}{tail}" for part in row] for row in texts]
+        return padded([[tokenizer.encode(part, add_special_tokens=False) for part in row] for row in read])
+
+    def opening(self) -> list[int]:
+        return []  # `tokenize` has it
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        ids = torch.where(tokens < len(self.ids), self.ids[tokens.clamp(max=len(self.ids) - 1)], self.names[LINE])
+        return self.embed_words(ids)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Of the codes; a newline's is never looked at (`RasterSpec.given`)."""
+        return F.pad(F.linear(states, self.head.weight[self.ids]).float(), (0, 1))

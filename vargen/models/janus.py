@@ -1,0 +1,60 @@
+"""Janus and Janus-Pro (arXiv 2410.13848, 2501.17811) through transformers' classes: text to image, 24 x 24 tokens.
+
+Guidance is against the same prompt with every token but its first and its last one padded, and the padding is seen.
+Image tokens have embeddings and a head of their own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vargen.models.contract import RasterSpec
+from vargen.models.prompted import padded
+from vargen.models.wrapped import Wrapped
+
+TEMPLATE = "<|User|>: {}\n\n<|Assistant|>:"  # where the tokenizer has no template of its own
+
+
+class Janus(Wrapped):
+    """Janus's language model, with what draws images around it, under the raster contract."""
+
+    def __init__(self, model: Any, begin: int) -> None:
+        """`model` is transformers' JanusModel, `begin` the id that begins an image."""
+        super().__init__(model.language_model, model.config.text_config.max_position_embeddings)
+        parts = (model.generation_embeddings, model.generation_aligner, model.generation_head)
+        self.embeddings, self.aligner, self.head = parts
+        self.begin, vq = begin, model.config.vq_config
+        side = vq.num_patches
+        self.spec = RasterSpec(side, side, vq.num_embeddings, 0)
+        pixels = side * 2 ** (len(vq.channel_multiplier) - 1)
+        self.size, self.sizes = (pixels, pixels), ((pixels, pixels),)
+
+    def at(self, size: tuple[int, int]) -> "Janus":
+        assert size == self.size
+        return self
+
+    def tokenize(self, prompts: Sequence[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
+        """Of the prompt as a turn of a chat, and of padding as long as that."""
+        rows = []
+        for prompt in prompts:
+            ids = [*self._chat(prompt, tokenizer), self.begin]
+            kept = (tokenizer.bos_token_id, self.begin)
+            rows.append([ids, [id if id in kept else tokenizer.pad_token_id for id in ids]])
+        return padded(rows)
+
+    def _chat(self, prompt: str, tokenizer: Any) -> list[int]:
+        if not tokenizer.chat_template:
+            return tokenizer.encode(TEMPLATE.format(prompt))
+        turn = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
+        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        return tokenizer.encode(text)
+
+    def opening(self) -> list[int]:
+        return []  # `tokenize` has it
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.aligner(self.embeddings(tokens))
+
+    def logits(self, states: Tensor) -> Tensor:
+        return self.head(states).float()

@@ -1,0 +1,99 @@
+"""transformers' language models under the raster contract: their layers, our loop, our cache.
+
+transformers' attention asks a cache to take new keys and values and to give all of them back; ours does that by slot.
+"""
+
+import inspect
+from abc import ABC
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vargen.core import KVCache
+from vargen.models.prompted import Prompted
+
+
+class Slots:
+    """Our cache as transformers' layers use one, for one forward pass."""
+
+    def __init__(self, cache: KVCache, rows: Tensor, stop: int) -> None:
+        self._cache, self._flat, self._stop = cache, cache.flat(rows), stop
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Take keys and values (R, heads, n, dim) of a layer; give all that are to be seen, (R, heads, stop, dim)."""
+        k, v = self._cache.write(layer, self._flat, keys.transpose(1, 2), values.transpose(1, 2), self._stop)
+        return k.transpose(1, 2), v.transpose(1, 2)
+
+
+class Wrapped(Prompted, ABC):
+    """A decoder of transformers. Subclasses say what an image's tokens are."""
+
+    def __init__(self, language: nn.Module, context: int) -> None:
+        super().__init__()
+        self.language, self.context = language, context
+        self.config: Any = language.config
+        self.words = self.config.vocab_size
+        named = inspect.signature(type(language).forward).parameters
+        self._cache_name = "cache" if "cache" in named else "past_key_values"  # it changed in transformers 5.2x
+
+    def embed_words(self, ids: Tensor) -> Tensor:
+        embed: Any = self.language.embed_tokens
+        return embed(ids)
+
+    def layers(
+        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache, rows: Tensor, stop: int
+    ) -> Tensor:
+        if mask is None:  # transformers would make one of its own
+            mask = x.new_zeros(1, 1, x.shape[1], stop).expand(len(x), -1, -1, -1)
+        inputs = {"inputs_embeds": x, "position_ids": positions.expand(len(x), -1), "attention_mask": mask}
+        given = {self._cache_name: Slots(cache, rows, stop)}
+        return self.language(**inputs, **given, use_cache=False).last_hidden_state
+
+    def empty_cache(self, batch: int, rows: int) -> KVCache:
+        c = self.config
+        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+        dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        return KVCache(c.num_hidden_layers, batch, rows, heads, dim, dtype=self.dtype, device=self.device)
+
+
+def pretrained(kind: type, folder: Path) -> Any:
+    """A model of transformers from a folder, in the types of its files. ValueError where weights are missing."""
+    loader: Any = kind
+    try:
+        model, info = loader.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    except Exception as error:  # the folder's many complaints, all with the same remedy
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"cannot load {kind.__name__} from {folder} ({reason}): expected a whole copy") from None
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if wrong := sorted(map(str, info[what])):
+            raise ValueError(f"the weights in {folder} do not fit {kind.__name__}: {what.replace('_', ' ')} {wrong[0]}")
+    return model.eval().requires_grad_(False)
+
+
+class Images(nn.Module):
+    """An image tokenizer of transformers, in float32: ids (B, h, w) to images (B, 3, H, W), nominally in [-1, 1]."""
+
+    def __init__(self, vqmodel: nn.Module, factor: int, *, flat: bool, sphere: bool) -> None:
+        """`factor` pixels per token along one side; `flat` where its ids come without rows; codes on the `sphere`."""
+        super().__init__()
+        self.vqmodel, self.config, self._flat = vqmodel.float(), SimpleNamespace(factor=factor), flat
+        self.quantize = Codes(vqmodel, sphere)
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Images of ids (B, h, w)."""
+        decode: Any = self.vqmodel.decode
+        return decode(ids.flatten(1) if self._flat else ids)
+
+
+class Codes:
+    """The codebook of such a tokenizer."""
+
+    def __init__(self, vqmodel: Any, sphere: bool) -> None:
+        self.embedding, self._sphere = vqmodel.quantize.embedding, sphere
+
+    def codebook(self) -> Tensor:
+        """The codes (V, D) as they are used."""
+        return F.normalize(self.embedding.weight, dim=-1) if self._sphere else self.embedding.weight

@@ -1,0 +1,92 @@
+"""Emu3 and Janus-Pro through transformers: their repositories and recipes, with their sources.
+
+Emu3's recipe is that of its model card, Janus's that of its official repository (the whole softmax at temperature 1).
+Neither repository is known to us at a revision.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vargen import checkpoints
+from vargen.models import emu3, t5
+from vargen.models.contract import RasterSpec
+from vargen.presets.contract import Preset, Recipe, Sources
+
+if TYPE_CHECKING:
+    from vargen.models.wrapped import Wrapped
+    from vargen.raster import RasterPipeline
+
+REPOSITORIES = {
+    "emu3-gen": "BAAI/Emu3-Gen-hf",
+    "janus-1.3b": "deepseek-community/Janus-1.3B",
+    "janus-pro-1b": "deepseek-community/Janus-Pro-1B",
+    "janus-pro-7b": "deepseek-community/Janus-Pro-7B",
+}
+SPECS = {"emu3": RasterSpec(90, 91, 32769, 0, newline=32768), "janus": RasterSpec(24, 24, 16384, 0)}
+RECIPES = {"emu3": Recipe(3.0, top_k=2048), "janus": Recipe(5.0)}
+SUMMARIES = {
+    "emu3-gen": "Emu3-Gen 8B from text at about 720x720 pixels, by transformers.",
+    "janus-1.3b": "Janus 1.3B from text at 384 pixels, by transformers.",
+    "janus-pro-1b": "Janus-Pro 1B from text at 384 pixels, by transformers.",
+    "janus-pro-7b": "Janus-Pro 7B from text at 384 pixels, by transformers.",
+}
+
+
+def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "RasterPipeline":
+    """The pipeline of a preset, from the official files or from a folder with a copy of them."""
+    from vargen.models.wrapped import Images, pretrained
+    from vargen.raster import RasterPipeline
+
+    repository, given = REPOSITORIES[name], sources.checkpoint
+    folder = given if given is not None else checkpoints.fetch(repository, "*", "main")
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}: expected one with config.json, weights and tokenizer of {name}")
+    checkpoints.shards(folder)
+    if sources.tokenizer_checkpoint is not None:
+        raise ValueError(f"{name} has its image tokenizer in its own files: name no tokenizer_checkpoint")
+    text = t5.load_tokenizer(sources.text_encoder or str(folder), repository)
+    transformer, vqmodel, factor = (_emu3 if name.startswith("emu3") else _janus)(folder, text, pretrained)
+    transformer.to(device, dtype).eval().requires_grad_(False)
+    janus = not name.startswith("emu3")
+    images = Images(vqmodel, factor, flat=janus, sphere=janus).to(device)
+    return RasterPipeline(transformer, images, text_tokenizer=text, preset=PRESETS[name])
+
+
+def _emu3(folder: Path, text: Any, pretrained: Any) -> "tuple[Wrapped, Any, int]":
+    from transformers import Emu3ForConditionalGeneration
+
+    from vargen.models.emu3 import Emu3
+
+    model = pretrained(Emu3ForConditionalGeneration, folder)
+    sizes, names = emu3.sizes(), model.config.vocabulary_map
+    for name in (emu3.START, emu3.IMAGE):
+        if text.get_vocab().get(name) != names.get(name) or name not in names:
+            raise ValueError(f"the text tokenizer and the vocabulary_map of {folder} disagree on {name}")
+    inner = model.model
+    return Emu3(inner.text_model, model.lm_head, names, size=sizes[0], sizes=sizes), inner.vqmodel, emu3.FACTOR
+
+
+def _janus(folder: Path, text: Any, pretrained: Any) -> "tuple[Wrapped, Any, int]":
+    from transformers import JanusForConditionalGeneration
+
+    from vargen.models.janus import Janus
+
+    model = pretrained(JanusForConditionalGeneration, folder)
+    named = getattr(model.generation_config, "generation_kwargs", None) or {}
+    begin = named.get("boi_token_id", text.get_vocab().get("<begin_of_image>"))
+    if begin is None:
+        raise ValueError(f"neither generation_config.json nor the tokenizer of {folder} says what begins an image")
+    made = Janus(model.model, begin)
+    return made, model.model.vqmodel, made.size[0] // made.spec.rows
+
+
+def _preset(name: str) -> Preset:
+    family = name.split("-")[0]
+    make = partial(build, name)
+    return Preset(name, SUMMARIES[name], {"default": RECIPES[family]}, 0, make, spec=SPECS[family])
+
+
+PRESETS = {name: _preset(name) for name in REPOSITORIES}
