@@ -4,15 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from chameleon import CODES, CONFIG, NAMES, SIZES, decoder, lumina, text, vqgan
-from PIL import Image
+from chameleon import CODES, CONFIG, NAMES, SIZES, decoder, lumina, text
 
 from vargen import noise
 from vargen.core import Block
 from vargen.models.chameleon import Chameleon
 from vargen.models.lumina_mgpt import Anole, Vocabulary, crops
-from vargen.pictures import fit
-from vargen.raster import RasterPipeline
+from vargen.prompting import PromptedPipeline
 
 FIRST, NEWLINE, BEGIN = NAMES["IMGIMGAZ"], NAMES["<reserved08799>"], NAMES["<racm3:break>"]
 PROMPTS = ["a red boat by the sea", "the sea"]
@@ -170,7 +168,7 @@ def slow(model, prompt, seed, *, scale, top_k, temperature):
 
 
 def pipeline(model):
-    pipe = RasterPipeline(model, None, text_tokenizer=text())
+    pipe = PromptedPipeline(model, None, text_tokenizer=text())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -237,36 +235,10 @@ def test_a_picture_in_a_prompt():
     assert ids[0, 0].tolist() == [NAMES["<s>"], a, *shown, boat, end]
     assert ids[1, 0][mask[1, 0]].tolist() == [NAMES["<s>"], *shown, red, end]
     assert not mask[:, 1].any()
-    with pytest.raises(ValueError, match="got 2 pictures for 1 places"):
-        model.tokenize(["a <|image|> boat"], text(), [[codes, codes]])
-
-
-def test_pictures_are_brought_to_a_size_of_the_model():
-    wide = Image.new("RGB", (400, 100), "red")
-    wide.paste("blue", (0, 0, 200, 100))
-    found = fit(wide, SIZES)
-    assert found.shape == (1, 3, 32, 96)
-    assert found[0, :, 16, 10].tolist() == pytest.approx([-1, -1, 1], abs=0.02)
-    assert found[0, :, 16, 85].tolist() == pytest.approx([1, -1, -1], abs=0.02)
-    clear = fit(Image.new("RGBA", (50, 50), (0, 0, 0, 0)), SIZES)
-    assert clear.shape == (1, 3, 64, 64)
-    assert (clear == 1).all()
-    with pytest.raises(ValueError, match="expected a PIL image"):
-        fit("boat.png", SIZES)
-
-
-def test_the_model_may_choose_the_size():
-    """Sizes are among its own, and an image is what it would be had its size been given."""
-    pipe, how = pipeline(lumina()), {"method": "sjd-exact:window=4", **LAW}
-    pipe.register_modules(tokenizer=vqgan())
-    out = pipe(prompt=["a red boat", "sea"] * 30, seed=0, free_size=True, **how)
-    sizes = [image.size for image in out.images]
-    assert set(sizes) <= {(w, h) for h, w in SIZES}
-    assert len(set(sizes)) > 1
-    for i in (0, 1, 17):
-        given = {"width": sizes[i][0], "height": sizes[i][1]}
-        prompts = pipe.encode_prompt("a red boat" if i % 2 == 0 else "sea")  # of the size in the template: 64x64
-        named = dict(zip(("prompt_embeds", "prompt_attention_mask"), prompts, strict=True))
-        assert torch.equal(pipe(**named, seed=i, **given, **how).tokens[0], out.tokens[i])
-    with pytest.raises(ValueError, match="gives PIL images"):
-        pipe(prompt="sea", free_size=True, output_type="pt")
+    both, words = model.tokenize(["red"], text(), [[codes, codes]])
+    assert both[0, 0][words[0, 0]].tolist() == [NAMES["<s>"], *shown, *shown, red, end]
+    for prompt, pictures in (("a <|image|> boat", [codes, codes]), ("a <|image|> boat", [])):
+        with pytest.raises(ValueError, match=f"got {len(pictures)} pictures for 1 places"):
+            model.tokenize([prompt], text(), [pictures])
+    anole = Anole(model.decoder, model.vocabulary, size=(64, 64), sizes=SIZES, factor=16, template="{prompt}")
+    assert anole.picture(codes) == [BEGIN, *(FIRST + code for code in range(8)), NAMES["<eoss>"]]

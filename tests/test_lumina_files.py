@@ -14,6 +14,7 @@ from vargen import cli
 from vargen.presets import lumina as presets
 
 NAME = "lumina-mgpt-7b-768"
+IDS = torch.zeros(1, 2, 3, dtype=torch.int64)
 LATENT = {"output_type": "latent", "seed": 3}
 
 
@@ -143,6 +144,9 @@ SPOILED = [
     (lambda folder: config(folder, hidden_size=None), "config.json lacks hidden_size"),
     (lambda folder: config(folder, intermediate_size=40), r"is \(48, 32\), expected \(40, 32\)"),
     (lambda folder: (folder / "config.json").write_text("{"), r"cannot read .*config.json"),
+    (lambda folder: config(folder, num_hidden_layers="2"), "has num_hidden_layers '2', expected a whole number"),
+    (lambda folder: config(folder, num_attention_heads=0), "has num_attention_heads 0, expected a whole number"),
+    (lambda folder: config(folder, rope_scaling={"type": "linear", "factor": 2.0}), r"has rope_scaling .* only None is built"),
     (spoil_tokenizer, "the text tokenizer gives <reserved08706> the id None"),
     (spoil_yaml, r"vqgan.yaml is of another image tokenizer"),
     (lambda folder: (folder / "vqgan.ckpt").unlink(), r"no weights file .* name vqgan.ckpt"),
@@ -168,6 +172,9 @@ def test_bad_requests(official):
         ({}, "give either a prompt or prompt_embeds"),
         ({"prompt": "sea", "method": "speculative"}, "needs a drafter"),
         ({"prompt": "sea", "method": "speculative:drafter=eagle"}, "no EAGLE head|cannot draft"),
+        ({"prompt": "\ud800 sea"}, "holds half of a character"),
+        ({"prompt_embeds": IDS, "prompt_attention_mask": torch.zeros(1, 2, 3)}, "words first"),
+        ({"prompt_embeds": IDS, "prompt_attention_mask": torch.full((1, 2, 3), float("nan"))}, "words first"),
         ({"prompt": "sea", "method": "var"}, "does not draw with raster models"),
         ({"prompt_embeds": torch.zeros(1, 2, 3), "prompt_attention_mask": torch.ones(1, 2, 3)}, "no token ids"),
     ):

@@ -291,7 +291,7 @@ def fetch(repository: str, file: str, revision: str) -> Path:
 
     try:
         if file == "*":
-            wanted = ["*.json", "*.safetensors"]
+            wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
             return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
         return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:  # the network's many complaints, all with the same remedy

@@ -183,7 +183,8 @@ def repainting(options: argparse.Namespace) -> dict[str, Any]:
     from PIL import Image
 
     named = {key: path for key in ("image", "mask_image") if (path := getattr(options, key))}
-    reads = not registry.preset(options.model).classes and "mask_image" not in named
+    preset = registry.preset(options.model)
+    reads = preset.kind == "raster" and not preset.classes and "mask_image" not in named
     if named and not reads and registry.preset(options.model).kind != "next-scale":
         raise ValueError(f"{options.model} repaints no pictures: next-scale models do, such as var-d36")
     if len(named) == 1 and not reads:

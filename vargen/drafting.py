@@ -244,10 +244,21 @@ def drafter_for(pipe: Any, method: Method, inputs: tuple[Tensor, ...]) -> tuple[
         _check_config("EagleHead", module, target, "width")
         head, rows = module.to(target.device, target.dtype), len(inputs[0]) * (2 if method.guidance.active else 1)
         return name, HeadDrafter(head, target, rows, method.guidance, method.warp)
-    if not target.spec.classes and not isinstance(target, Prompted):
+    if isinstance(target, Prompted) and isinstance(module, Prompted):
+        _check_words(name, module, target, inputs)
+    elif not target.spec.classes:
         _check_config(type(module).__name__, module, target, "caption_width", "caption_tokens")
     model = module.to(target.device)
     return name, ModelDrafter(model, embed(model, inputs, guided=method.guidance.active), method.guidance, method.warp)
+
+
+def _check_words(name: str, drafter: Prompted, target: Prompted, inputs: tuple[Tensor, ...]) -> None:
+    """ValueError where a drafter cannot read the prompts, or draws no images of this size."""
+    if (drafter.words, drafter.opening()) != (target.words, target.opening()):
+        raise ValueError(f"{name} cannot draft here: its text vocabulary is another")
+    if drafter.size != target.size:
+        raise ValueError(f"{name} cannot draft here: it draws {drafter.size[1]}x{drafter.size[0]} pixels")
+    drafter.checked(*inputs)
 
 
 def _check_config(name: str, drafter: Any, target: Any, *keys: str) -> None:

@@ -50,16 +50,21 @@ def plan(
     `height` and `width` in pixels choose one of the model's own sizes. The image tokenizer, the text encoder and drafts
     of another model come on top. ValueError where the model is of another kind, or its shapes are in its files only.
     """
+    from vargen.models.prompted import Prompted
+    from vargen.prompting import PromptedPipeline
+
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"got dtype {dtype}, expected float32, bfloat16 or float16")
     found, batch = registry.preset(name), request.whole(batch, "batch size", least=1)
     if found.skeleton is None:
         raise ValueError(f"the memory of {name} cannot be planned: it is no raster model, or its files have its shapes")
     asked = request.method(method or found.method, found.choose(preset), {"guidance_scale": guidance_scale}, {})
     with torch.device("meta"):
         model = found.skeleton().to(dtype)
-    if (height, width) != (None, None):
-        from vargen.raster import RasterPipeline
-
-        model = RasterPipeline(model, None, preset=found).at(height, width).transformer
+    if isinstance(model, Prompted):
+        model = PromptedPipeline(model, None, preset=found).at(height, width).transformer
+    elif (height, width) != (None, None):
+        raise ValueError(f"{name} draws one size: height and width are for models with several")
     rows = batch * (2 if asked.guidance.active else 1)
     tokens = _width(asked.settings)
     front = getattr(model, "front", PROMPT)

@@ -17,8 +17,11 @@ def fit(picture: Any, sizes: Sequence[tuple[int, int]]) -> Tensor:
     """
     if not isinstance(picture, Image.Image) or not all(picture.size):
         raise ValueError(f"got a {type(picture).__name__} for a picture, expected a PIL image")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        raise ValueError(f"got a picture of mode {picture.mode}, expected one with 8 bits a channel")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        straight = {"RGBa": "RGBA", "La": "LA"}.get(picture.mode, picture.mode)
+        picture = picture.convert(straight).convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     picture = picture.convert("RGB")
 
@@ -30,10 +33,10 @@ def fit(picture: Any, sizes: Sequence[tuple[int, int]]) -> Tensor:
     while picture.width >= 2 * width and picture.height >= 2 * height:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = max(width / picture.width, height / picture.height)
-    covering = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    picture = picture.resize(covering, Image.Resampling.BICUBIC)
-    left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
-    pixels = np.asarray(picture.crop((left, top, left + width, top + height)), dtype=np.float32)
+    shown, left = (width / scale, height / scale), (picture.width - width / scale) / 2
+    top = (picture.height - shown[1]) / 2
+    box = (left, top, min(left + shown[0], picture.width), min(top + shown[1], picture.height))
+    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box=box), dtype=np.float32)
     return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
 
 

@@ -140,6 +140,8 @@ class Pipeline(DiffusionPipeline):
         output_type: str,
     ) -> Generation:
         """Decode all images, `batch_size` at a time."""
+        if self.tokenizer is None and output_type != "latent":
+            raise ValueError(f"{self.preset.name} has no image tokenizer here: only output_type latent can be had")
         spec, parts = self.transformer.spec, []
         with tqdm(total=len(seeds) * spec.slots, unit="token", **self._bar()) as bar:
             for start in range(0, len(seeds), batch_size):

@@ -9,17 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vargen import generate, pictures, request
-from vargen.core import Generation, Trace
+from vargen import generate, request
+from vargen.core import Generation
 from vargen.drafting import drafter_for
 from vargen.models import t5
 from vargen.models.contract import embed
-from vargen.models.prompted import Prompted
 from vargen.pipeline import Partial, Pipeline
 from vargen.presets.contract import LAW
 from vargen.request import Method
 from vargen.samplers.contract import RasterSampler, Task
 from vargen.samplers.width import LADDER
+
+Size = tuple[int, int]  # height and width in pixels
 
 
 class RasterPipeline(Pipeline):
@@ -86,27 +87,6 @@ class RasterPipeline(Pipeline):
             out.trace.seconds["total"] += out.trace.seconds["text"]
         return replace(out, tokens=pipe._codes(out.tokens))
 
-    def _draw_freely(
-        self, method: Method, inputs: tuple[Tensor, ...], seeds: list[int], how: dict[str, Any]
-    ) -> Generation:
-        """Draw images whose sizes the model chooses, those of one size together; they come in the order asked for."""
-        model = self.transformer
-        if not hasattr(model, "choose_sizes") or how["output_type"] != "pil" or how["image_size"] is not None:
-            raise ValueError("free_size is for models that choose a size, and gives PIL images as they are decoded")
-        ids = torch.tensor(seeds, device=model.device)
-        found = model.choose_sizes(*inputs, ids, method.warp.temperature)
-        images, tokens, traces = {}, {}, []
-        for size in dict.fromkeys(found):
-            which = [i for i, one in enumerate(found) if one == size]
-            pipe, some = self.at(*size), tuple(part[which] for part in inputs)
-            out = pipe._draw(method, some, [seeds[i] for i in which], **how)
-            images |= dict(zip(which, out.images, strict=True))
-            tokens |= dict(zip(which, pipe._codes(out.tokens), strict=True))
-            traces.append(out.trace)
-        order = range(len(seeds))
-        trace = replace(Trace.merge(traces), seeds=seeds)
-        return Generation([images[i] for i in order], [tokens[i] for i in order], trace)
-
     def stream(
         self,
         class_labels: Any = None,
@@ -119,6 +99,7 @@ class RasterPipeline(Pipeline):
         num_images_per_prompt: int = 1,
         height: int | None = None,
         width: int | None = None,
+        image: Any = None,
         image_size: int | None = None,
         seed: Any = None,
         generator: Any = None,
@@ -132,35 +113,31 @@ class RasterPipeline(Pipeline):
         pipe, recipe = self.at(height, width), self.preset.choose(preset)
         chosen = request.method(method or self.preset.method, recipe, law, options)
         size = request.image_size(pipe._square(image_size), recipe)
-        inputs = pipe._inputs(class_labels, prompt, (prompt_embeds, prompt_attention_mask), num_images_per_prompt)
+        encoded = (prompt_embeds, prompt_attention_mask)
+        inputs = pipe._inputs(class_labels, prompt, encoded, num_images_per_prompt, image)
         return pipe._decode(chosen, inputs, request.seeds(len(inputs[0]), seed, generator), size)
 
     def at(self, height: int | None = None, width: int | None = None) -> "RasterPipeline":
-        """This pipeline, with the same weights, for images of another size in pixels: one of the model's own.
+        """This pipeline: it draws one size in pixels. ValueError where another is asked for."""
+        spec, factor = self.transformer.spec, getattr(getattr(self.tokenizer, "config", None), "factor", 1)
+        own = (spec.rows * factor, spec.columns * factor)
+        self._size(height, width, own, (own,))
+        return self
 
-        ValueError names those nearest to a size that is none.
-        """
-        model, factor = self.transformer, getattr(getattr(self.tokenizer, "config", None), "factor", 1)
-        own = model.size if isinstance(model, Prompted) else (model.spec.rows * factor, model.spec.columns * factor)
-        sides = zip((height, width), own, ("height", "width"), strict=True)
-        high, wide = (side if value is None else request.whole(value, name, least=1) for value, side, name in sides)
-        size = high, wide
-        if size == own:
-            return self
-        known = model.sizes if isinstance(model, Prompted) else (own,)
-        if size not in known:
-            near = sorted(known, key=lambda one: sum(abs(a - b) for a, b in zip(one, size, strict=True)))[:5]
+    def _size(self, height: Any, width: Any, own: Size, known: Sequence[Size]) -> Size:
+        """The size asked for. ValueError names those nearest to one that is not known."""
+        high = own[0] if height is None else request.whole(height, "height", least=1)
+        wide = own[1] if width is None else request.whole(width, "width", least=1)
+        if (high, wide) not in known:
+            near = sorted(known, key=lambda one: abs(one[0] - high) + abs(one[1] - wide))[:5]
             names = ", ".join(f"{w}x{h}" for h, w in near)
-            raise ValueError(
-                f"{self.preset.name} draws no {size[1]}x{size[0]} pixels; the sizes nearest to it: {names}"
-            )
-        parts = (self.tokenizer, self.text_encoder, self.text_tokenizer)
-        out = type(self)(model.at(size), *parts, preset=self.preset)
-        out._progress_bar_config = getattr(self, "_progress_bar_config", {})
-        if isinstance(self.drafter, Prompted):
-            out.drafter = self.drafter.at(size)
-            out.drafters = {key: out.drafter for key, value in self.drafters.items() if value is self.drafter}
-        return out
+            raise ValueError(f"{self.preset.name} draws no {wide}x{high} pixels; the sizes nearest to it: {names}")
+        return high, wide
+
+    def _draw_freely(
+        self, method: Method, inputs: tuple[Tensor, ...], seeds: list[int], how: dict[str, Any]
+    ) -> Generation:
+        raise ValueError(f"{self.preset.name} draws one size: free_size is for models that choose one")
 
     def _square(self, image_size: Any) -> Any:
         """`image_size` as it was given. ValueError where it would distort."""
@@ -170,23 +147,7 @@ class RasterPipeline(Pipeline):
         return image_size
 
     def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
-        """Text states (B, T, C) and the mask (B, T) of the words in them, for `prompt_embeds` and its mask.
-
-        Of models that read prompts themselves, token ids (B, 2, T) and the mask (B, 2, T), for images of this size;
-        `image` is one PIL image for each prompt, or a list of them, where the model reads pictures.
-        """
-        if isinstance(self.transformer, Prompted):
-            if self.text_tokenizer is None:
-                raise ValueError(f"{self.preset.name} has no text tokenizer here: it was never loaded")
-            texts = request.prompts(prompt)
-            if not all(text.strip() for text in texts):
-                raise ValueError("got an empty prompt: say what to draw")
-            if image is None:
-                return self.transformer.tokenize(texts, self.text_tokenizer)
-            if not hasattr(self.transformer, "picture"):
-                raise ValueError(f"{self.preset.name} reads no pictures")
-            shown = pictures.encoded(image, len(texts), self.tokenizer, self.transformer.sizes)
-            return self.transformer.tokenize(texts, self.text_tokenizer, shown)  # pyright: ignore[reportCallIssue]
+        """Text states (B, T, C) and the mask (B, T) of the words in them, for `prompt_embeds` and its mask."""
         if image is not None:
             raise ValueError(f"{self.preset.name} reads no pictures")
         if self.text_encoder is None:
@@ -194,13 +155,13 @@ class RasterPipeline(Pipeline):
         tokens = self.transformer.config.condition_tokens
         return t5.encode(request.prompts(prompt), self.text_encoder, self.text_tokenizer, tokens)
 
-    def release_text_encoder(self) -> None:
-        """Give the text encoder's memory back; from now on the pipeline takes `prompt_embeds` only.
+    def _checked(self, states: Any, mask: Any) -> tuple[Tensor, Tensor]:
+        """Encoded prompts that somebody hands in."""
+        shapes = self.transformer.config
+        return request.text_states(states, mask, shapes.condition_tokens, shapes.caption_width)
 
-        A model that reads prompts itself has none.
-        """
-        if self.text_encoder is None:
-            return
+    def release_text_encoder(self) -> None:
+        """Give the text encoder's memory back; from now on the pipeline takes `prompt_embeds` only."""
         self.register_modules(text_encoder=None, text_tokenizer=None)
         gc.collect()
         if self.transformer.device.type == "cuda":
@@ -214,6 +175,12 @@ class RasterPipeline(Pipeline):
     def decode(self, tokens: Tensor, output_type: str, image_size: int | None = None) -> Any:
         """Images of tokens (B, slots), resized to `image_size` pixels a side if it is given."""
         return super().decode(self._codes(tokens), output_type, image_size)
+
+    def finish(self, images: Tensor, output_type: str, image_size: int | None = None) -> Any:
+        """Images (B, 3, H, W) in [-1, 1] as they are given out, in bytes as their tokenizer was published."""
+        if output_type == "pil" and image_size is None and getattr(self.tokenizer.config, "truncates", False):
+            images = (images.float().clamp(-1, 1) * 127.5 + 127.5).floor() / 127.5 - 1
+        return super().finish(images, output_type, image_size)
 
     def _grid(self) -> tuple[int, int]:
         """Rows and columns of the image, newlines not counted."""
@@ -233,8 +200,8 @@ class RasterPipeline(Pipeline):
         each = request.whole(each, "number of images", least=1)
         texts = [value is not None for value in (prompt, *encoded)]
         if spec.classes:
-            if any(texts):
-                raise ValueError(f"{name} draws classes and takes no prompt: give a class")
+            if any(texts) or image is not None:
+                raise ValueError(f"{name} draws classes and takes no prompt and no image: give a class")
             if classes is None:
                 raise ValueError(f"{name} draws classes: give at least one")
             labels = request.labels(classes, each, self.class_names, spec.classes)
@@ -243,14 +210,9 @@ class RasterPipeline(Pipeline):
             raise ValueError(f"{name} draws what a prompt says and takes no class: give a prompt")
         if any(texts[1:]) == texts[0]:
             raise ValueError(f"{name} draws what a prompt says: give either a prompt or prompt_embeds with its mask")
-        model = self.transformer
         if image is not None and not texts[0]:
             raise ValueError("got an image and no prompt: an image is read with a prompt")
-        found = self.encode_prompt(prompt, image) if texts[0] else encoded
-        if isinstance(model, Prompted):
-            states, mask = model.checked(*found)
-        else:
-            states, mask = request.text_states(*found, model.config.condition_tokens, model.config.caption_width)
+        states, mask = self._checked(*(self.encode_prompt(prompt, image) if texts[0] else encoded))
         return tuple(part.to(self.transformer.device).repeat_interleave(each, dim=0) for part in (states, mask))
 
     @torch.inference_mode()
@@ -288,7 +250,7 @@ class RasterPipeline(Pipeline):
     def _step_costs(self, method: Method, condition: Any, task: Task) -> dict[int, float]:
         """Seconds per step by width, measured once for this model, device, batch and method."""
         model, warp = self.transformer, method.warp
-        law = (method.guidance.active, method.guidance.interval, warp.top_k > 0, warp.top_p < 1)
+        law = (method.guidance.active, method.guidance.interval, warp.top_k > 0, warp.top_p < 1, warp.top_n_sigma > 0)
         key = (method.sampler, method.settings, str(model.device), model.dtype, task.batch, law)
         if key not in self._costs:
 

@@ -32,7 +32,8 @@ class Method:
     @property
     def described(self) -> dict[str, Any]:
         """Every setting by name."""
-        warp = {key: getattr(self.warp, key) for key in ("temperature", "top_k", "top_p")}
+        named = ("temperature", "top_k", "top_p", *(["top_n_sigma"] if self.warp.top_n_sigma else []))
+        warp = {key: getattr(self.warp, key) for key in named}
         guidance = {"guidance_scale": self.guidance.scale, "cfg_interval": self.guidance.interval}
         return {**guidance, **warp, **asdict(self.settings)}
 
@@ -79,7 +80,7 @@ def asked(
     settings: dict[str, Any],
     spec: RasterSpec | ScaleSpec | ContinuousSpec | None,
 ) -> Method | ScaleMethod | LatentMethod:
-    """`name` with `settings` for a model of layout `spec`; None stands for any raster model."""
+    """`name` with `settings` for a model of layout `spec`; None: any raster model."""
     if isinstance(spec, ContinuousSpec):
         return latent_method(name, recipe, law, settings, spec)
     if isinstance(spec, ScaleSpec):
@@ -138,8 +139,7 @@ def scale_method(
     temperatures = per_scale(used["temperature"], "temperature", number, scales)
     top_ks = per_scale(used["top_k"], "top-k", whole, scales)
     top_ps = per_scale(used["top_p"], "top-p", number, scales)
-    values = zip(temperatures, top_ks, top_ps, strict=True)
-    warps = tuple(Warp(temperature=t, top_k=k, top_p=p, temperature_last=True) for t, k, p in values)
+    warps = tuple(Warp(*each, temperature_last=True) for each in zip(temperatures, top_ks, top_ps, strict=True))
     interval = whole(used["cfg_interval"], "cfg interval")
     ramp = Ramp(number(used["guidance_scale"], "guidance scale"), scales, interval)
     if getattr(chosen, "scales", 0) > scales:

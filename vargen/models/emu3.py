@@ -34,11 +34,11 @@ def sizes(area: int = AREA) -> tuple[tuple[int, int], ...]:
 
 
 def codes(names: dict[str, int]) -> Tensor:
-    """The id of each image code, from a vocabulary_map. ValueError where one is missing."""
+    """The id of each image code, and of the newline behind them, from a vocabulary_map. ValueError where one lacks."""
     found = {int(name[-8:-2]): id for name, id in names.items() if name.startswith("<|visual token")}
     if not found or sorted(found) != list(range(len(found))) or LINE not in names:
         raise ValueError(f"got a vocabulary_map without all image codes, or without {LINE}")
-    return torch.tensor([found[code] for code in range(len(found))])
+    return torch.tensor([*(found[code] for code in range(len(found))), names[LINE]])
 
 
 class Emu3(Wrapped):
@@ -50,20 +50,22 @@ class Emu3(Wrapped):
         self,
         language: nn.Module,
         head: nn.Linear,
-        names: dict[str, int],
+        ids: Tensor,
         *,
         size: tuple[int, int],
         sizes: tuple[tuple[int, int], ...],
     ) -> None:
-        """`names` is the vocabulary_map of the model's config; sizes in pixels, height first."""
+        """`ids` are those of `codes`; sizes in pixels, height first."""
         config: Any = language.config
         super().__init__(language, config.max_position_embeddings)
-        self.head, self.names, self.size, self.sizes = head, names, size, sizes
-        self.register_buffer("ids", codes(names), persistent=False)
-        self.spec = RasterSpec(size[0] // FACTOR, size[1] // FACTOR + 1, len(self.ids) + 1, 0, newline=len(self.ids))
+        self.head, self.size, self.sizes, count = head, size, sizes, len(ids) - 1
+        self.register_buffer("ids", ids, persistent=False)
+        self._first = int(ids[0])
+        self._in_order = torch.equal(ids[:-1].cpu(), torch.arange(self._first, self._first + count))
+        self.spec = RasterSpec(size[0] // FACTOR, size[1] // FACTOR + 1, count + 1, 0, newline=count)
 
     def at(self, size: tuple[int, int]) -> "Emu3":
-        return Emu3(self.language, self.head, self.names, size=size, sizes=self.sizes).to(self.device)
+        return Emu3(self.language, self.head, self.ids, size=size, sizes=self.sizes)
 
     def tokenize(self, prompts: Sequence[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
         """Of the prompt, and of the negative one, each with the size and the token that begins an image."""
@@ -77,9 +79,10 @@ class Emu3(Wrapped):
         return []  # `tokenize` has it
 
     def embed(self, tokens: Tensor) -> Tensor:
-        ids = torch.where(tokens < len(self.ids), self.ids[tokens.clamp(max=len(self.ids) - 1)], self.names[LINE])
-        return self.embed_words(ids)
+        return self.embed_words(self.ids[tokens])
 
     def logits(self, states: Tensor) -> Tensor:
         """Of the codes; a newline's is never looked at (`RasterSpec.given`)."""
-        return F.pad(F.linear(states, self.head.weight[self.ids]).float(), (0, 1))
+        weight, stop = self.head.weight, self._first + len(self.ids) - 1
+        weight = weight[self._first : stop] if self._in_order else weight[self.ids[:-1]]
+        return F.pad(F.linear(states, weight).float(), (0, 1))

@@ -19,12 +19,12 @@ TEMPLATE = "<|User|>: {}\n\n<|Assistant|>:"  # where the tokenizer has no templa
 class Janus(Wrapped):
     """Janus's language model, with what draws images around it, under the raster contract."""
 
-    def __init__(self, model: Any, begin: int) -> None:
-        """`model` is transformers' JanusModel, `begin` the id that begins an image."""
+    def __init__(self, model: Any, *, begin: int, start: int, nothing: int) -> None:
+        """`model` is transformers' JanusModel, `begin` the id that begins an image, `start` a text; `nothing` pads."""
         super().__init__(model.language_model, model.config.text_config.max_position_embeddings)
         parts = (model.generation_embeddings, model.generation_aligner, model.generation_head)
         self.embeddings, self.aligner, self.head = parts
-        self.begin, vq = begin, model.config.vq_config
+        self.begin, self.start, self.nothing, vq = begin, start, nothing, model.config.vq_config
         side = vq.num_patches
         self.spec = RasterSpec(side, side, vq.num_embeddings, 0)
         pixels = side * 2 ** (len(vq.channel_multiplier) - 1)
@@ -39,8 +39,7 @@ class Janus(Wrapped):
         rows = []
         for prompt in prompts:
             ids = [*self._chat(prompt, tokenizer), self.begin]
-            kept = (tokenizer.bos_token_id, self.begin)
-            rows.append([ids, [id if id in kept else tokenizer.pad_token_id for id in ids]])
+            rows.append([ids, [id if id in (self.start, self.begin) else self.nothing for id in ids]])
         return padded(rows)
 
     def _chat(self, prompt: str, tokenizer: Any) -> list[int]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,10 +38,18 @@ class Vocabulary:
     separator: int  # behind each turn of the prompt
     grids: tuple[int, ...]  # the id of n grid steps is grids[n - 1]
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All but the codes in between."""
+        last = self.first + self.codes - 1
+        return (self.first, last, self.begin, self.end, self.newline, self.separator, *self.grids)
+
     @classmethod
     def read(cls, names: Mapping[str, int]) -> "Vocabulary":
         """From names and ids, as `vocabulary_map` in a config.json has them. ValueError where one is missing."""
-        found = {code: int(id) for name, id in names.items() if (code := code_of(name)) is not None}
+        if wrong := [name for name, id in names.items() if not isinstance(id, int)]:
+            raise ValueError(f"got a vocabulary in which {wrong[0]} has no id")
+        found = {code: id for name, id in names.items() if (code := code_of(name)) is not None}
         if not found:
             raise ValueError("got a vocabulary without image codes, expected names such as IMGIMGBZ or <MOVQGAN1>")
         first = min(found.values())
@@ -52,8 +60,8 @@ class Vocabulary:
             raise ValueError(f"got a vocabulary without {missing[0]}")
         grids = []
         while (name := reserved(8801 + len(grids))) in names:
-            grids.append(int(names[name]))
-        return cls(first, len(found), **{key: int(names[name]) for key, name in parts.items()}, grids=tuple(grids))
+            grids.append(names[name])
+        return cls(first, len(found), **{key: names[name] for key, name in parts.items()}, grids=tuple(grids))
 
 
 def reserved(number: int) -> str:
@@ -72,6 +80,8 @@ def code_of(name: str) -> int | None:
 class LuminaMGPT(Prompted):
     """A Chameleon decoder that draws images of one size under the raster contract."""
 
+    chooses_size: ClassVar[bool] = True  # whether it may: see `choose_sizes`
+
     def __init__(
         self,
         decoder: Chameleon,
@@ -89,8 +99,11 @@ class LuminaMGPT(Prompted):
         self.decoder, self.vocabulary, self.size, self.sizes = decoder, vocabulary, size, sizes
         self.factor, self.template = factor, template
         self.config, self.words, self.context = decoder.config, decoder.config.vocabulary, decoder.config.context
-        if max(vocabulary.first + vocabulary.codes, vocabulary.newline, *vocabulary.grids) > self.words:
+        v, most = vocabulary, max(max(one) for one in sizes) // GRID
+        if not 0 <= min(v.ids) <= max(v.ids) < self.words:
             raise ValueError(f"got a vocabulary with ids beyond the {self.words} of the weights")
+        if len(v.grids) < most:
+            raise ValueError(f"got a vocabulary with {len(v.grids)} size tokens, expected {most}")
         self.spec = self._layout()
 
     def _layout(self) -> RasterSpec:
@@ -110,16 +123,17 @@ class LuminaMGPT(Prompted):
         height, width = self.size
         rows = []
         for prompt, shown in zip(prompts, pictures or [()] * len(prompts), strict=True):
-            if shown:  # a task of its own, and no wish for an image of some size
-                text = prompt if PICTURE in prompt else f"{PICTURE} {prompt}"
+            if pictures is not None:  # a task of its own, and no wish for an image of some size
+                text = prompt if PICTURE in prompt else f"{PICTURE} " * len(shown) + prompt
             else:
                 text = self.template.format(width=width, height=height, prompt=prompt)
-            rows.append([self._turn(text, tokenizer, shown), []])
+            rows.append([self._turn(text, tokenizer, None if pictures is None else shown), []])
         return padded(rows)
 
-    def _turn(self, text: str, tokenizer: Any, pictures: Sequence[Tensor]) -> list[int]:
+    def _turn(self, text: str, tokenizer: Any, pictures: Sequence[Tensor] | None) -> list[int]:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        ids, parts = [] if start is None else [start], text.split(PICTURE) if pictures else [text]
+        ids, parts = [] if start is None else [start], [text] if pictures is None else text.split(PICTURE)
+        pictures = pictures or ()
         if len(parts) != len(pictures) + 1:
             raise ValueError(f"got {len(pictures)} pictures for {len(parts) - 1} places {PICTURE} in the prompt")
         for part, shown in zip_longest(parts, pictures):
@@ -157,24 +171,22 @@ class LuminaMGPT(Prompted):
     def choose_sizes(self, ids: Tensor, mask: Tensor, seeds: Tensor, temperature: float) -> list[tuple[int, int]]:
         """Sizes in pixels that the model itself draws behind each prompt, from the law of its size tokens, unguided.
 
-        Published, any token may be drawn there; here, only those of `sizes`.
+        Published, any token may be drawn there; here, only those of `sizes` that leave room for the longest prompt.
         """
-        prompt = self.text_condition(ids, mask, guided=False)
-        grids = torch.tensor(self.vocabulary.grids, device=ids.device)
-        g = noise.gumbel(seeds, torch.arange(2, device=seeds.device), noise.Purpose.SIZE, len(grids))
-        possible = torch.zeros(len(grids), len(grids), dtype=torch.bool, device=ids.device)
-        for height, width in self.sizes:
-            possible[height // GRID - 1, width // GRID - 1] = True
-        x, chosen = prompt.embedding[:, :-2], []
-        allowed = possible.any(1).expand(len(ids), -1)
+        prompt, longest = self.text_condition(ids, mask, guided=False), int(mask.sum(-1).max())
+        fit = [size for size in self.sizes if self.at(size).room >= longest]
+        x = prompt.embedding[:, :-2]
+        chosen: list[tuple[int, ...]] = [()] * len(ids)
+        g = noise.gumbel(seeds, torch.arange(2, device=seeds.device), noise.Purpose.SIZE, len(self.vocabulary.grids))
         for step in range(2):
             front = Condition(x, None if prompt.padding is None else prompt.padding[:, : x.shape[1]])
-            logits = self.size_logits(self.states(front, ids[:, 0, :1])[:, -1])
-            scores = logits.masked_fill(~allowed, float("-inf")) / temperature
-            chosen.append((scores + g[:, step]).argmax(-1))
-            x = torch.cat([x, self.embed_words(grids[chosen[-1]])[:, None]], dim=1)
-            allowed = possible[chosen[0]]
-        return [(int(h + 1) * GRID, int(w + 1) * GRID) for h, w in zip(*chosen, strict=True)]
+            scores = self.size_logits(self.states(front, ids[:, 0, :1])[:, -1]) / temperature + g[:, step]
+            for row, before in enumerate(chosen):
+                able = sorted({size[step] // GRID - 1 for size in fit if size[:step] == before})
+                chosen[row] = (*before, GRID * (1 + able[int(scores[row, able].argmax())]))
+            grids = torch.tensor([self.vocabulary.grids[size[-1] // GRID - 1] for size in chosen], device=ids.device)
+            x = torch.cat([x, self.embed_words(grids)[:, None]], dim=1)
+        return [(size[0], size[1]) for size in chosen]
 
     def size_logits(self, states: Tensor) -> Tensor:
         """What the head says of size tokens from states (R, d) in front of one: (R, n), one grid step first."""
@@ -188,12 +200,18 @@ class LuminaMGPT(Prompted):
 class Anole(LuminaMGPT):
     """Chameleon as Anole taught it to draw (arXiv 2407.06135): no size tokens, no newlines, one size."""
 
+    chooses_size: ClassVar[bool] = False
+
     def _layout(self) -> RasterSpec:
         spec = super()._layout()
         return RasterSpec(spec.rows, spec.columns - 1, spec.vocabulary - 1, 0)
 
     def opening(self) -> list[int]:
         return [self.vocabulary.begin]
+
+    def picture(self, codes: Tensor) -> list[int]:
+        v = self.vocabulary
+        return [v.begin, *(v.first + code for code in codes.flatten().tolist()), v.end]
 
     def logits(self, states: Tensor) -> Tensor:
         return super().logits(states)[..., :-1]

@@ -69,11 +69,18 @@ class Prompted(nn.Module, ABC):
 
     def checked(self, ids: Any, mask: Any) -> tuple[Tensor, Tensor]:
         """What `tokenize` gave. ValueError where it is no such thing, or longer than the model can read."""
-        found, words = checked(ids, mask, self.words, empty=True)
-        longest, room = int(words.sum(-1).max()), self.context - self.spec.slots - len(self.opening())
-        if longest > room:
-            raise ValueError(f"got a prompt of {longest} tokens, expected at most {room} beside an image of this size")
+        found, words = checked(ids, mask, self.words, unguided=len(self.opening()) > 0)
+        longest = int(words.sum(-1).max())
+        if longest > self.room:
+            raise ValueError(
+                f"got a prompt of {longest} tokens, expected at most {self.room} beside an image of this size"
+            )
         return found, words
+
+    @property
+    def room(self) -> int:
+        """Tokens that a prompt may have beside an image of this size."""
+        return self.context - self.spec.slots - len(self.opening())
 
     def text_condition(self, states: Tensor, mask: Tensor, *, guided: bool) -> Condition:
         """Embed ids (B, 2, T) under their mask, as `tokenize` gives them, as (B, T', d), or (2B, T', d) if `guided`."""
@@ -138,10 +145,10 @@ class Passing(KVCache):
         return k, v
 
 
-def checked(ids: Any, mask: Any, vocabulary: int, *, empty: bool = False) -> tuple[Tensor, Tensor]:
+def checked(ids: Any, mask: Any, vocabulary: int, *, unguided: bool = False) -> tuple[Tensor, Tensor]:
     """What a `tokenize` gave and somebody hands in; one prompt may lack the B. ValueError where it cannot be that.
 
-    With `empty`, there may be no words, as in what guidance is against.
+    With `unguided`, what guidance is against may have no words.
     """
     if not isinstance(ids, Tensor) or not isinstance(mask, Tensor):
         raise ValueError("got prompt_embeds or prompt_attention_mask that is no tensor: pass both, from encode_prompt")
@@ -153,7 +160,8 @@ def checked(ids: Any, mask: Any, vocabulary: int, *, empty: bool = False) -> tup
     if ids.dtype != torch.int64 or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
         raise ValueError(f"got prompt_embeds that are no token ids, expected whole numbers from 0 to {vocabulary - 1}")
     words = mask.bool()
-    if not (empty or words[..., 0].all()) or (words[..., 1:] & ~words[..., :-1]).any():
+    first = words[:, : 1 if unguided else 2, 0]
+    if not ((mask == 0) | (mask == 1)).all() or not first.all() or (words[..., 1:] & ~words[..., :-1]).any():
         raise ValueError("got a prompt_attention_mask that is not of words first and padding behind them")
     return ids, words
 

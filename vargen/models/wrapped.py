@@ -39,6 +39,14 @@ class Wrapped(Prompted, ABC):
         named = inspect.signature(type(language).forward).parameters
         self._cache_name = "cache" if "cache" in named else "past_key_values"  # it changed in transformers 5.2x
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves and casts the weights; rotary frequencies are moved alone, since transformers keeps them in float32."""
+        held = [(part, part._buffers["inv_freq"]) for part in self.modules() if "inv_freq" in part._buffers]
+        out = super()._apply(fn, recurse)
+        for part, frequencies in held:
+            part._buffers["inv_freq"] = None if frequencies is None else frequencies.to(self.device)
+        return out
+
     def embed_words(self, ids: Tensor) -> Tensor:
         embed: Any = self.language.embed_tokens
         return embed(ids)
@@ -76,16 +84,22 @@ def pretrained(kind: type, folder: Path) -> Any:
 class Images(nn.Module):
     """An image tokenizer of transformers, in float32: ids (B, h, w) to images (B, 3, H, W), nominally in [-1, 1]."""
 
-    def __init__(self, vqmodel: nn.Module, factor: int, *, flat: bool, sphere: bool) -> None:
-        """`factor` pixels per token along one side; `flat` where its ids come without rows; codes on the `sphere`."""
+    def __init__(
+        self, vqmodel: nn.Module, factor: int, *, flat: bool, sphere: bool, mean: float = 0.5, std: float = 0.5
+    ) -> None:
+        """`factor` pixels per token along one side; `flat` where its ids come without rows; codes on the `sphere`.
+
+        What it decodes is normalised by `mean` and `std` of pixels in [0, 1].
+        """
         super().__init__()
         self.vqmodel, self.config, self._flat = vqmodel.float(), SimpleNamespace(factor=factor), flat
-        self.quantize = Codes(vqmodel, sphere)
+        self.quantize, self._law = Codes(vqmodel, sphere), (2 * std, 2 * mean - 1)
 
     def decode(self, ids: Tensor) -> Tensor:
         """Images of ids (B, h, w)."""
         decode: Any = self.vqmodel.decode
-        return decode(ids.flatten(1) if self._flat else ids)
+        found, (scale, shift) = decode(ids.flatten(1) if self._flat else ids), self._law
+        return found if self._law == (1.0, 0.0) else found * scale + shift
 
 
 class Codes:

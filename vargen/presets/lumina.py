@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vargen.raster import RasterPipeline
 
 TOKENIZERS = {
-    "chameleon-vqgan": VQConfig(codes=8192, code_dim=256, sphere=False, attends=False),
+    "chameleon-vqgan": VQConfig(codes=8192, code_dim=256, sphere=False, attends=False, truncates=True),
     "movqgan-270m": VQConfig(
         (256, 512, 512, 1024), latent_channels=4, codes=16384, code_dim=4, sphere=False, spatial=True
     ),
@@ -118,9 +118,23 @@ def settings(folder: Path) -> dict[str, Any]:
     return found
 
 
-def shapes(found: dict[str, Any], groups: int) -> ChameleonConfig:
-    """What a config.json says of a decoder. ValueError names what it lacks."""
+WHOLE = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size")
+PLAIN = {"rope_scaling": None, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}  # what we build
+
+
+def shapes(found: dict[str, Any], *, per_head: bool) -> ChameleonConfig:
+    """What a config.json says of a decoder. ValueError names what it lacks, and what is not built here.
+
+    Norms of queries and keys have a row `per_head`, or one for each of the parts that the model was trained in.
+    """
+    for key in (*WHOLE, "max_position_embeddings"):
+        if key in found and not (isinstance(found[key], int) and 0 < found[key] < 1 << 20):
+            raise ValueError(f"config.json has {key} {found[key]!r}, expected a whole number above 0")
+    for key, built in PLAIN.items():
+        if found.get(key, built) != built:
+            raise ValueError(f"config.json has {key} {found[key]!r}, and only {built!r} is built here")
     try:
+        groups = found["num_attention_heads"] if per_head else found.get("model_parallel_size", 1)
         return ChameleonConfig(
             layers=found["num_hidden_layers"],
             heads=found["num_attention_heads"],
@@ -148,7 +162,7 @@ def vocabulary(found: dict[str, Any], codes: int, text: Any, where: str) -> Voca
         raise ValueError(f"the vocabulary_map of {where} has {read.codes} image codes, expected {codes}")
     if text is not None:
         known = text.get_vocab()
-        for name, id in ((name, id) for name, id in names.items() if id in (read.separator, read.begin, read.end)):
+        for name, id in ((name, id) for name, id in names.items() if id in read.ids[2:]):
             if known.get(name) != id:
                 raise ValueError(f"the text tokenizer gives {name} the id {known.get(name)}, {where} has it at {id}")
     return read
@@ -164,7 +178,8 @@ def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> VQTok
     if path is None or not path.is_file():
         where = "" if path is None else f" {path}"
         raise ValueError(f"no weights file{where} of {name}: name {FILES[name]} with tokenizer_checkpoint")
-    _check_yaml(path.with_name("vqgan.yaml"), config)
+    if name == "chameleon-vqgan":
+        _check_yaml(path.with_name("vqgan.yaml"), config)
     with torch.device("meta"):
         module = VQTokenizer(config)
     checkpoints.load_into(module, path, vq.taming_layout(config), device=device)
@@ -191,7 +206,7 @@ def _check_yaml(path: Path, config: VQConfig) -> None:
 
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "RasterPipeline":
     """The pipeline of a preset, from the official files or from `sources`."""
-    from vargen.raster import RasterPipeline
+    from vargen.prompting import PromptedPipeline
 
     model, given = MODELS[name], sources.checkpoint
     folder = given if given is not None else checkpoints.fetch(model.repository, "*", REVISION)
@@ -203,13 +218,12 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     own = (folder / "tokenizer.json").is_file() and sources.text_encoder is None
     text = None if sources.drafts else t5.load_tokenizer(str(folder) if own else sources.text_encoder, model.words)
     ids = vocabulary(found, TOKENIZERS[model.images].codes, text, str(folder))
-    groups = found["num_attention_heads"] if model.made is Anole else found.get("model_parallel_size", 1)
-    config = shapes(found, groups)
+    config = shapes(found, per_head=model.made is Anole)
     with torch.device("meta"):
         decoder = Chameleon(config)
     checkpoints.load_into(decoder, folder, chameleon.LAYOUT, dtype=dtype, device=device)
     transformer = _around(model, decoder.eval().requires_grad_(False), ids)
-    return RasterPipeline(transformer, images, text_tokenizer=text, preset=PRESETS[name])
+    return PromptedPipeline(transformer, images, text_tokenizer=text, preset=PRESETS[name])
 
 
 def _around(model: Published, decoder: Chameleon, ids: Vocabulary) -> LuminaMGPT:

@@ -34,6 +34,7 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     """The pipeline of a shipped model; the checkpoint may also be a folder with all of them."""
     from vargen.continuous import ContinuousPipeline
     from vargen.next_scale import NextScalePipeline
+    from vargen.prompting import PromptedPipeline
     from vargen.raster import RasterPipeline
 
     folder = sources.checkpoint if sources.checkpoint and sources.checkpoint.is_dir() else None
@@ -45,7 +46,8 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     kind = transformer.spec.kind
     images = tokenizer(TOKENIZER[kind], sources.tokenizer_checkpoint or folder, device)
     made = {"raster": RasterPipeline, "next-scale": NextScalePipeline, "continuous": ContinuousPipeline}
-    pipe = made[kind](transformer, images, **words, preset=PRESETS[name])
+    made = PromptedPipeline if words else made[kind]
+    pipe = made(transformer, images, **words, preset=PRESETS[name])
     pipe.nats_per_token = pocket.figures(name).get("nats_per_token") if sources.checkpoint is None else None
     return pipe
 

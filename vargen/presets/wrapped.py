@@ -4,6 +4,7 @@ Emu3's recipe is that of its model card, Janus's that of its official repository
 Neither repository is known to us at a revision.
 """
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ SUMMARIES = {
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "RasterPipeline":
     """The pipeline of a preset, from the official files or from a folder with a copy of them."""
     from vargen.models.wrapped import Images, pretrained
-    from vargen.raster import RasterPipeline
+    from vargen.prompting import PromptedPipeline
 
     repository, given = REPOSITORIES[name], sources.checkpoint
     folder = given if given is not None else checkpoints.fetch(repository, "*", "main")
@@ -51,8 +52,22 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     transformer, vqmodel, factor = (_emu3 if name.startswith("emu3") else _janus)(folder, text, pretrained)
     transformer.to(device, dtype).eval().requires_grad_(False)
     janus = not name.startswith("emu3")
-    images = Images(vqmodel, factor, flat=janus, sphere=janus).to(device)
-    return RasterPipeline(transformer, images, text_tokenizer=text, preset=PRESETS[name])
+    images = Images(vqmodel, factor, flat=janus, sphere=janus, **normalised(folder)).to(device)
+    return PromptedPipeline(transformer, images, text_tokenizer=text, preset=PRESETS[name])
+
+
+def normalised(folder: Path) -> dict[str, float]:
+    """Mean and deviation that the image processor of a folder normalises by; ValueError where channels differ."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        pairs = {key: set(found.get(f"image_{key}") or [0.5]) for key in ("mean", "std")}
+        (mean,), (std,) = pairs["mean"], pairs["std"]
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError(f"cannot read {path}: expected one image_mean and image_std for all channels") from None
+    return {"mean": float(mean), "std": float(std)}
 
 
 def _emu3(folder: Path, text: Any, pretrained: Any) -> "tuple[Wrapped, Any, int]":
@@ -66,7 +81,8 @@ def _emu3(folder: Path, text: Any, pretrained: Any) -> "tuple[Wrapped, Any, int]
         if text.get_vocab().get(name) != names.get(name) or name not in names:
             raise ValueError(f"the text tokenizer and the vocabulary_map of {folder} disagree on {name}")
     inner = model.model
-    return Emu3(inner.text_model, model.lm_head, names, size=sizes[0], sizes=sizes), inner.vqmodel, emu3.FACTOR
+    ids = emu3.codes(names)
+    return Emu3(inner.text_model, model.lm_head, ids, size=sizes[0], sizes=sizes), inner.vqmodel, emu3.FACTOR
 
 
 def _janus(folder: Path, text: Any, pretrained: Any) -> "tuple[Wrapped, Any, int]":
@@ -75,11 +91,14 @@ def _janus(folder: Path, text: Any, pretrained: Any) -> "tuple[Wrapped, Any, int
     from vargen.models.janus import Janus
 
     model = pretrained(JanusForConditionalGeneration, folder)
-    named = getattr(model.generation_config, "generation_kwargs", None) or {}
-    begin = named.get("boi_token_id", text.get_vocab().get("<begin_of_image>"))
-    if begin is None:
-        raise ValueError(f"neither generation_config.json nor the tokenizer of {folder} says what begins an image")
-    made = Janus(model.model, begin)
+    how = model.generation_config
+    begin = (getattr(how, "generation_kwargs", None) or {}).get("boi_token_id")
+    begin = text.get_vocab().get("<begin_of_image>") if begin is None else begin
+    start = text.bos_token_id if how.bos_token_id is None else how.bos_token_id
+    nothing = text.pad_token_id if how.pad_token_id is None else how.pad_token_id
+    if None in (begin, start, nothing):
+        raise ValueError(f"{folder} does not say which ids begin a text and an image, and which one pads")
+    made = Janus(model.model, begin=begin, start=start, nothing=nothing)
     return made, model.model.vqmodel, made.size[0] // made.spec.rows
 
 

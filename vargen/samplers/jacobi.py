@@ -127,6 +127,8 @@ class JacobiWindow(Window, ABC):
         step = 1 if self._settings.guess.endswith("left") else self._task.spec.columns
         # The nearest slot to the left or above that already holds a token or a draft: one or more steps back.
         source = slots - step * ((slots - self._pointers - self._known) // step + 1)
+        if step == 1:  # a newline is copied to nowhere
+            source = source - self._task.spec.ends(source.clamp(min=0)).long()
         inside, source = source >= 0, source.clamp(min=0)
         if self._laws is None:
             copied = self._buffer.gather(1, source)

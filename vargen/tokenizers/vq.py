@@ -57,6 +57,7 @@ class VQConfig:
     sphere: bool = True  # whether codes are normalised whenever they are used
     attends: bool = True  # whether the coarsest level does, beside the middle
     spatial: bool = False  # whether the decoder's norms take the codes as well
+    truncates: bool = False  # whether pixels are cut to bytes, not rounded, as published
 
     @property
     def factor(self) -> int:

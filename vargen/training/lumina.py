@@ -134,7 +134,9 @@ def measure(
     for i, size in enumerate(LUMINA_SIZES):
         model = lumina(decoder, size)
         ids, captions = captioned(tokenizer, folder, images, HELD_OUT + i * images, size, device)
-        batches, kept = range(0, images, 50), torch.ones(50, dtype=torch.bool)
-        nats = [losses(model, captions[j : j + 50], kept, ids[j : j + 50], text)[0].item() for j in batches]
-        out[f"nats_per_token_{size[0]}x{size[1]}"] = float(np.mean(nats))
+        nats = 0.0
+        for j in range(0, images, 50):
+            some, kept = ids[j : j + 50], torch.ones(len(ids[j : j + 50]), dtype=torch.bool)
+            nats += losses(model, captions[j : j + 50], kept, some, text)[0].item() * len(some)
+        out[f"nats_per_token_{size[0]}x{size[1]}"] = nats / images
     return {"nats_per_token": float(np.mean(list(out.values()))), **out, "images": images * len(LUMINA_SIZES)}

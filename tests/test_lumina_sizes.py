@@ -1,0 +1,84 @@
+"""Pictures in prompts, sizes that the model chooses, and vocabularies that cannot be."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from chameleon import CONFIG, NAMES, SIZES, decoder, lumina, vqgan
+from PIL import Image
+from test_chameleon import LAW, pipeline
+
+from vargen.models.lumina_mgpt import LuminaMGPT, Vocabulary
+from vargen.pictures import fit
+
+
+def test_pictures_are_brought_to_a_size_of_the_model():
+    wide = Image.new("RGB", (400, 100), "red")
+    wide.paste("blue", (0, 0, 200, 100))
+    found = fit(wide, SIZES)
+    assert found.shape == (1, 3, 32, 96)
+    assert found[0, :, 16, 10].tolist() == pytest.approx([-1, -1, 1], abs=0.02)
+    assert found[0, :, 16, 85].tolist() == pytest.approx([1, -1, -1], abs=0.02)
+    clear = fit(Image.new("RGBA", (50, 50), (0, 0, 0, 0)), SIZES)
+    assert clear.shape == (1, 3, 64, 64)
+    assert (clear == 1).all()
+    assert (fit(Image.new("RGBa", (50, 50)), SIZES) == 1).all()
+    assert fit(Image.new("L", (1, 3000), 255), SIZES).shape == (1, 3, 96, 32)
+    for wrong, complaint in (("boat.png", "expected a PIL image"), (Image.new("I", (9, 9)), "8 bits a channel")):
+        with pytest.raises(ValueError, match=complaint):
+            fit(wrong, SIZES)
+
+
+def test_the_model_may_choose_the_size():
+    """Sizes are among its own, and an image is what it would be had its size been given."""
+    pipe, how = pipeline(lumina()), {"method": "sjd-exact:window=4", **LAW}
+    pipe.register_modules(tokenizer=vqgan())
+    out = pipe(prompt=["a red boat", "sea"] * 30, seed=0, free_size=True, **how)
+    sizes = [image.size for image in out.images]
+    assert set(sizes) <= {(w, h) for h, w in SIZES}
+    assert len(set(sizes)) > 1
+    for i in (0, 1, 17):
+        given = {"width": sizes[i][0], "height": sizes[i][1]}
+        prompts = pipe.encode_prompt("a red boat" if i % 2 == 0 else "sea")  # of the size in the template: 64x64
+        named = dict(zip(("prompt_embeds", "prompt_attention_mask"), prompts, strict=True))
+        assert torch.equal(pipe(**named, seed=i, **given, **how).tokens[0], out.tokens[i])
+    with pytest.raises(ValueError, match="gives PIL images"):
+        pipe(prompt="sea", free_size=True, output_type="pt")
+    alone = [pipe(prompt=["a red boat", "sea"][i % 2], seed=i, free_size=True, **how).images[0].size for i in range(6)]
+    assert alone == sizes[:6]
+
+
+def test_sizes_are_chosen_among_those_that_leave_room():
+    pipe, room = pipeline(lumina(config=replace(CONFIG, context=30))), {}  # 64x64 has 20 slots, the others 14 and 18
+    for size in SIZES:
+        room[size] = pipe.at(*size).transformer.room
+    assert room == {(64, 64): 7, (32, 96): 13, (96, 32): 9}
+    narrow = pipe.at(32, 96)
+    narrow.register_modules(tokenizer=vqgan())
+    states, mask = narrow.encode_prompt("a red boat by the sea by")  # 10 tokens
+    for seed in range(12):
+        out = narrow(prompt_embeds=states, prompt_attention_mask=mask, seed=seed, free_size=True, method="ar")
+        assert out.images[0].size == (96, 32)
+
+
+def test_a_size_is_made_once():
+    pipe = pipeline(lumina())
+    assert pipe.at(32, 96) is pipe.at(height=32, width=96)
+    assert pipe.at() is pipe.at(64, 64) is pipe
+    pipe(prompt="sea", height=32, width=96, output_type="latent", seed=0)  # its widths are measured once
+    assert len(pipe.at(32, 96)._costs) == 1
+    assert pipe.at(32, 96).transformer.decoder is pipe.transformer.decoder
+
+
+def test_bad_vocabularies():
+    ids = Vocabulary.read(NAMES)
+    how = {"size": (64, 64), "sizes": SIZES, "factor": 16, "template": "{prompt}"}
+    for wrong, complaint in (
+        (replace(ids, newline=CONFIG.vocabulary), "ids beyond the"),
+        (replace(ids, separator=-1), "ids beyond the"),
+        (replace(ids, grids=ids.grids[:2]), "with 2 size tokens, expected 3"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            LuminaMGPT(decoder(), wrong, **how)
+    with pytest.raises(ValueError, match="in which red has no id"):
+        Vocabulary.read(NAMES | {"red": None})
