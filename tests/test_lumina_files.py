@@ -146,7 +146,10 @@ SPOILED = [
     (lambda folder: (folder / "config.json").write_text("{"), r"cannot read .*config.json"),
     (lambda folder: config(folder, num_hidden_layers="2"), "has num_hidden_layers '2', expected a whole number"),
     (lambda folder: config(folder, num_attention_heads=0), "has num_attention_heads 0, expected a whole number"),
-    (lambda folder: config(folder, rope_scaling={"type": "linear", "factor": 2.0}), r"has rope_scaling .* only None is built"),
+    (
+        lambda folder: config(folder, rope_scaling={"type": "linear", "factor": 2.0}),
+        r"has rope_scaling .* only None is built",
+    ),
     (spoil_tokenizer, "the text tokenizer gives <reserved08706> the id None"),
     (spoil_yaml, r"vqgan.yaml is of another image tokenizer"),
     (lambda folder: (folder / "vqgan.ckpt").unlink(), r"no weights file .* name vqgan.ckpt"),

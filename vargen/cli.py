@@ -42,7 +42,7 @@ def add_law(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name of a model, see --list")
     parser.add_argument("--checkpoint", type=Path, help="weights file to use instead of downloading the published one")
     parser.add_argument("--tokenizer-checkpoint", type=Path, help="the same for the image tokenizer")
-    text = "folder or repository of a T5 encoder, or of Harmon's text tokenizer, instead of the published one"
+    text = "folder or repository of a T5 encoder, or of a model's own text tokenizer, instead of the published one"
     parser.add_argument("--text-encoder", help=text)
     parser.add_argument("--no-ema", action="store_true", help="take a file's plain weights, not the averaged ones")
     parser.add_argument("--drafter", help="model that drafts, or refines, where a method wants one (default: its own)")

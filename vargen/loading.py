@@ -27,7 +27,8 @@ def load(
     `device` defaults to CUDA where there is one. `dtype` is the transformer's, cast to while loading (default: float32
     on a CPU, bfloat16 on CUDA); the image tokenizer stays in float32. The official files are downloaded (at a pinned
     revision where one is known) unless named: `checkpoint` and `tokenizer_checkpoint` are files or folders with
-    them, `text_encoder` a folder or repository with a T5 encoder and its tokenizer (of Harmon, a text tokenizer alone).
+    them, `text_encoder` a folder or repository with a T5 encoder and its tokenizer (of models that read prompts
+    themselves, a text tokenizer alone).
     `drafter`, for the methods that draft with one (and for `code`, which refines with one), is another model by name,
     of the same vocabulary, grid and image tokenizer; or `eagle`, a head on this model that was trained by
     `scripts/train_drafter.py`: the one in the file `drafter_checkpoint`, or the one that ships. MAR's files have

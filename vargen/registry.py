@@ -22,7 +22,6 @@ MODELS = {
     },
     "pocket-mar": "vargen.presets.pocket:PRESETS",
     "pocket-mar-small": "vargen.presets.pocket:PRESETS",
-    "pocket-lumina": "vargen.presets.pocket:PRESETS",
     "llamagen-t2i-xl-256": "vargen.presets.llamagen:PRESETS",
     "llamagen-t2i-xl-512": "vargen.presets.llamagen:PRESETS",
     **{f"var-d{depth}": "vargen.presets.var:PRESETS" for depth in (16, 20, 24, 30, 36)},

@@ -91,7 +91,6 @@ NAMES = (
     "pocket-mar",
     "pocket-mar-small",
     "pocket-judge",
-    "pocket-lumina",
 )
 
 

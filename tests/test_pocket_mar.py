@@ -1,0 +1,32 @@
+"""The shipped models of continuous tokens: they draw what they are asked for, and draft for each other."""
+
+import pytest
+import torch
+from test_pocket import LABELS, seen_as_asked
+
+import vargen
+
+FEW = {"iterations": 32, "highest": 950}
+
+
+@pytest.fixture(scope="module")
+def latents():
+    pipe = vargen.load("pocket-mar", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("method", ["disa:upper=25:lower=5", "csd:upper=25:lower=5:rule=paper"])
+def test_continuous_tokens_show_the_class_asked_for(latents, method):
+    out = latents(LABELS, method=method, seed=0, batch_size=40, output_type="pt", **FEW)
+    assert seen_as_asked(out.images) >= 0.8  # 85% on 500 images by `mar`; here 40, and fewer steps
+    assert torch.isfinite(out.tokens).all()
+
+
+def test_drafts_of_the_small_model(latents):
+    """The real pair drafts and verifies; a model that drafts for itself is kept throughout."""
+    out = latents(LABELS[:4], method="csd:upper=10:lower=10", seed=1, output_type="latent", **FEW)
+    assert out.trace.settings["drafter"] == "pocket-mar-small"
+    assert 0 < out.trace.drafts_kept < out.trace.drafts
+    own = latents(LABELS[:4], method="csd:upper=10:lower=10:drafter=pocket-mar", seed=1, output_type="latent", **FEW)
+    assert own.trace.drafts_kept == own.trace.drafts
