@@ -1,6 +1,7 @@
 """Lumina-mGPT at its edges: drafters that do not fit, no image tokenizer, bytes, bfloat16, what the trace says."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,9 +42,9 @@ def test_without_an_image_tokenizer():
     pipe = pipeline()
     pipe.register_modules(tokenizer=None)
     assert pipe(prompt="sea", **LATENT).tokens.shape == (1, 4, 4)
-    for how, complaint in (({}, "only output_type latent"), ({"image": Image.new("RGB", (9, 9))}, "is read with")):
+    for image, complaint in ((None, "only output_type latent"), (Image.new("RGB", (9, 9)), "is read with")):
         with pytest.raises(ValueError, match=complaint):
-            pipe(prompt="sea", **how)
+            pipe(prompt="sea", image=image)
 
 
 def test_pixels_are_cut_to_bytes():
@@ -77,7 +78,7 @@ def test_keys_in_bfloat16_are_normalised_and_turned_in_float32():
     front = condition.embedding.shape[1]
     cache = model.make_cache(1, 0, front)
     model.prefill(condition, cache)
-    layer = model.decoder.model.layers[0]
+    layer: Any = model.decoder.model.layers[0]
     k = layer.self_attn.k_proj(layer.input_layernorm(condition.embedding)).unflatten(-1, (CONFIG.heads, -1)).float()
     mean, variance = k.mean(-1, keepdim=True), k.var(-1, unbiased=False, keepdim=True)
     k = (k - mean) / (variance + 1e-5).sqrt() * layer.self_attn.k_norm.weight + layer.self_attn.k_norm.bias
