@@ -136,7 +136,7 @@ def spoil_yaml(folder):
 SPOILED = [
     (spoil_shard, r"lacks model-00002-of-00002.safetensors of 2 files"),
     (spoil_index, "is damaged: expected JSON with a weight_map"),
-    (spoil_all_weights, r"no weights in .* expected model.safetensors"),
+    (spoil_all_weights, r"no weights file in .* expected model.safetensors"),
     (spoil_order, "do not follow one another in order"),
     (spoil_map, "without <racm3:break>"),
     (spoil_count, "has 23 image codes, expected 24"),

@@ -6,7 +6,7 @@ from test_pocket import LABELS, seen_as_asked
 
 import vargen
 
-FEW = {"iterations": 32}
+FEW = {"iterations": 16}
 
 
 @pytest.fixture(scope="module")

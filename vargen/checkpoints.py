@@ -111,7 +111,7 @@ def shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         if not (folder / "model.safetensors").is_file():
-            raise ValueError(f"no weights in {folder}: expected model.safetensors, or shards and {index.name}")
+            raise ValueError(f"no weights file in {folder}: expected model.safetensors, or shards and {index.name}")
         return [folder / "model.safetensors"]
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
