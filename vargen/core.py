@@ -94,6 +94,7 @@ class KVCache:
     """
 
     padding: Tensor | None = None  # of the condition, see `Condition`; set by the prefill
+    shift: Tensor | None = None  # (R, 1): padded rows in front, where positions count from the first that is not
     front: int = 0  # rows of the condition, where the model takes conditions of any length; set with the cache
 
     def __init__(

@@ -103,7 +103,7 @@ class Prompted(nn.Module, ABC):
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
         batch, count, _ = condition.embedding.shape
         rows = torch.arange(count, device=self.device).expand(batch, -1)
-        cache.padding = condition.padding
+        _begin(cache, condition)
         states = self._run(condition.embedding, cache, (rows, rows, 0, count, None))
         return self.logits(states[:, -1:])
 
@@ -113,8 +113,8 @@ class Prompted(nn.Module, ABC):
     def _run(self, x: Tensor, cache: KVCache, standing: Standing) -> Tensor:
         slots, rows, first, stop, sees = standing
         mask, positions = mask_over(cache, rows, first, stop, sees, x.dtype), slots
-        if cache.padding is not None:
-            positions = (slots - cache.padding[: len(slots)].sum(1, keepdim=True)).clamp(min=0)
+        if cache.shift is not None:
+            positions = (slots - cache.shift[: len(slots)]).clamp(min=0)
         return self.layers(x, positions, mask, cache, rows, stop)
 
     def forward(self, condition: Condition, tokens: Tensor) -> Tensor:
@@ -126,8 +126,14 @@ class Prompted(nn.Module, ABC):
         x = torch.cat([condition.embedding, self.embed(tokens[:, :-1])], dim=1)
         batch, count, _ = x.shape
         cache, rows = Passing(), torch.arange(count, device=x.device).expand(batch, -1)
-        cache.padding = condition.padding
+        _begin(cache, condition)
         return self._run(x, cache, (rows, rows, 0, count, None))
+
+
+def _begin(cache: KVCache, condition: Condition) -> None:
+    """What a cache knows of the condition, once for all steps."""
+    cache.padding = condition.padding
+    cache.shift = None if condition.padding is None else condition.padding.sum(1, keepdim=True)
 
 
 class Passing(KVCache):
