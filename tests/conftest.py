@@ -1,7 +1,12 @@
 """One thread for the tiny tensors of most tests: handing work to a second one costs more than the work."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when kernels are imported
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,11 +9,13 @@ from small import pipeline
 from toy import images, law, p_value
 
 from vargen import registry
+from vargen.kernels.choice import Kernels
 from vargen.samplers import neighbours, relax, rules
 from vargen.samplers.contract import Task
 from vargen.samplers.sjd import CoupledJacobi, CoupledSettings
 
 IDS = 24
+PLAIN = Kernels("torch")
 CODES = torch.nn.functional.normalize(torch.randn(IDS, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
 
 
@@ -42,15 +44,16 @@ def near(k):
 
 def settled(rule, draft, q, p, u, v, *more, **settings):
     """(kept, token) of a rule."""
-    kept, rest = rule(draft, q, p, u, *more, **settings)
+    known = {"kernels": PLAIN} if rule in (relax.lantern, relax.gsd) else {}
+    kept, rest = rule(draft, q, p, u, *more, **known, **settings)
     return kept, rules.settle(kept, rest, draft, v)
 
 
 NEUTRAL: dict[str, Any] = {
-    "lantern": lambda a: settled(rules.lantern, *a, neighbours=near(10), delta=0.0),
-    "lantern++": lambda a: settled(rules.lantern, *a, neighbours=near(10), factor=0.0),
-    "gsd": lambda a: settled(rules.gsd, *a, codebook=CODES, below=0, above=0),
-    "gsd-distance": lambda a: settled(rules.gsd, *a, codebook=CODES, distance=0.0),
+    "lantern": lambda a: settled(relax.lantern, *a, near=near(10), delta=0.0),
+    "lantern++": lambda a: settled(relax.lantern, *a, near=near(10), factor=0.0),
+    "gsd": lambda a: settled(relax.gsd, *a, codebook=CODES, below=0, above=0),
+    "gsd-distance": lambda a: settled(relax.gsd, *a, codebook=CODES, distance=0.0),
     "cool": lambda a: settled(rules.cool, *a, weight=torch.ones(a[0].shape, dtype=torch.float64)),
 }
 
@@ -92,7 +95,7 @@ def test_lantern_by_hand():
     u = torch.tensor([0.42, 0.44, 0.44, 0.99], dtype=torch.float64)
     v = torch.tensor([0.0, 0.39, 0.41, 0.99], dtype=torch.float64)
     kept, tokens = settled(
-        rules.lantern, torch.zeros(4, dtype=torch.int64), Q.expand(4, 4), P.expand(4, 4), u, v, NEAR, delta=0.25
+        relax.lantern, torch.zeros(4, dtype=torch.int64), Q.expand(4, 4), P.expand(4, 4), u, v, NEAR, delta=0.25
     )
     assert kept.tolist() == [True, False, False, False]
     assert tokens.tolist() == [0, 2, 3, 3]
@@ -104,12 +107,12 @@ def test_gsd_by_hand():
     q = torch.tensor([0.1, 0.6, 0.25, 0.05], dtype=torch.float64)
     u = torch.tensor([0.40, 0.44], dtype=torch.float64)  # ours: 0.1 + 0.2, theirs: 0.1 + 0.6
     draft, v = torch.tensor([1, 1]), torch.tensor([0.0, 0.0], dtype=torch.float64)
-    kept, tokens = settled(rules.gsd, draft, q.expand(2, 4), P.expand(2, 4), u, v, codes, below=1, above=1)
+    kept, tokens = settled(relax.gsd, draft, q.expand(2, 4), P.expand(2, 4), u, v, codes, below=1, above=1)
     assert kept.tolist() == [True, False]
     assert tokens.tolist() == [1, 2]  # the residual is (0, 0, 0.05, 0.35)
-    alike, _ = settled(rules.gsd, draft, q.expand(2, 4), P.expand(2, 4), u, v, codes, below=1, above=1, gap=0.05)
+    alike, _ = settled(relax.gsd, draft, q.expand(2, 4), P.expand(2, 4), u, v, codes, below=1, above=1, gap=0.05)
     assert alike.tolist() == [False, False]  # 0 is too unlike in probability: 0.2 / 0.6
-    alone, _ = settled(rules.gsd, draft, q.expand(2, 4), P.expand(2, 4), u, v, codes, below=0, above=0)
+    alone, _ = settled(relax.gsd, draft, q.expand(2, 4), P.expand(2, 4), u, v, codes, below=0, above=0)
     assert alone.tolist() == [False, False]
 
 
@@ -160,8 +163,8 @@ def test_acceptance_grows_with_every_relaxation():
 
     exact = share(rules.keep(draft, q, p, u, v)[0])
     for shares in (
-        [share(settled(rules.lantern, draft, q, p, u, v, near(20), delta=d)[0]) for d in (0.0, 0.1, 0.3, 0.9)],
-        [share(settled(rules.lantern, draft, q, p, u, v, near(20), factor=f)[0]) for f in (0.0, 1.0, 4.0, 99.0)],
+        [share(settled(relax.lantern, draft, q, p, u, v, near(20), delta=d)[0]) for d in (0.0, 0.1, 0.3, 0.9)],
+        [share(settled(relax.lantern, draft, q, p, u, v, near(20), factor=f)[0]) for f in (0.0, 1.0, 4.0, 99.0)],
         [
             share(settled(rules.cool, draft, q, p, u, v, torch.full((4000,), w, dtype=torch.float64))[0])
             for w in (1.0, 2.0, 4.0)

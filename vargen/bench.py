@@ -26,6 +26,11 @@ PLAIN = ("ar", "var", "mar", "flowar", "xar")  # what speed-ups are measured aga
 
 def command(argv: list[str]) -> None:
     """Run the benchmark from flags."""
+    if any(word.startswith("--synthetic") for word in argv):
+        from vargen import synthetic
+
+        synthetic.command(argv)
+        return
     parser = cli.Parser(prog="bench", description="Compare methods on one model, in one process, in turn.")
     cli.add_law(parser)
     parser.set_defaults(batch_size=1)

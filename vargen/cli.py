@@ -58,6 +58,7 @@ def add_law(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first image; image i has seed + i")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the transformer")
+    parser.add_argument("--fast", choices=["auto", "off", "triton"], default="auto", help="off: without kernels")
     parser.add_argument("--batch-size", type=int, default=16, help="images decoded together")
 
 
@@ -86,8 +87,8 @@ def load(options: argparse.Namespace) -> Any:
 
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     named = ("checkpoint", "tokenizer_checkpoint", "text_encoder", "drafter", "drafter_checkpoint")
-    files = {key: getattr(options, key) for key in named}
-    return vargen.load(options.model, device=options.device, dtype=dtype, ema=not options.no_ema, **files)
+    rest = {key: getattr(options, key) for key in (*named, "fast")}
+    return vargen.load(options.model, device=options.device, dtype=dtype, ema=not options.no_ema, **rest)
 
 
 def law(options: argparse.Namespace) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vargen import __version__
+from vargen.kernels.choice import Kernels
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class KVCache:
         shape = (layers, batch, rows, heads, dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.kernels = Kernels()
         self._offset = torch.arange(batch, device=device)[:, None] * rows
 
     @property
@@ -163,7 +165,7 @@ class Trace:
     seeds: list[int] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     windows: dict[int, int] = field(default_factory=dict)  # width of the block -> forwards that had it
-    kernels: dict[str, str] = field(default_factory=dict)
+    kernels: dict[str, str] = field(default_factory=dict)  # operation -> triton or torch, whichever ran
     versions: dict[str, str] = field(default_factory=dict)
 
     def json(self) -> str:
@@ -185,7 +187,7 @@ class Trace:
             out.cache_bytes = max(out.cache_bytes, trace.cache_bytes)
             out.seeds = out.seeds + trace.seeds
             out.seconds = _added(out.seconds, trace.seconds)
-            out.windows = _added(out.windows, trace.windows)
+            out.windows, out.kernels = _added(out.windows, trace.windows), out.kernels | trace.kernels
         return out
 
 

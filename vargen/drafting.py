@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from vargen import checkpoints, registry
 from vargen.core import Block, Condition, Group, KVCache
 from vargen.guidance import Guidance
+from vargen.kernels.choice import Kernels
+from vargen.kernels.sample import law
 from vargen.models.contract import ContinuousModel, ContinuousSpec, RasterModel, RasterSpec, ScaleSpec, embed
 from vargen.models.eagle import EagleHead
 from vargen.models.prompted import Prompted
@@ -27,7 +29,7 @@ class ModelDrafter:
 
     def __init__(self, model: RasterModel, condition: Condition, guidance: Guidance, warp: Warp) -> None:
         self._model, self._condition, self._guidance, self._warp = model, condition, guidance, warp
-        self.forwards = 0
+        self.forwards, self.kernels = 0, Kernels()
 
     def watch(self, model: RasterModel) -> RasterModel:
         """`model` as it is to be run: a small model drafts from tokens alone."""
@@ -37,6 +39,7 @@ class ModelDrafter:
         """Begin, with so many places in the cache behind the image's slots."""
         rows, front, _ = self._condition.embedding.shape
         self._cache = self._model.make_cache(rows, extra, front)
+        self._cache.kernels = self.kernels
         self._model.prefill(self._condition, self._cache)
         self.forwards = 1
 
@@ -44,7 +47,8 @@ class ModelDrafter:
         """Laws (B, n, V) of the slots behind a block of tokens, which enters the drafter's cache."""
         self.forwards += 1
         logits = self._model.decode(self._guidance.spread(replace(block, moves=None)), self._cache)
-        return self._warp(self._model.spec.given(self._guidance.mix(logits, block), block.slots + 1))
+        given = self._model.spec.given(self._guidance.mix(logits, block), block.slots + 1)
+        return law(given, self._warp, self.kernels)
 
 
 class LatentModelDrafter:
@@ -67,7 +71,7 @@ class HeadDrafter:
 
     def __init__(self, head: EagleHead, model: Any, rows: int, guidance: Guidance, warp: Warp) -> None:
         self._head, self._model, self._rows, self._guidance, self._warp = head, model, rows, guidance, warp
-        self.forwards = 0
+        self.forwards, self.kernels = 0, Kernels()
 
     def watch(self, model: RasterModel) -> RasterModel:
         """`model` as it is to be run, so that its states are seen."""
@@ -76,6 +80,7 @@ class HeadDrafter:
     def reserve(self, extra: int) -> None:
         """Begin, with so many places in the cache behind the image's slots."""
         self._cache = self._head.make_cache(self._rows, extra)
+        self._cache.kernels = self.kernels
         places = 1 + self._head.spec.slots + extra  # row 0 has the state of the condition, row 1 + s that of place s
         width = self._head.config.width
         self._states = torch.zeros(self._rows, places, width, dtype=self._head.dtype, device=self._head.device)
@@ -101,7 +106,7 @@ class HeadDrafter:
         places = rows.slots if rows.places is None else rows.places
         predicted = slice(-1, None) if rows.parents is None else slice(None)
         self._keep(states[:, predicted], places[:, predicted])
-        return self._warp(self._guidance.mix(self._model.logits(states), block))
+        return law(self._guidance.mix(self._model.logits(states), block), self._warp, self.kernels)
 
     def _at(self, places: Tensor) -> Tensor:
         """The states (R, n, d) of `places` (R, n), -1 being the condition."""

@@ -16,6 +16,7 @@ import torch
 
 from vargen.core import Condition
 from vargen.guidance import Guidance, Ramp
+from vargen.kernels.choice import Kernels
 from vargen.models.contract import ContinuousModel, NextScaleModel, RasterModel
 from vargen.samplers.contract import ContinuousSampler, RasterSampler, ScaleSampler
 from vargen.tokenizers.multiscale_vq import Pyramid
@@ -43,15 +44,19 @@ class Clock:
         """Book the time since the last lap under nothing: it was the caller's."""
         self.lap("")
 
-    def seconds(self) -> dict[str, float]:
-        """What was booked, by name."""
+    def laps(self) -> dict[str, list[float]]:
+        """The seconds of each lap that was booked, by name."""
         if self._cuda:
             torch.cuda.synchronize()
-        out: dict[str, float] = {}
+        out: dict[str, list[float]] = {}
         for (_, start), (name, end) in pairwise(self._marks):
             if name:
-                out[name] = out.get(name, 0.0) + _between(start, end)
+                out.setdefault(name, []).append(_between(start, end))
         return out
+
+    def seconds(self) -> dict[str, float]:
+        """What was booked, by name."""
+        return {name: sum(laps) for name, laps in self.laps().items()}
 
 
 def _between(start: Any, end: Any) -> float:
@@ -67,6 +72,7 @@ class Counts:
     per_image: list[int] = field(default_factory=list)
     by_others: int = 0  # forwards of models that go on where the first one stopped
     cache_bytes: int = 0  # the most that keys and values took at a time
+    kernels: Kernels = field(default_factory=Kernels)  # which implementations ran
 
     def note(self, width: int, unsettled: list[bool], *, by_other: bool = False) -> None:
         self.forwards += not by_other
@@ -82,7 +88,7 @@ def raster(
     """Decode a batch; yields after each forward, when `sampler` holds what is settled. Stop iterating to cancel."""
     spec, (rows, front, _) = model.spec, condition.embedding.shape
     cache, slots = model.make_cache(rows, getattr(sampler, "extra", 0), front), spec.slots
-    counts.cache_bytes = cache.bytes
+    counts.cache_bytes, cache.kernels = cache.bytes, counts.kernels
     logits = guidance.mix(model.prefill(condition, cache))
     logits = spec.given(logits, torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device))
     while True:
@@ -171,6 +177,7 @@ def step_costs(
     guidance: Guidance,
     widths: Sequence[int],
     *,
+    kernels: Kernels,
     hopeless: float = 8.0,
     repeats: int = 9,
 ) -> dict[int, float]:
@@ -180,7 +187,7 @@ def step_costs(
     """
     costs: dict[int, float] = {}
     for width in widths:
-        steps = raster(model, condition, make_sampler(width), guidance, Clock(model.device), Counts())
+        steps = raster(model, condition, make_sampler(width), guidance, Clock(model.device), Counts(kernels=kernels))
         times = []
         for _ in range(2 + repeats):  # the prefill, and one step to warm up
             start = _now(model.device)

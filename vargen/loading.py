@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from vargen import drafting, registry
+from vargen.kernels.choice import Kernels
 from vargen.pipeline import Pipeline
 from vargen.presets.contract import Sources
 
@@ -21,6 +22,7 @@ def load(
     drafter: str | None = None,
     drafter_checkpoint: str | Path | None = None,
     ema: bool = True,
+    fast: str = "auto",
 ) -> Pipeline:
     """A pipeline by the model's name. ValueError lists names, or names the file that does not load.
 
@@ -32,8 +34,10 @@ def load(
     `drafter`, for the methods that draft with one (and for `code`, which refines with one), is another model by name,
     of the same vocabulary, grid and image tokenizer; or `eagle`, a head on this model that was trained by
     `scripts/train_drafter.py`: the one in the file `drafter_checkpoint`, or the one that ships. MAR's files have
-    averaged weights beside plain ones; `ema=False` takes the plain ones.
+    averaged weights beside plain ones; `ema=False` takes the plain ones. `fast` is auto (Triton's kernels on CUDA,
+    where there are any), off (plain PyTorch) or triton (kernels, or an error); the trace says which ran.
     """
+    Kernels.of(fast)
     preset, where = registry.preset(name), find_device(device)
     if text_encoder is not None and preset.classes:
         raise ValueError(f"{name} draws classes and takes no text encoder")
@@ -47,6 +51,7 @@ def load(
     if drafter is not None:
         given = Sources(_path(drafter_checkpoint), _path(tokenizer_checkpoint), text, ema)
         pipe.drafter = pipe.drafters[drafter] = drafting.by_name(pipe, drafter, given)
+    pipe.fast = fast
     return pipe
 
 

@@ -115,7 +115,8 @@ class Table:
     """
 
     def __init__(self, kind: Kind, seed: Tensor, purpose: int, *, size: int, ahead: int = 32) -> None:
-        self._kind, self._seed, self._purpose, self._size, self._ahead = kind, seed, purpose, size, ahead
+        self.seed, self.purpose = seed, purpose
+        self._kind, self._size, self._ahead = kind, size, ahead
         self._first = self._stop = 0
         self._values = torch.empty(len(seed), 0, size, device=seed.device)
 
@@ -123,8 +124,8 @@ class Table:
         """Values (B, stop - first, size) of slots `first` to `stop` - 1; `first` never goes back."""
         if stop > self._stop:
             start, end = max(first, self._stop), stop + self._ahead
-            slots = torch.arange(start, end, device=self._seed.device)
-            fresh = self._kind(self._seed, slots[None], self._purpose, self._size)
+            slots = torch.arange(start, end, device=self.seed.device)
+            fresh = self._kind(self.seed, slots[None], self.purpose, self._size)
             kept = self._values[:, first - self._first :] if first < self._stop else self._values[:, :0]
             self._values, self._first, self._stop = torch.cat([kept, fresh], 1), first, end
         return self._values[:, first - self._first : stop - self._first]
@@ -133,3 +134,17 @@ class Table:
         """Values (B, n, size) at `slots` (B, n), which lie between `first` and `stop` - 1."""
         values = self.between(first, stop)
         return values.gather(1, (slots - first)[..., None].expand(-1, -1, self._size))
+
+
+class Uniforms:
+    """The uniforms of a decoding step, by purpose and by place in the step's window."""
+
+    def __init__(self, seed: Tensor, size: int) -> None:
+        self.seed, self.step, self._size = seed, 0, size
+        self._tables: dict[int, Table] = {}
+
+    def of(self, purpose: int, stop: int, first: int = 0) -> Tensor:
+        """(B, stop - first), of the places from `first` to `stop` - 1."""
+        if purpose not in self._tables:
+            self._tables[purpose] = Table(uniform, self.seed, purpose, size=self._size)
+        return self._tables[purpose].between(self.step, self.step + 1)[:, 0, first:stop]

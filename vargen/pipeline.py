@@ -73,6 +73,7 @@ class Pipeline(DiffusionPipeline):
         self.nats_per_token: float | None = None  # cross-entropy on held-out images, where it is known
         self.drafter: nn.Module | None = None  # what drafts, or refines, where a method wants that and names none
         self.drafters: dict[str, nn.Module] = {}  # by name
+        self.fast = "auto"  # kernels where they can run; off: plain PyTorch; triton: kernels, or an error
         self._costs: dict[Any, dict[int, float]] = {}  # measured seconds per step, by all that they depend on
         self._processor = VaeImageProcessor()
 
@@ -177,6 +178,7 @@ class Pipeline(DiffusionPipeline):
         """What the loop counted."""
         slots, each = self.transformer.spec.slots, counts.per_image
         trace.forwards, trace.windows, trace.cache_bytes = counts.forwards, counts.widths, counts.cache_bytes
+        trace.kernels = dict(counts.kernels.ran)
         trace.forwards_per_image = sum(each) / len(each)
         trace.tokens_per_forward = sum(slots / n for n in each if n) / len(each)
         trace.seconds, trace.versions = clock.seconds(), versions(self.transformer.device)

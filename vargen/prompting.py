@@ -10,6 +10,7 @@ from torch import Tensor
 from vargen import pictures, request
 from vargen.core import Generation, Trace
 from vargen.models.prompted import Prompted
+from vargen.presets.contract import Preset
 from vargen.raster import RasterPipeline
 from vargen.request import Method
 
@@ -17,8 +18,16 @@ from vargen.request import Method
 class PromptedPipeline(RasterPipeline):
     """Draws what prompts say with a `Prompted` model; the same weights draw every size."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(
+        self,
+        transformer: Any,
+        tokenizer: Any,
+        text_encoder: Any = None,
+        text_tokenizer: Any = None,
+        *,
+        preset: Preset | None = None,
+    ) -> None:
+        super().__init__(transformer, tokenizer, text_encoder, text_tokenizer, preset=preset)
         if not isinstance(self.transformer, Prompted):
             raise ValueError(f"{type(self.transformer).__name__} reads no prompts itself: use a RasterPipeline")
         self._sized: dict[tuple[int, int], PromptedPipeline] = {}
@@ -35,6 +44,7 @@ class PromptedPipeline(RasterPipeline):
         if found is None or (found.tokenizer, found.text_tokenizer) != parts:
             found = PromptedPipeline(self.transformer.at(size), parts[0], None, parts[1], preset=self.preset)
             self._sized[size] = found
+        found.fast = self.fast
         found._progress_bar_config = getattr(self, "_progress_bar_config", {})
         for name, module in self.drafters.items():
             if isinstance(module, Prompted) and name not in found.drafters and size in module.sizes:

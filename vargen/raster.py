@@ -12,6 +12,7 @@ from torch import Tensor
 from vargen import generate, request
 from vargen.core import Generation
 from vargen.drafting import drafter_for
+from vargen.kernels.choice import Kernels
 from vargen.models import t5
 from vargen.models.contract import embed
 from vargen.pipeline import Partial, Pipeline
@@ -221,11 +222,13 @@ class RasterPipeline(Pipeline):
     ) -> Iterator[Partial]:
         model, device = self.transformer, self.transformer.device
         trace = self._begin(method, seeds)
-        clock, counts = generate.Clock(device), generate.Counts()
+        clock, counts = generate.Clock(device), generate.Counts(kernels=Kernels.of(self.fast))
         condition = embed(model, inputs, guided=method.guidance.active)
-        task = Task(model.spec, torch.tensor(seeds, device=device), method.warp, codebook=self._codebook())
+        seeded, parts = torch.tensor(seeds, device=device), {"codebook": self._codebook(), "kernels": counts.kernels}
+        task = Task(model.spec, seeded, method.warp, **parts)
         if drafting := drafter_for(self, method, inputs):
             trace.settings["drafter"], drafter = drafting
+            drafter.kernels = counts.kernels
             task, model = replace(task, drafter=drafter), drafter.watch(model)
         if getattr(method.settings, "window", None) == "auto":
             task = replace(task, costs=self._step_costs(method, condition, task))
@@ -251,11 +254,12 @@ class RasterPipeline(Pipeline):
         """Seconds per step by width, measured once for this model, device, batch and method."""
         model, warp = self.transformer, method.warp
         law = (method.guidance.active, method.guidance.interval, warp.top_k > 0, warp.top_p < 1, warp.top_n_sigma > 0)
-        key = (method.sampler, method.settings, str(model.device), model.dtype, task.batch, law)
+        key = (method.sampler, method.settings, str(model.device), model.dtype, task.batch, law, task.kernels.impl)
         if key not in self._costs:
 
             def fixed(width: int) -> RasterSampler:
                 return method.sampler(replace(method.settings, window=width), task)
 
-            self._costs[key] = generate.step_costs(model, condition, fixed, method.guidance, LADDER)
+            asked = (model, condition, fixed, method.guidance, LADDER)
+            self._costs[key] = generate.step_costs(*asked, kernels=task.kernels)
         return self._costs[key]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vargen.checkpoints import Layout
 from vargen.core import KVCache
+from vargen.kernels.attention import Sight, attend
 from vargen.models.llama import RMSNorm
 
 LAYOUT = Layout(ignored=r"model\.vqmodel\..*")  # an encoder of images, which training dropped
@@ -66,10 +67,9 @@ class Step:
 
     cos: Tensor  # (R, n, 1, D / 2) float32
     sin: Tensor
-    mask: Tensor | None  # (R, 1, n, stop), added to the attention scores
+    sight: Sight
     cache: KVCache
     flat: Tensor
-    stop: int
 
 
 class Attention(nn.Module):
@@ -87,11 +87,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, step: Step, layer: int) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (-1, self.dim)) for part in (self.q_proj, self.k_proj, self.v_proj))
         q, k = (turn(norm(part), step.cos, step.sin).type_as(v) for norm, part in ((self.q_norm, q), (self.k_norm, k)))
-        k, v = step.cache.write(layer, step.flat, k, v, step.stop)
-        grouped = q.shape[2] != k.shape[2]
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=step.mask, enable_gqa=grouped)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        k, v = step.cache.write(layer, step.flat, k, v, step.sight.stop)
+        return self.o_proj(attend(q, k, v, step.sight).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -143,15 +140,13 @@ class Chameleon(nn.Module):
         angles = torch.arange(config.context, device="cpu").float()[:, None] * frequencies
         self._rope = (angles.cos(), angles.sin())  # plain attributes: they stay float32 under .to(dtype)
 
-    def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache, rows: Tensor, stop: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, sight: Sight, cache: KVCache) -> Tensor:
         """States (R, n, d), normalised for the head, of embedded tokens `x` at `positions` (R, n)."""
         if self._rope[0].device != x.device:
             self._rope = (self._rope[0].to(x.device), self._rope[1].to(x.device))
         dtype = self.model.embed_tokens.weight.dtype
         cos, sin = (part[positions].to(dtype).float()[:, :, None] for part in self._rope)
-        step = Step(cos, sin, mask, cache, cache.flat(rows), stop)
+        step = Step(cos, sin, sight, cache, cache.flat(sight.rows))
         for index, layer in enumerate(self.model.layers):
             x = layer(x, step, index)
         return self.model.norm(x)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vargen.core import Block, KVCache
+from vargen.kernels.attention import Sight, attend
 from vargen.models.contract import RasterSpec
 
 
@@ -95,6 +96,8 @@ class Attention(nn.Module):
         q, k = rotate(qk, step.rotations).chunk(2, dim=2)  # (R, n, H, D)
         if step.cache is not None:
             k, v = step.cache.write(layer, step.rows, k, v, step.stop)
+        if step.sight is not None:
+            return self.wo(attend(q, k, v, step.sight).flatten(2))
         causal = step.cache is None and step.mask is None
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=step.mask, is_causal=causal)
@@ -138,7 +141,8 @@ class Step:
     """What every layer of one forward shares; built once per step."""
 
     rotations: Tensor  # (R or 1, n, 1, D / 2) complex
-    mask: Tensor | None = None  # (R, 1, n, stop), added to the attention scores
+    mask: Tensor | None = None  # (R, 1, n, stop), added to the attention scores in training
+    sight: Sight | None = None  # what is seen while decoding
     cache: Memory | None = None
     rows: Tensor | None = None  # where the cache is written, see KVCache.flat
     stop: int = 0
@@ -186,8 +190,8 @@ class Trunk(nn.Module):
         self, x: Tensor, cache: KVCache, slots: Tensor, rows: Tensor, first: int, stop: int, sees: Tensor | None
     ) -> Tensor:
         """Run tokens that stand at `slots` and are cached in `rows`, both counted from the condition's first row."""
-        mask = mask_over(cache, rows, first, stop, sees, x.dtype)
-        return self.through(x, Step(self.rope()[slots][:, :, None], mask, cache, cache.flat(rows), stop))
+        sight = sight_over(cache, rows, first, stop, sees, x.dtype)
+        return self.through(x, Step(self.rope()[slots][:, :, None], None, sight, cache, cache.flat(rows), stop))
 
     def through(self, x: Tensor, step: Step) -> Tensor:
         """`x` (R, n, d) through every layer."""
@@ -211,26 +215,7 @@ def behind(front: int, block: Block, cache: KVCache) -> Standing:
     return block.slots + front, places + front, block.first + front, block.stop + front, sees
 
 
-def mask_over(
-    cache: KVCache, rows: Tensor, first: int, stop: int, sees: Tensor | None, dtype: torch.dtype
-) -> Tensor | None:
-    """`causal_mask` over the cache; None where it would hide nothing."""
-    padding = cache.padding
-    if sees is None and padding is None and rows.shape[1] == 1 and first + 1 == stop:
-        return None  # a lone token at the last row sees everything
-    return causal_mask(rows, stop, sees, None if padding is None else padding[: len(rows)], dtype)
-
-
-def causal_mask(rows: Tensor, stop: int, sees: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores of queries at `rows` (R, n) over `stop` keys, (R, 1, n, stop): 0 or -inf.
-
-    Causal unless `sees` (R, n, stop) says otherwise. Nobody sees `padding` (R, T), but for a token itself, so that
-    no row of the softmax is empty.
-    """
-    keys = torch.arange(stop, device=rows.device)
-    hidden = keys > rows[..., None] if sees is None else ~sees
-    if padding is not None:
-        hidden = hidden.repeat(len(padding) // len(hidden), 1, 1)
-        hidden[..., : padding.shape[1]] |= padding[:, None]
-        hidden &= keys != rows[..., None]
-    return torch.zeros(hidden.shape, dtype=dtype, device=rows.device).masked_fill_(hidden, float("-inf"))[:, None]
+def sight_over(cache: KVCache, rows: Tensor, first: int, stop: int, sees: Tensor | None, dtype: torch.dtype) -> Sight:
+    """What tokens that are cached in `rows` (R, n) see of the cache."""
+    padding = None if cache.padding is None else cache.padding[: len(rows)]
+    return Sight(rows, first, stop, dtype, sees, padding, cache.kernels)

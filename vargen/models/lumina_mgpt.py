@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vargen import noise
 from vargen.core import Condition, KVCache
+from vargen.kernels.attention import Sight
 from vargen.models.chameleon import Chameleon
 from vargen.models.contract import RasterSpec
 from vargen.models.prompted import Prompted, padded
@@ -158,10 +159,8 @@ class LuminaMGPT(Prompted):
         ids = torch.where(tokens == self.vocabulary.codes, self.vocabulary.newline, tokens + self.vocabulary.first)
         return self.decoder.model.embed_tokens(ids)
 
-    def layers(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache, rows: Tensor, stop: int
-    ) -> Tensor:
-        return self.decoder(x, positions, mask, cache, rows, stop)
+    def layers(self, x: Tensor, positions: Tensor, sight: Sight, cache: KVCache) -> Tensor:
+        return self.decoder(x, positions, sight, cache)
 
     def logits(self, states: Tensor) -> Tensor:
         """Of the codes; a newline's is never looked at (`RasterSpec.given`)."""

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vargen.core import Block, Condition, KVCache
+from vargen.kernels.attention import Sight
+from vargen.kernels.choice import Kernels
 from vargen.models.contract import RasterSpec
-from vargen.models.llama import Standing, behind, mask_over
+from vargen.models.llama import Standing, behind, sight_over
 
 
 class Prompted(nn.Module, ABC):
@@ -47,10 +49,8 @@ class Prompted(nn.Module, ABC):
         """Image tokens (R, n) as the layers take them, (R, n, d)."""
 
     @abstractmethod
-    def layers(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache, rows: Tensor, stop: int
-    ) -> Tensor:
-        """States (R, n, d) of tokens at `positions` (R, n), which enter the cache at `rows` (R, n)."""
+    def layers(self, x: Tensor, positions: Tensor, sight: Sight, cache: KVCache) -> Tensor:
+        """States (R, n, d) of tokens at `positions` (R, n), which enter the cache at the rows of `sight`."""
 
     @abstractmethod
     def logits(self, states: Tensor) -> Tensor:
@@ -112,10 +112,10 @@ class Prompted(nn.Module, ABC):
 
     def _run(self, x: Tensor, cache: KVCache, standing: Standing) -> Tensor:
         slots, rows, first, stop, sees = standing
-        mask, positions = mask_over(cache, rows, first, stop, sees, x.dtype), slots
+        sight, positions = sight_over(cache, rows, first, stop, sees, x.dtype), slots
         if cache.shift is not None:
             positions = (slots - cache.shift[: len(slots)]).clamp(min=0)
-        return self.layers(x, positions, mask, cache, rows, stop)
+        return self.layers(x, positions, sight, cache)
 
     def forward(self, condition: Condition, tokens: Tensor) -> Tensor:
         """Teacher-forced logits (R, N, V) of image tokens (R, N) under a condition."""
@@ -140,7 +140,7 @@ class Passing(KVCache):
     """What stands for a cache in training: all keys are there at once, and none is kept."""
 
     def __init__(self) -> None:
-        self.padding = None
+        self.padding, self.kernels = None, Kernels("torch")  # what is trained needs gradients
 
     def flat(self, rows: Tensor) -> Tensor:
         """Nothing is written."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vargen.core import KVCache
+from vargen.kernels.attention import Sight
 from vargen.models.prompted import Prompted
 
 
@@ -51,13 +52,12 @@ class Wrapped(Prompted, ABC):
         embed: Any = self.language.embed_tokens
         return embed(ids)
 
-    def layers(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache, rows: Tensor, stop: int
-    ) -> Tensor:
+    def layers(self, x: Tensor, positions: Tensor, sight: Sight, cache: KVCache) -> Tensor:
+        mask, stop = sight.mask, sight.stop
         if mask is None:  # transformers would make one of its own
             mask = x.new_zeros(1, 1, x.shape[1], stop).expand(len(x), -1, -1, -1)
         inputs = {"inputs_embeds": x, "position_ids": positions.expand(len(x), -1), "attention_mask": mask}
-        given = {self._cache_name: Slots(cache, rows, stop)}
+        given = {self._cache_name: Slots(cache, sight.rows, stop)}
         return self.language(**inputs, **given, use_cache=False).last_hidden_state
 
     def empty_cache(self, batch: int, rows: int) -> KVCache:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vargen import noise
 from vargen.core import Block
+from vargen.kernels import sample
 from vargen.samplers.contract import Task
 
 
@@ -28,9 +29,10 @@ class Autoregressive:
 
     def __init__(self, settings: ARSettings, task: Task) -> None:
         spec = task.spec
-        self._warp, self._newline, self._columns = task.warp, spec.newline, spec.columns
+        self._task, self._newline, self._columns = task, spec.newline, spec.columns
         self._next, self._fed = 0, 0  # tokens that are settled, and of them those that the model has seen
         self.tokens = task.seeds.new_zeros(task.batch, spec.slots)
+        self._slots = torch.arange(spec.slots, device=task.device)
         self._gumbel = noise.Table(noise.gumbel, task.seeds, noise.Purpose.TOKEN, size=spec.vocabulary)
 
     @property
@@ -40,13 +42,14 @@ class Autoregressive:
     def propose(self) -> Block:
         first, stop = self._fed, self._next
         self._fed = stop
-        slots = torch.arange(first, stop, device=self.tokens.device).expand(len(self.tokens), -1)
+        slots = self._slots[first:stop].expand(len(self.tokens), -1)
         return Block(self.tokens[:, first:stop], slots, first, stop)
 
     def accept(self, logits: Tensor) -> None:
-        n = self._next
-        g = self._gumbel.between(n, n + 1)
-        self.tokens[:, n : n + 1] = (self._warp.scores(logits[:, -1:]) + g).argmax(-1)
+        n, task = self._next, self._task
+        slots = self._slots[n].expand(task.batch, 1)
+        drawn = sample.draw(logits[:, -1:], task.warp, self._gumbel, slots, (n, n + 1), task.kernels)
+        self.tokens[:, n : n + 1] = drawn
         self._next += 1
         if self._newline is not None and self._next % self._columns == self._columns - 1:  # it costs no forward
             self.tokens[:, self._next] = self._newline

@@ -1,6 +1,6 @@
 """What a sampler is: a few methods around its own state. `generate.py` owns the loops and calls the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vargen import noise
 from vargen.core import Block, Group
+from vargen.kernels.choice import Kernels
 from vargen.models.contract import ContinuousSpec, RasterSpec, ScaleSpec
 from vargen.noise import PathNoise, Purpose
 from vargen.samplers.warp import Warp
@@ -17,6 +18,7 @@ class Drafter(Protocol):
     """What drafts for a model that verifies; it keeps its own cache, written by slot."""
 
     forwards: int
+    kernels: Kernels
 
     def reserve(self, extra: int) -> None:
         """Begin, with so many places in the cache behind the image's slots."""
@@ -41,6 +43,7 @@ class Task:
     costs: dict[int, float] | None = None  # measured seconds per step by width of block, where a sampler wants them
     drafter: "Drafter | None" = None  # where the method drafts with another model
     codebook: Tensor | None = None  # (V, D), the code of each id as the image tokenizer uses it, where it is known
+    kernels: Kernels = field(default_factory=Kernels)
 
     @property
     def batch(self) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vargen import noise
 from vargen.core import Block
+from vargen.kernels import sample
 from vargen.noise import Purpose
 from vargen.samplers import rules
 from vargen.samplers.contract import Task
@@ -57,8 +58,8 @@ class JacobiWindow(Window, ABC):
         self._laws = torch.zeros(*self._buffer.shape, task.spec.vocabulary, device=task.device) if sampled else None
 
     @abstractmethod
-    def _revise(self, scores: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
-        """(kept, token), both (B, w), from the warped `scores` (B, w, V) of this step and the `drafts` (B, w).
+    def _revise(self, logits: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
+        """(kept, token), both (B, w), from the guided `logits` (B, w, V) of this step and the `drafts` (B, w).
 
         With `uses_law`, `_laws_of_step` has the laws.
         """
@@ -81,21 +82,21 @@ class JacobiWindow(Window, ABC):
         return Block(self._buffer.gather(1, slots), slots.clamp(max=stop - 1), lowest - 1, stop)
 
     def accept(self, logits: Tensor) -> None:
-        width = logits.shape[1]
-        scores, slots = self._task.warp.scores(logits), self._slots(width)
+        width, task = logits.shape[1], self._task
         needed = self._laws is not None or (self.uses_law and width > 1)
-        self._p = scores.softmax(-1) if needed else None
+        self._p = sample.law(logits, task.warp, task.kernels) if needed else None
         if width == 1:  # nothing to verify: draw as plain decoding does
-            revised, moved = self._plain_draw(scores), torch.ones_like(self._pointers)
+            revised, moved = self._plain_draw(logits), torch.ones_like(self._pointers)
         else:
-            kept, revised = self._revise(scores, self._buffer.gather(1, slots))
+            kept, revised = self._revise(logits, self._buffer.gather(1, self._slots(width)))
             moved = (rules.leading(kept)[:, None] + 1).clamp_(max=width)
         self._advance(revised, moved)
 
-    def _plain_draw(self, scores: Tensor) -> Tensor:
+    def _plain_draw(self, logits: Tensor) -> Tensor:
         """argmax(log p + g) (B, w), g fixed per slot: the tokens that plain decoding would draw under these laws."""
-        width = scores.shape[1]
-        return (scores + self._gumbel.at(self._slots(width), min(self.settled), max(self.settled) + width)).argmax(-1)
+        width, task = logits.shape[1], self._task
+        span = (min(self.settled), max(self.settled) + width)
+        return sample.draw(logits, task.warp, self._gumbel, self._slots(width), span, task.kernels)
 
     def _advance(self, revised: Tensor, moved: Tensor) -> None:
         """Take the `revised` window (B, w), move the pointers, and tell the policy what the step settled."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vargen.core import Block
+from vargen.kernels import sample
 from vargen.noise import Purpose
 from vargen.samplers import rules
 from vargen.samplers.contract import Task
@@ -131,11 +132,12 @@ class ProactiveJacobi(CoupledJacobi):
     def accept(self, logits: Tensor) -> None:
         if not self._grown:
             return super().accept(logits)
-        laws, width, depth = self._task.warp(logits), logits.shape[1] - self.extra, self._shape.depth
+        laws = sample.law(logits, self._task.warp, self._task.kernels)
+        width, depth = logits.shape[1] - self.extra, self._shape.depth
         tokens, path, line = self._walk(laws, width)
         self._p = laws[self._rows[:, None], line]
         slots = self._slots(width)
-        kept, revised = self._revise(laws, self._buffer.gather(1, slots))
+        kept, revised = self._revise(logits, self._buffer.gather(1, slots))
         tried = torch.arange(depth, device=path.device) <= (path > 0).sum(1, keepdim=True)
         revised[:, :depth] = torch.where(tried, tokens, revised[:, :depth])
         own = path[:, -1] == depth  # the window's own drafts were kept so far: they go on behind the tree

@@ -5,11 +5,13 @@ LANTERN (arXiv 2410.03355), LANTERN++ (2502.06352), GSD (2508.07747), COOL-SD (2
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from vargen.kernels.choice import Kernels
+from vargen.kernels.relax import cluster, shifted
 from vargen.samplers import neighbours, rules
 from vargen.samplers.contract import Task
 from vargen.samplers.rules import Rule
@@ -67,10 +69,32 @@ def rule(settings: RuleSettings, task: Task) -> Rule:
     if len(task.codebook) != task.spec.vocabulary:
         have, want = len(task.codebook), task.spec.vocabulary
         raise ValueError(f"rule {name} needs a code for every id: there are {have} codes and {want} ids")
+    kernels = task.kernels
     if name == "gsd":
         codebook, group = task.codebook, min(settings.group, 2 * task.spec.vocabulary)
-        below, above = group // 2, (group - 1) // 2
-        return lambda draft, q, p, u, offset: rules.gsd(draft, q, p, u, codebook, below=below, above=above)
+        ranks = {"below": group // 2, "above": (group - 1) // 2}
+        return lambda draft, q, p, u, offset: gsd(draft, q, p, u, codebook, kernels, **ranks)
     near = neighbours.table(task.codebook, settings.k)
     bound = {"delta": settings.delta} if name == "lantern" else {"factor": settings.factor}
-    return lambda draft, q, p, u, offset: rules.lantern(draft, q, p, u, near, **bound)
+    return lambda draft, q, p, u, offset: lantern(draft, q, p, u, near, kernels, **bound)
+
+
+def lantern(
+    draft: Tensor, q: Tensor, p: Tensor, u: Tensor, near: Tensor, kernels: Kernels, **bound: float
+) -> tuple[Tensor, Tensor]:
+    """(kept, rest) under `rules.shifted`: `rules.exact` with a draft's neighbours (V, k) counted as the draft.
+
+    `bound` is its `delta` or `factor`.
+    """
+    return rules.exact(draft, q, shifted(draft, p, near, kernels, **bound), u)
+
+
+def gsd(
+    draft: Tensor, q: Tensor, p: Tensor, u: Tensor, codebook: Tensor, kernels: Kernels, **cut: Any
+) -> tuple[Tensor, Tensor]:
+    """(kept, rest) of grouped speculative decoding: a draft is kept on the ratio of its `rules.cluster`'s masses.
+
+    `cut` says what is in a cluster. With no ranks beside its own, it is the draft and the rule is `rules.exact`.
+    """
+    ours, theirs = cluster(draft, q, p, codebook, kernels, **cut)
+    return u * theirs < ours, rules.residual(p, q)

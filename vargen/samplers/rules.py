@@ -125,25 +125,10 @@ def shifted(draft: Tensor, p: Tensor, neighbours: Tensor, *, delta: float | None
     return out.scatter(-1, draft[..., None], own + mass.sum(-1, keepdim=True))
 
 
-def lantern(
+def cluster(
     draft: Tensor,
     q: Tensor,
     p: Tensor,
-    u: Tensor,
-    neighbours: Tensor,
-    *,
-    delta: float | None = None,
-    factor: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """(kept, rest) under `shifted`: `exact` with the draft's neighbours counted as the draft."""
-    return exact(draft, q, shifted(draft, p, neighbours, delta=delta, factor=factor), u)
-
-
-def gsd(
-    draft: Tensor,
-    q: Tensor,
-    p: Tensor,
-    u: Tensor,
     codebook: Tensor,
     *,
     below: int = 7,
@@ -151,11 +136,10 @@ def gsd(
     gap: float = 0.15,
     distance: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
-    """(kept, rest) of grouped speculative decoding (arXiv 2508.07747): a draft is kept on its cluster's mass ratio.
+    """The masses (...) under p and q (..., V) of each draft's cluster in grouped decoding (GSD, arXiv 2508.07747).
 
     The cluster of x are the ids that stand `below` ranks before to `above` ranks behind it in the order of p, whose
-    probability differs from x's by `gap` at most, and whose codes lie within squared `distance`. With no ranks beside
-    its own, a cluster is its draft and the rule is `exact`.
+    probability differs from x's by `gap` at most, and whose codes lie within squared `distance`; and x.
     """
     order = p.argsort(dim=-1, descending=True, stable=True)
     rank = (order == draft[..., None]).long().argmax(-1, keepdim=True)  # (..., 1)
@@ -164,9 +148,9 @@ def gsd(
     own = p.gather(-1, draft[..., None])
     close = (codebook[members] - codebook[draft][..., None, :]).square().sum(-1) < distance
     alike = (p.gather(-1, members) - own).abs() <= gap
-    cluster = inside & alike & (close | (members == draft[..., None]))
-    ours, theirs = (torch.where(cluster, law.gather(-1, members), 0.0).sum(-1) for law in (p, q))
-    return u * theirs < ours, residual(p, q)
+    counted = inside & alike & (close | (members == draft[..., None]))
+    ours, theirs = (torch.where(counted, law.gather(-1, members), 0.0).sum(-1) for law in (p, q))
+    return ours, theirs
 
 
 def cool(draft: Tensor, q: Tensor, p: Tensor, u: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vargen.kernels.verify import verify
 from vargen.noise import Purpose
 from vargen.samplers import rules
 from vargen.samplers.contract import Task
@@ -52,7 +53,7 @@ class SpeculativeJacobi(JacobiWindow):
 
     Settings: ClassVar[type] = SJDSettings
 
-    def _revise(self, scores: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
+    def _revise(self, logits: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
         (p, q), width = self._laws_of_step(), drafts.shape[1]
         offsets, u_redraw = self._offsets[:width], self._uniform(Purpose.REDRAW, width)
         kept = rules.accepts(drafts, q, p, self._uniform(Purpose.ACCEPT, width))
@@ -60,10 +61,10 @@ class SpeculativeJacobi(JacobiWindow):
         first = rules.leading(kept)[:, None].clamp(max=width - 1)  # (B, 1)
         row = first[..., None].expand(-1, -1, p.shape[-1])
         token = rules.replace(drafts.gather(1, first), q.gather(1, row), p.gather(1, row), u_redraw.gather(1, first))
-        tokens = torch.where(offsets == first, token, self._redraw(scores, u_redraw))
+        tokens = torch.where(offsets == first, token, self._redraw(logits, u_redraw))
         return kept, torch.where(kept & (offsets <= first), drafts, tokens)
 
-    def _redraw(self, scores: Tensor, u: Tensor) -> Tensor:
+    def _redraw(self, logits: Tensor, u: Tensor) -> Tensor:
         """New drafts (B, w) ~ p."""
         return rules.draw(self._laws_of_step()[0], u)
 
@@ -76,15 +77,17 @@ class CoupledJacobi(SpeculativeJacobi):
     def __init__(self, settings: Any, task: Task, more: int = 0) -> None:
         super().__init__(settings, task, more)
         self._maximal = settings.coupling == "maximal"
-        self._rule = rule(settings, task)
+        self._rule, self._lossless = rule(settings, task), settings.rule == "exact"
 
-    def _revise(self, scores: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
+    def _revise(self, logits: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
         if not self._maximal:
-            return super()._revise(scores, drafts)
+            return super()._revise(logits, drafts)
         (p, q), width = self._laws_of_step(), drafts.shape[1]
+        if self._lossless:
+            return verify(drafts, q, p, self._uniforms, self._task.kernels)
         accept, redraw = self._uniform(Purpose.ACCEPT, width), self._uniform(Purpose.REDRAW, width)
         kept, rest = self._rule(drafts, q, p, accept, self._offsets[:width])
         return kept, rules.settle(kept, rest, drafts, redraw)
 
-    def _redraw(self, scores: Tensor, u: Tensor) -> Tensor:
-        return self._plain_draw(scores)
+    def _redraw(self, logits: Tensor, u: Tensor) -> Tensor:
+        return self._plain_draw(logits)

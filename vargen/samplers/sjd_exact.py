@@ -28,6 +28,6 @@ class ExactJacobi(JacobiWindow):
     Settings: ClassVar[type] = ExactSettings
     uses_law = False
 
-    def _revise(self, scores: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self._plain_draw(scores)
+    def _revise(self, logits: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self._plain_draw(logits)
         return tokens == drafts, tokens

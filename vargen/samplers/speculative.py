@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from vargen.core import Block
+from vargen.kernels import sample
+from vargen.kernels.verify import verify
 from vargen.noise import Purpose
 from vargen.samplers import rules
 from vargen.samplers.contract import Task
@@ -48,7 +50,7 @@ class Speculative(Window):
         assert task.drafter is not None
         self._drafter, self._length = task.drafter, length
         self._drafter.reserve(0)
-        self._rule = rule(settings, task)
+        self._rule, self._lossless = rule(settings, task), settings.rule == "exact"
         self._q: Tensor | None = None  # laws of the drafts, (B, length, V)
 
     def propose(self) -> Block:
@@ -73,7 +75,7 @@ class Speculative(Window):
         return Block(self._buffer.gather(1, slots), slots.clamp(max=stop - 1), lowest - 1, stop)
 
     def accept(self, logits: Tensor) -> None:
-        p, width = self._task.warp(logits), logits.shape[1]
+        p, width = sample.law(logits, self._task.warp, self._task.kernels), logits.shape[1]
         redraw = self._uniform(Purpose.REDRAW, self.widest)
         bonus = rules.draw(p[:, -1:], redraw[:, width - 1 : width])  # (B, 1)
         if width == 1:  # the first token: nothing was drafted
@@ -83,9 +85,11 @@ class Speculative(Window):
         assert self._q is not None
         length = width - 1
         drafts, offsets = self._buffer.gather(1, self._slots(length)), self._offsets[:length]
-        accept = self._uniform(Purpose.ACCEPT, length)
-        kept, rest = self._rule(drafts, self._q, p[:, :-1], accept, offsets)
-        tokens = rules.settle(kept, rest, drafts, redraw[:, :length])
+        if self._lossless:
+            kept, tokens = verify(drafts, self._q, p[:, :-1], self._uniforms, self._task.kernels)
+        else:
+            kept, rest = self._rule(drafts, self._q, p[:, :-1], self._uniform(Purpose.ACCEPT, length), offsets)
+            tokens = rules.settle(kept, rest, drafts, redraw[:, :length])
         self._buffer.scatter_(1, self._slots(width), torch.cat([tokens, bonus], dim=1))
         lead = rules.leading(kept)[:, None]
         self._tally(offsets[None] + 1, lead)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vargen.core import Block
+from vargen.kernels import sample
 from vargen.noise import Purpose
 from vargen.samplers import rules
 from vargen.samplers.contract import Task
@@ -129,8 +130,8 @@ class Tree(Window, ABC):
         return Block(tokens, slots, min(self.settled) - 1, sees.shape[-1], sees, places)
 
     def accept(self, logits: Tensor) -> None:
-        p, redraw = self._task.warp(logits), self._uniform(Purpose.REDRAW, self.widest)
-        if logits.shape[1] == 1 and self._steps == 0:  # the first token: nothing was drafted
+        p, redraw = sample.law(logits, self._task.warp, self._task.kernels), self._uniform(Purpose.REDRAW, self.widest)
+        if logits.shape[1] == 1 and self._uniforms.step == 0:  # the first token: nothing was drafted
             self._buffer.scatter_(1, self._pointers, rules.draw(p[:, 0], redraw[:, 0])[:, None])
             self._commit(torch.ones_like(self._pointers))
             return

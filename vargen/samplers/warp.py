@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Warp:
-    """`top_k` 0 is off, and ties with the k-th logit stay; `top_p` keeps the first id that crosses the threshold."""
+    """`top_k` 0 is off; `top_p` keeps the first id that crosses the threshold. Ties with the last that is kept stay."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -46,9 +46,10 @@ class Warp:
             deviation = ((out - mean).masked_fill(~left, 0.0).square().sum(-1, keepdim=True) / count).sqrt()
             out = out.masked_fill(out < largest - self.top_n_sigma * deviation, float("-inf"))
         if self.top_p < 1.0:
-            p, order = out.softmax(-1).sort(dim=-1, descending=True)
-            beyond = p.cumsum(-1) - p > self.top_p  # the mass before an id already passes the threshold
-            out = out.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
+            p = out.softmax(-1)
+            falling = p.sort(dim=-1, descending=True).values
+            beyond = falling.cumsum(-1) - falling > self.top_p  # the mass before an id already passes the threshold
+            out = out.masked_fill(p < falling.masked_fill(beyond, 2.0).amin(-1, keepdim=True), float("-inf"))
         return self._tempered(out) if self.temperature_last else out
 
     def _tempered(self, scores: Tensor) -> Tensor:

@@ -21,9 +21,8 @@ class Window:
         self._offsets = torch.arange(widest, device=task.device)
         self._pointers = task.seeds.new_zeros(task.batch, 1)  # n_b
         self.settled = [0] * task.batch
-        self._steps = 0
         self._drafts = task.seeds.new_zeros(2)  # drafted within images and verified; of these, standing in them
-        self._uniforms: dict[Purpose, noise.Table] = {}
+        self._uniforms = noise.Uniforms(task.seeds, widest + more)
 
     @property
     def tokens(self) -> Tensor:
@@ -44,10 +43,7 @@ class Window:
 
     def _uniform(self, purpose: Purpose, stop: int, first: int = 0) -> Tensor:
         """Fresh uniforms (B, stop - first) for this step: keyed by the row's step and the offset in its window."""
-        if purpose not in self._uniforms:
-            size = self.widest + self._more
-            self._uniforms[purpose] = noise.Table(noise.uniform, self._task.seeds, purpose, size=size)
-        return self._uniforms[purpose].between(self._steps, self._steps + 1)[:, 0, first:stop]
+        return self._uniforms.of(purpose, stop, first)
 
     def _tally(self, depths: Tensor, kept: Tensor) -> None:
         """Count drafts at `depths` (B or 1, n), from 1 on, of which the first `kept` (B, 1) levels kept one each."""
@@ -58,4 +54,4 @@ class Window:
         """Move the pointers by (B, 1); this is the one place where a step reads the device."""
         self._pointers = (self._pointers + moved).clamp_(max=self._task.spec.slots)
         self.settled = self._pointers.flatten().tolist()
-        self._steps += 1
+        self._uniforms.step += 1

@@ -97,7 +97,7 @@ def unrolled(head: EagleHead, model: LlamaGen, states: Tensor, ids: Tensor, dept
         # The slots without a draft are run as well, seeing themselves, so that no row of the softmax is empty.
         seen[:step, -count:] |= torch.eye(count, dtype=torch.bool, device=ids.device)[:step]
         mask = torch.zeros(seen.shape, dtype=tokens.dtype, device=ids.device).masked_fill_(~seen, float("-inf"))
-        predicted = head(tokens, given, Step(rotations, mask[None, None], cache))
+        predicted = head(tokens, given, Step(rotations, mask[None, None], cache=cache))
         yield predicted
         given = torch.cat([states[:, :1], predicted[:, :-1]], dim=1)
 

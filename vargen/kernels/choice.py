@@ -1,0 +1,76 @@
+"""Which implementation of an operation runs: Triton's kernel, or its plain PyTorch twin.
+
+`auto` takes the kernel on CUDA where Triton is installed and the shapes fit, else the twin. `triton` and `torch` take
+that one or raise. On a CPU the kernels run under Triton's interpreter (TRITON_INTERPRET=1, set before this is
+imported), which is for tests: only `triton` asks for it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+    from triton.language import constexpr
+except ImportError:  # there is no Triton for this platform: the kernels below are defined, and never run
+    triton = tl = constexpr = None
+
+Impl = Literal["auto", "triton", "torch"]
+
+
+def jit(function: Callable) -> Any:
+    """`triton.jit` where there is Triton; else the function, which nobody can run."""
+    return function if triton is None else triton.jit(function)
+
+
+FAST: dict[str, Impl] = {"auto": "auto", "off": "torch", "triton": "triton"}  # what a user says -> what runs
+
+
+@dataclass
+class Kernels:
+    """What was asked for, and which implementation of each operation ran."""
+
+    impl: Impl = "auto"
+    ran: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.impl not in ("auto", "triton", "torch"):
+            raise ValueError(f"got impl {self.impl!r}, expected auto, triton or torch")
+
+    @classmethod
+    def of(cls, fast: str) -> "Kernels":
+        """As `fast` asks: auto, off or triton. ValueError for anything else."""
+        if fast not in FAST:
+            raise ValueError(f"got fast {fast!r}, expected {', '.join(FAST)}")
+        return cls(FAST[fast])
+
+    def triton(self, op: str, tensor: Tensor, *, unfit: str | None = None) -> bool:
+        """Whether the kernel of `op` is to run on tensors such as this one; noted in `ran`.
+
+        `unfit` says why it cannot, where it cannot. ValueError says why where the kernel was asked for.
+        """
+        if self.impl == "auto":
+            chosen = tensor.is_cuda and triton is not None and unfit is None
+        else:
+            chosen = self.impl == "triton"
+            missing = unfit or _missing(tensor)
+            if chosen and missing:
+                raise ValueError(f"the Triton kernel of {op} cannot run: {missing}")
+        self.ran[op] = "triton" if chosen else "torch"
+        return chosen
+
+
+def _missing(tensor: Tensor) -> str | None:
+    if triton is None:
+        return "Triton is not installed"
+    if not tensor.is_cuda and not triton.knobs.runtime.interpret:
+        return f"the tensors are on the {tensor.device.type}, and TRITON_INTERPRET is not set"
+    return None
+
+
+def power(size: int, *, least: int = 16) -> int:
+    """The least power of two that is not below `size`."""
+    return max(least, 1 << (size - 1).bit_length())
