@@ -12,6 +12,7 @@ from torch import Tensor
 from vargen import generate, request
 from vargen.core import Generation
 from vargen.drafting import drafter_for
+from vargen.fast import Replayed
 from vargen.kernels.choice import Kernels
 from vargen.models import t5
 from vargen.models.contract import embed
@@ -28,6 +29,7 @@ class RasterPipeline(Pipeline):
     """Draws images with a raster model."""
 
     kind: ClassVar[str] = "raster"
+    _replayed: tuple[Any, Replayed] | None = None  # graphs, and what they were made of
 
     @torch.inference_mode()
     def __call__(
@@ -221,7 +223,7 @@ class RasterPipeline(Pipeline):
         self, method: Method, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
     ) -> Iterator[Partial]:
         model, device = self.transformer, self.transformer.device
-        trace = self._begin(method, seeds)
+        trace, runner = self._begin(method, seeds), self._runner()
         clock, counts = generate.Clock(device), generate.Counts(kernels=Kernels.of(self.fast))
         condition = embed(model, inputs, guided=method.guidance.active)
         seeded, parts = torch.tensor(seeds, device=device), {"codebook": self._codebook(), "kernels": counts.kernels}
@@ -229,12 +231,13 @@ class RasterPipeline(Pipeline):
         if drafting := drafter_for(self, method, inputs):
             trace.settings["drafter"], drafter = drafting
             drafter.kernels = counts.kernels
-            task, model = replace(task, drafter=drafter), drafter.watch(model)
+            task, watched = replace(task, drafter=drafter), drafter.watch(model)
+            runner = runner if watched is model else watched  # who shows states is not replayed
         if getattr(method.settings, "window", None) == "auto":
-            task = replace(task, costs=self._step_costs(method, condition, task))
+            task = replace(task, costs=self._step_costs(runner, method, condition, task))
             clock.lap("calibration")
         sampler: RasterSampler = method.sampler(method.settings, task)
-        for _ in generate.raster(model, condition, sampler, method.guidance, clock, counts):
+        for _ in generate.raster(runner, condition, sampler, method.guidance, clock, counts):
             yield Partial(sampler.tokens, sampler.settled, counts.forwards, trace, self, image_size)
         if task.drafter is not None:
             trace.drafter_forwards = task.drafter.forwards
@@ -250,11 +253,22 @@ class RasterPipeline(Pipeline):
         # A newline is far from every code, and never a neighbour of one while there are others.
         return codes if self.transformer.spec.newline is None else F.pad(codes, (0, 0, 0, 1), value=1e3)
 
-    def _step_costs(self, method: Method, condition: Any, task: Task) -> dict[int, float]:
+    def _runner(self) -> Any:
+        """What runs the forwards: the transformer, or on CUDA, unless `fast` is off, graphs of it (`fast.py`)."""
+        model = self.transformer
+        stands = (model, model.device, model.dtype)
+        if self.fast == "off" or model.device.type != "cuda" or not getattr(model, "replays", False):
+            self._replayed = None
+            return model
+        if self._replayed is None or self._replayed[0] != stands:
+            self._replayed = (stands, Replayed(model))
+        return self._replayed[1]
+
+    def _step_costs(self, model: Any, method: Method, condition: Any, task: Task) -> dict[int, float]:
         """Seconds per step by width, measured once for this model, device, batch and method."""
-        model, warp = self.transformer, method.warp
+        warp, dtype = method.warp, self.transformer.dtype
         law = (method.guidance.active, method.guidance.interval, warp.top_k > 0, warp.top_p < 1, warp.top_n_sigma > 0)
-        key = (method.sampler, method.settings, str(model.device), model.dtype, task.batch, law, task.kernels.impl)
+        key = (method.sampler, method.settings, str(model.device), dtype, task.batch, law, self.fast)
         if key not in self._costs:
 
             def fixed(width: int) -> RasterSampler:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from vargen import cli, core, generate, registry
 from vargen.bench import machine
 from vargen.core import Trace
+from vargen.fast import Replayed
 from vargen.files import check_writable, write_atomically
 from vargen.guidance import Guidance
 from vargen.kernels.choice import Kernels
@@ -176,12 +177,14 @@ def measure(
     kernels = Kernels("torch" if mode == "compile" else Kernels.of(mode).impl)
     task = Task(model.spec, torch.arange(batch, device=device), warp, kernels=kernels)
     clock, counts = generate.Clock(device), generate.Counts(kernels=kernels)
-    decode, stepped = model.decode, 0
+    runner, stepped = model, 0
+    if mode == "auto" and device.type == "cuda":
+        runner = Replayed(model)
     if mode == "compile":
-        model.decode = torch.compile(decode)
+        model.decode = torch.compile(model.decode)
     try:
         sampler = ImposedJacobi(width, task, imposed)
-        for _ in generate.raster(model, condition, sampler, guidance, clock, counts):
+        for _ in generate.raster(runner, condition, sampler, guidance, clock, counts):
             stepped += 1
             if stepped == imposed.steps + 1:
                 break

@@ -4,6 +4,8 @@ Parameter names and shapes are the official checkpoints'. A condition is one cla
 encoder, padded on the left.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,6 +54,8 @@ class CaptionEmbedder(nn.Module):
 
 class LlamaGen(Trunk):
     """LlamaGen under the raster contract (`models/contract.py`); shows its states."""
+
+    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `fast.py`
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__(config, config.layers, config.condition_tokens)

@@ -82,6 +82,7 @@ class LuminaMGPT(Prompted):
     """A Chameleon decoder that draws images of one size under the raster contract."""
 
     chooses_size: ClassVar[bool] = True  # whether it may: see `choose_sizes`
+    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `fast.py`
 
     def __init__(
         self,
