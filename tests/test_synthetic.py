@@ -3,12 +3,13 @@
 import json
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small
 import torch
 
-from vargen import bench, cli, generate, synthetic
+from vargen import bench, cli, generate, registry, synthetic
 from vargen.guidance import Guidance
 from vargen.samplers.contract import Task
 from vargen.samplers.warp import Warp
@@ -42,7 +43,7 @@ def test_rows_of_every_width_batch_and_mode(tmp_path, capsys):
 def test_the_acceptance_is_imposed(tokens, steps):
     model, guidance = small.llamagen(), Guidance(2.0)
     task = Task(model.spec, torch.arange(2), Warp())
-    sampler = synthetic.ImposedJacobi(4, task, synthetic.Imposed(tokens, steps))
+    sampler: Any = synthetic.ImposedJacobi(4, task, synthetic.Imposed(tokens, steps))
     condition = model.class_condition(torch.tensor([0, 1]), guided=True)
     at = []
     for _ in generate.raster(model, condition, sampler, guidance, generate.Clock(model.device), generate.Counts()):
@@ -52,6 +53,20 @@ def test_the_acceptance_is_imposed(tokens, steps):
     assert at[0] == (36 - round(tokens * steps)) // 2  # in the middle
     assert at[-1] - at[0] == int(tokens * steps)
     assert len({tuple(sampler.settled)}) == 1
+
+
+@pytest.mark.parametrize("name", ["pocket-var", "pocket-mar"])
+def test_other_models_draw_whole_images(tmp_path, name, monkeypatch):
+    monkeypatch.setitem(
+        synthetic.WHOLE, "continuous", ("mar:iterations=3:steps=2", "disa:iterations=3:upper=2:lower=1")
+    )
+    path = tmp_path / "out.json"
+    bench.command(["--synthetic", name, "--dtype", "float32", "--device", "cpu", "--json", str(path)])
+    rows = json.loads(path.read_text())["rows"]
+    kind = registry.preset(name).kind
+    assert [row["mode"] for row in rows] == list(synthetic.WHOLE[kind])
+    assert all(row["model_ms"] > 0 and row["sampler_ms"] > 0 for row in rows)
+    assert rows[0]["tokens_per_forward"] == (68 if kind == "next-scale" else pytest.approx(256 / 3, abs=1e-3))
 
 
 def test_bytes_are_those_of_what_is_read():

@@ -9,6 +9,7 @@ from test_speculative import small_drafter
 from toy import ToyModel, images, p_value
 
 from vargen.core import Block
+from vargen.kernels.choice import Kernels
 from vargen.models.contract import RasterSpec
 from vargen.samplers import rules
 from vargen.samplers.contract import Task
@@ -54,7 +55,7 @@ def test_a_tree_grows_where_the_drafter_is_confident():
     made = []
 
     class Fixed:
-        forwards = 0
+        forwards, kernels = 0, Kernels()
 
         def reserve(self, extra):
             self.extra = extra

@@ -56,7 +56,7 @@ def plan(
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"got dtype {dtype}, expected float32, bfloat16 or float16")
     found, batch = registry.preset(name), request.whole(batch, "batch size", least=1)
-    if found.skeleton is None:
+    if found.skeleton is None or found.kind != "raster":
         raise ValueError(f"the memory of {name} cannot be planned: it is no raster model, or its files have its shapes")
     asked = request.method(method or found.method, found.choose(preset), {"guidance_scale": guidance_scale}, {})
     with torch.device("meta"):

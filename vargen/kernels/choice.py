@@ -12,11 +12,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 try:
-    import triton
-    import triton.language as tl
+    import triton as found
+    import triton.language as language
     from triton.language import constexpr
-except ImportError:  # there is no Triton for this platform: the kernels below are defined, and never run
-    triton = tl = constexpr = None
+except ImportError:  # there is no Triton for this platform: the kernels are defined, and never run
+    found = language = constexpr = None
+
+triton: Any = found
+tl: Any = language
 
 Impl = Literal["auto", "triton", "torch"]
 

@@ -40,15 +40,15 @@ def _unfit(logits: Tensor, warp: Warp) -> str | None:
 
 def _launch(logits: Tensor, warp: Warp, noise: Table | None, slots: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, width, vocabulary = logits.shape
-    logits, drawing = logits.contiguous(), noise is not None
+    logits, drawing = logits.contiguous(), noise is not None and slots is not None
     block = power(vocabulary)
     p = logits.new_empty(0 if drawing else logits.shape, dtype=torch.float32)
     tokens = torch.empty(batch, width, dtype=torch.int64, device=logits.device)
     _rows[(batch * width,)](
         logits,
         logits if warp.allowed is None else warp.allowed,
-        noise.seed if drawing else tokens,
-        slots.contiguous() if slots is not None else tokens,
+        tokens if noise is None else noise.seed,
+        tokens if slots is None else slots.contiguous(),
         p,
         tokens,
         width,
@@ -56,7 +56,7 @@ def _launch(logits: Tensor, warp: Warp, noise: Table | None, slots: Tensor | Non
         warp.temperature,
         warp.top_k,
         warp.top_p,
-        noise.purpose if drawing else 0,
+        0 if noise is None else noise.purpose,
         ALLOWED=warp.allowed is not None,
         TEMPERED=warp.temperature != 1.0,
         TOP_K=0 < warp.top_k < vocabulary,

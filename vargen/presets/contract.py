@@ -57,9 +57,7 @@ class Preset:
     spec: "RasterSpec | ScaleSpec | ContinuousSpec | None" = None  # the image's layout
     drafter: str | None = None  # what drafts for this one, or refines what it began, unless something else is named
     usual: str | None = None  # its method, where that is not the one of its kind
-    skeleton: Callable[[], Any] | None = (
-        None  # a raster model's transformer with fresh weights, of its published shapes
-    )
+    skeleton: Callable[[], Any] | None = None  # its transformer with fresh weights, of its published shapes
     head: Path | None = None  # weights of an EAGLE head that drafts for this one
     captions: Callable[[int], list[str]] | None = None  # so many prompts, to be drawn when none is asked for
 

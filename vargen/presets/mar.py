@@ -101,8 +101,9 @@ EXAMPLES = (207, 360, 388, 113, 355, 980, 323, 979)  # the classes of demo/run_m
 def _preset(name: str) -> Preset:
     summary = f"MAR {name.split('-')[1]} on ImageNet's classes at 256 pixels."
     small = "mar-base" if name != "mar-base" else None
-    spec = SHAPES[name].spec
-    return Preset(name, summary, recipes(name), spec.classes, partial(build, name), imagenet, EXAMPLES, spec, small)
+    spec, make, made = SHAPES[name].spec, partial(build, name), partial(MAR, SHAPES[name])
+    law = recipes(name)
+    return Preset(name, summary, law, spec.classes, make, imagenet, EXAMPLES, spec, small, skeleton=made)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

@@ -92,7 +92,7 @@ def _preset(
         examples=tuple(range(len(pocket.CLASSES))),
         spec=config.spec,
         drafter=drafter,
-        skeleton=partial(LlamaGen, config) if isinstance(config, LlamaGenConfig) else None,
+        skeleton=partial(pocket.build, name),
         head=head,
     )
 

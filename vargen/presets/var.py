@@ -128,7 +128,8 @@ def _preset(name: str) -> Preset:
         summary = f"VAR {rest[0]} on ImageNet's classes at {pixels} pixels."
         small = "var-d16" if pixels == 256 and rest[0] != "d16" else None
     spec, make = SHAPES[name].spec, partial(build, name)
-    return Preset(name, summary, recipes(name), spec.classes, make, imagenet, EXAMPLES, spec, small, usual)
+    made = partial(VAR, SHAPES[name])
+    return Preset(name, summary, recipes(name), spec.classes, make, imagenet, EXAMPLES, spec, small, usual, made)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

@@ -19,6 +19,8 @@ from vargen.training.data import CLASS_DROPOUT, HELD_OUT, pick, to_tensor
 from vargen.training.fit import Schedule, fit
 
 BRIEF = 0.3  # share of captions that leave the clouds out
+SMALL = ("beach", "harbour", "meadow", "snow")  # scenes whose caption names the colour of something small
+HARD = 0.5  # share of a batch that is of these alone: their colours are learnt last
 
 
 @torch.no_grad()
@@ -93,11 +95,15 @@ def train(
     train_text([caption for _, captions in pools for caption in captions], words)
     text, models = reader(words), [lumina(decoder, size) for size in LUMINA_SIZES]
     initialise(decoder, seed)
+    names = tuple(CLASSES)
+    hard = np.array([i for i in range(each) if names[i % len(names)] in SMALL] or range(each))
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         which = int(torch.randint(len(pools), (), generator=generator))
         (ids, captions), model = pools[which], models[which]
         chosen = pick(len(ids), batch, generator)
+        small = hard[pick(len(hard), batch, generator)]
+        chosen = np.where(torch.rand(batch, generator=generator).numpy() < HARD, small, chosen)
         brief = (torch.rand(batch, generator=generator) < BRIEF).tolist()
         some = [captions[i].rsplit(",", 1)[0] if short else captions[i] for i, short in zip(chosen, brief, strict=True)]
         kept = torch.rand(batch, generator=generator) >= CLASS_DROPOUT

@@ -41,7 +41,7 @@ RECIPES = {
     "pocket-mar": Recipe(steps=3000, batch=32, images=20_000),
     "pocket-mar-small": Recipe(steps=3000, batch=32, images=20_000),
     "pocket-judge": Recipe(steps=1200, batch=64, images=20_000),
-    "pocket-lumina": Recipe(steps=2000, batch=24, images=21_000),
+    "pocket-lumina": Recipe(steps=3400, batch=24, images=21_000),
 }
 
 
