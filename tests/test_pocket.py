@@ -47,6 +47,7 @@ def test_a_family_keeps_within_its_size():
     families = (
         ("pocket-var.safetensors", "pocket-var-small.safetensors", "pocket-multiscale-vq.safetensors"),
         ("pocket-mar.safetensors", "pocket-mar-small.safetensors", "pocket-kl.safetensors"),
+        ("pocket-lumina.safetensors", pocket.WORDS_FILE),
     )
     for family in families:
         assert sum((pocket.WEIGHTS / name).stat().st_size for name in family) <= 8e6

@@ -15,6 +15,7 @@ MODELS = {
     "pocket-llamagen-small": "vargen.presets.pocket:PRESETS",
     "pocket-var": "vargen.presets.pocket:PRESETS",
     "pocket-var-small": "vargen.presets.pocket:PRESETS",
+    "pocket-lumina": "vargen.presets.pocket:PRESETS",
     **{
         f"llamagen-c2i-{size}-{pixels}": "vargen.presets.llamagen:PRESETS"
         for size in ("b", "l", "xl", "xxl", "3b", "xxxl", "1b", "7b")

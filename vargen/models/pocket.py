@@ -91,6 +91,7 @@ NAMES = (
     "pocket-mar",
     "pocket-mar-small",
     "pocket-judge",
+    "pocket-lumina",
 )
 
 
