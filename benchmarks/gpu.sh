@@ -5,7 +5,7 @@ out=${1:-benchmarks}
 python=${PYTHON:-python}
 status=0
 run() { echo "+ $*"; "$@" || status=1; }
-run "$python" -m pytest -q -p no:cacheprovider tests/test_kernels.py
+run "$python" -m pytest -q -p no:cacheprovider tests/test_kernels.py tests/test_fast.py
 run "$python" scripts/benchmark_kernels.py --json "$out/kernels-cuda.json"
 for shape in llamagen-xl llamagen-3b lumina-7b; do
     run "$python" scripts/benchmark.py --synthetic $shape --batches 1,8 --modes off,auto --json "$out/synthetic-$shape-cuda.json"

@@ -12,6 +12,7 @@ from vargen.core import Block
 from vargen.fast import KEPT, Replayed, captured
 from vargen.prompting import PromptedPipeline
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LATENT = {"output_type": "latent", "seed": 3}
 
 
@@ -31,16 +32,22 @@ def replaying(pipe, capture):
     return pipe
 
 
+def without(pipe):
+    """The pipeline in plain PyTorch, which runs its forwards anew."""
+    pipe.fast = "off"
+    return pipe
+
+
 def classes():
     pipe = small.pipeline()
     pipe.drafter = small.llamagen(scale=1.4)
-    return pipe
+    return pipe.to(DEVICE)
 
 
 def prompts():
     pipe = PromptedPipeline(chameleon.lumina(), chameleon.vqgan(), None, chameleon.text())
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe.to(DEVICE)
 
 
 METHODS = [
@@ -58,7 +65,7 @@ METHODS = [
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_tokens(method, capture):
-    plain, pipe = classes(), replaying(classes(), capture)
+    plain, pipe = without(classes()), replaying(classes(), capture)
     for how in ({"guidance_scale": 2.0}, {"guidance_scale": 2.0, "cfg_interval": 9}, {"guidance_scale": 1.0}):
         want = plain([1, 2, 3], method=method, **how, **LATENT)
         # The second time from the graphs of the first, in a cache that is full of it.
@@ -71,7 +78,7 @@ def test_the_same_tokens(method, capture):
 @pytest.mark.parametrize("method", ["ar", "sjd-coupled:window=4", "zipar:window=2"])
 def test_padded_prompts(method, capture):
     """The padding is another in every call, in the same graphs."""
-    plain, pipe = prompts(), replaying(prompts(), capture)
+    plain, pipe = without(prompts()), replaying(prompts(), capture)
     for texts in (["a red boat", "sea"], ["sea", "a red boat"], ["the boat", "sea"], ["sea", "sea"]):
         want = plain(prompt=texts, method=method, guidance_scale=3.0, **LATENT)
         got = pipe(prompt=texts, method=method, guidance_scale=3.0, **LATENT)
@@ -79,7 +86,7 @@ def test_padded_prompts(method, capture):
 
 
 def test_graphs_survive_a_change_of_batch_guidance_and_window(capture):
-    plain, pipe = classes(), replaying(classes(), capture)
+    plain, pipe = without(classes()), replaying(classes(), capture)
     calls = [
         ([1], {"guidance_scale": 2.0, "window": 4}),
         ([1, 2], {"guidance_scale": 2.0, "window": 4}),
@@ -98,7 +105,7 @@ def test_graphs_survive_a_change_of_batch_guidance_and_window(capture):
 
 
 def test_images_under_way_do_not_share_a_cache(capture):
-    plain, pipe = classes(), replaying(classes(), capture)
+    plain, pipe = without(classes()), replaying(classes(), capture)
     wanted = [plain([label], method="ar", **LATENT).tokens.flatten(1) for label in (1, 2, 3)]
     streams = [pipe.stream([label], method="ar", seed=3) for label in (1, 2, 3)]
     tokens = [[part.tokens.clone() for part in parts] for parts in zip(*streams, strict=True)][-1]
@@ -111,7 +118,7 @@ def test_images_under_way_do_not_share_a_cache(capture):
 
 def test_a_cache_has_few_graphs(capture, monkeypatch):
     monkeypatch.setattr("vargen.fast.MOST", 2)
-    plain, pipe = classes(), replaying(classes(), capture)
+    plain, pipe = without(classes()), replaying(classes(), capture)
     want = plain([1, 2], method="jacobi-2d:window=2", **LATENT)
     for _ in range(2):
         assert torch.equal(pipe([1, 2], method="jacobi-2d:window=2", **LATENT).tokens, want.tokens)

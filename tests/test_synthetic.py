@@ -28,7 +28,7 @@ def test_rows_of_every_width_batch_and_mode(tmp_path, capsys):
         assert row["model_ms"] > 0
         assert row["sampler_ms"] > 0
         assert row["tokens_per_forward"] == (1 if row["width"] == 1 else 3)
-        assert set(row["kernels"]) == {"attention", "sample"} | ({"verify"} if row["width"] > 1 else set())
+        assert set(row["kernels"]) == {"sample"} | ({"verify"} if row["width"] > 1 else set())
         assert row["limit_ms"] == pytest.approx(row["bytes"] / result["bytes_per_second"] * 1e3, rel=1e-2)
     shown = capsys.readouterr().out
     assert shown.count("\n| ") == 2 + 8 - 1

@@ -77,6 +77,9 @@ class Replayed:
         held = next((held for held in free if held.key == key), None)
         for old in [other for other in free if other is not held][: -(KEPT - 1)]:  # the oldest are first
             self._held.remove(old)
+        if held is not None:
+            held.cache.keys.zero_()  # a number that was none would be seen, even at weight 0
+            held.cache.values.zero_()
         if held is None:
             held = Held(key, self.model.make_cache(batch, extra, front), extra)
         else:
@@ -149,7 +152,7 @@ def captured(run: Run, device: torch.device) -> Run:
             run()
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         out = run()
 
     def replay() -> Tensor:

@@ -256,7 +256,7 @@ class RasterPipeline(Pipeline):
     def _runner(self) -> Any:
         """What runs the forwards: the transformer, or on CUDA, unless `fast` is off, graphs of it (`fast.py`)."""
         model = self.transformer
-        stands = (model, model.device, model.dtype)
+        stands = (model, tuple(value.data_ptr() for value in model.parameters()))  # graphs read them where they are
         if self.fast == "off" or model.device.type != "cuda" or not getattr(model, "replays", False):
             self._replayed = None
             return model

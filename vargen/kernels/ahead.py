@@ -9,32 +9,24 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vargen.kernels import attention, nearest, relax, sample, verify
-from vargen.kernels.choice import power, triton
+from vargen.kernels import relax, sample, verify
+from vargen.kernels.choice import triton
 
 TARGETS = (80, 90)
-VOCABULARY, HEAD = 16384, 64
+VOCABULARY = 16384
 F32, I64, BOOL, INT, FLOAT = "*fp32", "*i64", "*i1", "i32", "fp32"
 TRUNCATED = {"ALLOWED": True, "TEMPERED": True, "TOP_K": True, "TOP_P": True, "BLOCK": VOCABULARY}
 
 _SAMPLE = (F32, BOOL, I64, I64, F32, I64, INT, INT, FLOAT, INT, FLOAT, INT)
-_STRETCH = ("*bf16", "*bf16", "*bf16", I64, BOOL, BOOL, F32, F32, *(INT,) * 11, FLOAT)
-_HEADS = {"HEADS": 20, "GROUP": 1, "DIM": HEAD, "CHANNELS": HEAD}
-_WINDOW = {"QUERIES": 32, "STRETCH": attention.STRETCH, "BLOCK": attention.BLOCK}
 CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any], int]] = {  # kernel, types, constants, warps
     "sample, law": (sample._rows, _SAMPLE, {**TRUNCATED, "DRAW": False}, 16),
     "sample, draw": (sample._rows, _SAMPLE, {**TRUNCATED, "DRAW": True}, 16),
     "verify": (verify._rows, (I64, F32, F32, I64, INT, BOOL, I64, INT, INT),
                {"ACCEPT": 2, "REDRAW": 3, "BLOCK": verify.CHUNK}, 8),
-    "attention, causal": (attention._stretch, _STRETCH, {**_HEADS, **_WINDOW, "SEES": False, "PADDING": False}, 4),
-    "attention, masked": (attention._stretch, _STRETCH, {**_HEADS, **_WINDOW, "SEES": True, "PADDING": True}, 4),
-    "attention, join": (attention._join, (F32, F32, "*bf16", INT, INT, INT), {**_HEADS, "STRETCHES": 8}, 4),
     "shifted": (relax._shifted, (I64, F32, I64, F32, INT, INT, FLOAT),
                 {"OWN": True, "BLOCK": relax.CHUNK, "NEAR": 1024}, 4),
     "cluster": (relax._cluster, (I64, F32, F32, F32, F32, F32, INT, INT, INT, FLOAT, FLOAT),
                 {"DIM": 8, "CHANNELS": 16, "BLOCK": VOCABULARY}, 16),
-    "nearest": (nearest._block, (F32, F32, I64, INT, INT),
-                {"DIM": 8, "CHANNELS": power(8), "VECTORS": nearest.VECTORS, "CODES": nearest.CODES}, 4),
 }  # fmt: skip
 
 

@@ -127,6 +127,6 @@ def _rows(
     if DRAW:
         g = hashed.gumbel(tl.load(seeds + row // width), tl.load(slots + row), purpose, ids)
         best = tl.argmax(tl.where(there, scores + g, float("-inf")), 0, tie_break_left=True)
-        tl.store(tokens + row, best.to(tl.int64))
+        tl.store(tokens + row, tl.minimum(best, vocabulary - 1).to(tl.int64))  # of laws that are none, some id
     else:
         tl.store(p + row * vocabulary + ids, weights / tl.sum(weights, 0), there)

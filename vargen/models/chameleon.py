@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vargen.checkpoints import Layout
 from vargen.core import KVCache
-from vargen.kernels.attention import Sight, attend
+from vargen.models.attention import Sight, attend
 from vargen.models.llama import RMSNorm
 
 LAYOUT = Layout(ignored=r"model\.vqmodel\..*")  # an encoder of images, which training dropped

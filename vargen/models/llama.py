@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vargen.core import Block, KVCache
-from vargen.kernels.attention import Sight, attend
+from vargen.models.attention import Sight, attend
 from vargen.models.contract import RasterSpec
 
 
@@ -218,4 +218,4 @@ def behind(front: int, block: Block, cache: KVCache) -> Standing:
 def sight_over(cache: KVCache, rows: Tensor, first: int, stop: int, sees: Tensor | None, dtype: torch.dtype) -> Sight:
     """What tokens that are cached in `rows` (R, n) see of the cache."""
     padding = None if cache.padding is None else cache.padding[: len(rows)]
-    return Sight(rows, first, stop, dtype, sees, padding, cache.kernels)
+    return Sight(rows, first, stop, dtype, sees, padding)

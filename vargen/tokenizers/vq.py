@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vargen.checkpoints import Layout
-from vargen.kernels.choice import Kernels
-from vargen.kernels.nearest import nearest
 from vargen.tokenizers import taming
 
 # The official files of VQ-8 and VQ-16 (`VQModel` in tokenizer/tokenizer_image/vq_model.py): our key to theirs.
@@ -83,10 +81,10 @@ class Quantizer(nn.Module):
         return F.normalize(z, dim=dim) if self.sphere else z
 
     def nearest(self, z: Tensor) -> Tensor:
-        """Ids (...) of the codes nearest to `z` (..., D)."""
-        points = self.placed(z)
-        ids = nearest(points.flatten(0, -2), self.codebook(), Kernels(), sphere=self.sphere)
-        return ids.view(points.shape[:-1])
+        """Ids (...) of the codes nearest to `z` (..., D); on the sphere the nearest code has the largest product."""
+        codes = self.codebook()
+        product = self.placed(z) @ codes.T
+        return (product if self.sphere else 2 * product - codes.square().sum(-1)).argmax(-1)
 
 
 class VQTokenizer(nn.Module):
