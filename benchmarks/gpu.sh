@@ -1,5 +1,5 @@
 #!/bin/sh
-# All that a GPU is needed for, in one run of under eight minutes: sh benchmarks/gpu.sh [folder for the JSON files]
+# All that a GPU is needed for, in one run that should take less than eight minutes: sh benchmarks/gpu.sh [folder for the JSON files]
 set -u
 out=${1:-benchmarks}
 python=${PYTHON:-python}

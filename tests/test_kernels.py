@@ -268,7 +268,7 @@ def test_whole_images_with_kernels_and_without(family, method, used):
     plain = pipe(**how)
     pipe.fast = "triton"
     fast = pipe(**how)
-    assert fast.trace.kernels.pop("decode", "graph") == "graph"  # on a GPU
+    assert fast.trace.kernels.pop("decode", None) == ("graph" if DEVICE == "cuda" else None)
     assert fast.trace.kernels == dict.fromkeys(used, "triton")
     assert plain.trace.kernels == dict.fromkeys(used, "torch")
     assert torch.equal(fast.tokens, plain.tokens)

@@ -77,13 +77,12 @@ class Replayed:
         held = next((held for held in free if held.key == key), None)
         for old in [other for other in free if other is not held][: -(KEPT - 1)]:  # the oldest are first
             self._held.remove(old)
-        if held is not None:
-            held.cache.keys.zero_()  # a number that was none would be seen, even at weight 0
-            held.cache.values.zero_()
         if held is None:
             held = Held(key, self.model.make_cache(batch, extra, front), extra)
         else:
             self._held.remove(held)
+            held.cache.keys.zero_()  # a number that was none would be seen, even at weight 0
+            held.cache.values.zero_()
         self._held.append(held)
         handed = copy.copy(held.cache)  # the same memory, and another object, so that it shows when it is given up
         held.handed = weakref.ref(handed)
