@@ -8,11 +8,12 @@ BIN := .venv/bin
 sample: .venv/installed
 	$(BIN)/python scripts/sample.py --method sjd --out out/sample.png
 
-test: .venv/installed-dev
+test: .venv/installed-dev .venv/quant
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest -n auto --dist loadfile
+	PYTHONPATH=.venv/quant $(BIN)/python -m pytest tests/test_quantize.py
 
 .venv/made:
 	$(PYTHON) -m venv --clear .venv
@@ -25,6 +26,11 @@ test: .venv/installed-dev
 .venv/installed-dev: pyproject.toml | .venv/made
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ .venv/installed
+
+# torchao beside the environment and not in it: once it is installed, diffusers imports it for everybody.
+.venv/quant: pyproject.toml | .venv/made
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ 'torchao>=0.18'
+	touch $@
 
 clean:
 	rm -rf .venv

@@ -5,10 +5,17 @@ out=${1:-benchmarks}
 python=${PYTHON:-python}
 status=0
 run() { echo "+ $*"; "$@" || status=1; }
-run "$python" -m pytest -q -p no:cacheprovider tests/test_kernels.py tests/test_fast.py
+synthetic() {
+    name=$1
+    shift
+    run "$python" scripts/benchmark.py --synthetic "$name" "$@" --json "$out/synthetic-$name-cuda.json"
+}
+run "$python" -m pytest -q -p no:cacheprovider -n 4 tests/test_kernels.py tests/test_kernels_layers.py tests/test_fast.py tests/test_replay.py
 run "$python" scripts/benchmark_kernels.py --json "$out/kernels-cuda.json"
-for shape in llamagen-xl llamagen-3b lumina-7b; do
-    run "$python" scripts/benchmark.py --synthetic $shape --batches 1,8 --modes off,auto --json "$out/synthetic-$shape-cuda.json"
-done
+synthetic llamagen-xl --batches 1,8,32 --modes off,auto --steps 12
+synthetic llamagen-3b --batches 1,8 --modes off,auto --steps 12
+synthetic lumina-7b --modes off,auto --steps 12
+synthetic var-d30 --modes off,auto
+synthetic mar-huge --modes off,auto
 run "$python" scripts/benchmark.py --synthetic llamagen-xl --widths 1,32 --modes compile --json "$out/synthetic-llamagen-xl-cuda-compile.json"
 exit $status

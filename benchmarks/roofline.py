@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from vargen.cli import Parser, guarded
+from vargen.cli import guarded
+from vargen.flags import Parser
 from vargen.synthetic import limited, table
 
 

@@ -1,4 +1,7 @@
-"""Time every kernel against its twin, plain and under torch.compile, on a GPU: python scripts/benchmark_kernels.py."""
+"""Time every kernel against its twin, plain and under torch.compile, on a GPU: python scripts/benchmark_kernels.py.
+
+Those of the sampler are launched, those inside a forward replayed from a CUDA graph, as they are when images are drawn.
+"""
 
 import json
 from collections.abc import Callable
@@ -11,11 +14,16 @@ import torch
 
 from vargen import core, noise
 from vargen.bench import machine
-from vargen.cli import Parser, guarded
-from vargen.core import Trace
+from vargen.cli import guarded
+from vargen.core import KVCache, Trace
 from vargen.files import check_writable, write_atomically
+from vargen.flags import Parser
 from vargen.kernels import relax, sample, verify
+from vargen.kernels.attention import Sight, attend
 from vargen.kernels.choice import Kernels, triton
+from vargen.kernels.norm import rms_norm
+from vargen.kernels.rope import Halves, Neighbours, enter
+from vargen.models.chameleon import HeadNorm
 from vargen.noise import Purpose, Table, Uniforms
 from vargen.samplers.warp import Warp
 
@@ -38,6 +46,7 @@ def cases(width: int, device: torch.device) -> dict[str, Callable[[Kernels], Any
     near = torch.randint(VOCABULARY, (VOCABULARY, 1000), generator=generator, device=device)
 
     return {
+        **layers(width, device),
         "sample, law": partial(sample.law, logits, warp),
         "sample, law with top-p": partial(sample.law, logits, replace(warp, top_p=0.9)),
         "sample, draw": partial(sample.draw, logits, warp, table, slots, (0, width)),
@@ -45,6 +54,48 @@ def cases(width: int, device: torch.device) -> dict[str, Callable[[Kernels], Any
         "shifted": lambda kernels: relax.shifted(drafts, p, near, kernels, delta=0.1),
         "cluster": partial(relax.cluster, drafts, q, p, codes),
     }
+
+
+LAYERS = ("attention", "norm", "rope, neighbours", "rope, halves")
+
+
+def layers(width: int, device: torch.device) -> dict[str, Callable[[Kernels], Any]]:
+    """Kernels inside a forward, in bfloat16, in the middle of the image."""
+    generator = torch.Generator(device).manual_seed(0)
+    heads, dim, slots = 20, 64, 577
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=device).bfloat16()
+
+    q, k, v = normal(2, width, 3, heads, dim).unbind(2)
+    angles = normal(1, width, 1, dim // 2).float()
+    neighbours, halves = Neighbours(torch.polar(torch.ones_like(angles), angles)), Halves(angles.cos(), angles.sin())
+    norms = tuple(HeadNorm(1, dim).to(device, torch.bfloat16).requires_grad_(False) for _ in range(2))
+    cache = KVCache(1, 2, slots, heads, dim, dtype=torch.bfloat16, device=device)
+    rows = (slots // 2 + torch.arange(width, device=device)).expand(2, -1)
+    flat, x, weight = cache.flat(rows), normal(2, width, heads * dim), normal(heads * dim)
+
+    def entering(turns: Any, norms: Any, kernels: Kernels) -> Any:
+        cache.kernels = kernels
+        return enter(q, k, v, turns, cache, 0, flat, slots, norms)
+
+    def attending(kernels: Kernels) -> torch.Tensor:
+        sight = Sight(rows, 0, slots, q.dtype, kernels=kernels)
+        return attend(q, cache.keys[0], cache.values[0], sight)
+
+    return {
+        "attention": attending,
+        "norm": partial(rms_norm, x, weight, 1e-5),
+        "rope, neighbours": partial(entering, neighbours, None),
+        "rope, halves": partial(entering, halves, norms),
+    }
+
+
+def milliseconds(name: str, run: Callable[[], Any]) -> float:
+    """Of one run, as it happens where it is used."""
+    if name in LAYERS:
+        return round(triton.testing.do_bench_cudagraph(run, rep=50), 5)
+    return round(triton.testing.do_bench(run, warmup=10, rep=50), 5)
 
 
 def main(argv: list[str]) -> None:
@@ -61,7 +112,7 @@ def main(argv: list[str]) -> None:
                 torch.compiler.reset()  # or all after the eighth would run as they are
                 plain, compiled = partial(run, Kernels("torch")), torch.compile(partial(run, Kernels("torch")))
                 ways = {"kernel": partial(run, Kernels("triton")), "eager": plain, "compiled": compiled}
-                times = {way: round(triton.testing.do_bench(each, warmup=10, rep=50), 5) for way, each in ways.items()}
+                times = {way: milliseconds(name, each) for way, each in ways.items()}
                 gain = min(times["eager"], times["compiled"]) / times["kernel"]
                 rows.append({"kernel": name, "width": width, "ms": times, "gain": round(gain, 2)})
                 print(f"{name}, width {width}: {times} ms, {gain:.2f}x, {'stays' if gain >= KEEPS else 'goes'}")

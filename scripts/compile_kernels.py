@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from vargen.cli import Parser, guarded
+from vargen.cli import guarded
 from vargen.files import check_writable, write_atomically
+from vargen.flags import Parser
 from vargen.kernels import ahead
 
 

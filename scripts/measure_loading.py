@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from vargen import checkpoints
-from vargen.cli import Parser, guarded
+from vargen.cli import guarded
 from vargen.core import peak_memory
+from vargen.flags import Parser
 from vargen.models.llamagen import LAYOUT, LlamaGen
 from vargen.presets.llamagen import SHAPES
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from vargen.cli import Parser, guarded
+from vargen.cli import guarded
+from vargen.flags import Parser
 from vargen.training import drafter
 
 

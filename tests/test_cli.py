@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vargen import bench, cli, registry
+from vargen import bench, cli, drawing, registry
 from vargen.raster import RasterPipeline
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +20,7 @@ def _small_model(monkeypatch):
     monkeypatch.setitem(registry.MODELS, "small", "small:PRESETS")
 
 
-def run(*argv: object, command=cli.sample) -> None:
+def run(*argv: object, command=drawing.command) -> None:
     cli.guarded(command, [str(word) for word in argv])
 
 

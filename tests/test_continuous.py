@@ -208,7 +208,7 @@ def test_a_drafter_follows_its_model(pipe):
     moved, there = [], pipe.drafter
 
     class Moving:
-        spec = there.spec
+        spec, device = there.spec, torch.device("meta")
 
         def to(self, device):
             moved.append(device)

@@ -110,7 +110,7 @@ def test_a_published_figure_stands_only_beside_its_own_setting():
     asked = argparse.Namespace(features="inception")
     assert is_published_setting(asked, wanted, settled=True)
     assert registry.preset("llamagen-c2i-l-384").choose("fid").published == {"fid": 3.07}
-    for other in (replace(wanted, count=10_000), replace(wanted, law={"top_k": 3})):
+    for other in (replace(wanted, count=10_000), replace(wanted, law={"top_k": 3}), replace(wanted, quantize="int8")):
         assert not is_published_setting(asked, other, settled=True)
     assert not is_published_setting(asked, wanted, settled=False)
     assert not is_published_setting(argparse.Namespace(features="pocket"), wanted, settled=True)

@@ -2,15 +2,21 @@
 traced function over the same buffers, which stands for it here on a CPU.
 """
 
+from dataclasses import replace
+
 import chameleon
 import pytest
 import small
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from vargen.caches import KEPT
 from vargen.core import Block
-from vargen.fast import KEPT, Replayed, captured
+from vargen.fast import Replayed
 from vargen.prompting import PromptedPipeline
+from vargen.raster import RasterPipeline
+from vargen.replay import Runners
+from vargen.samplers.width import WidthPolicy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LATENT = {"output_type": "latent", "seed": 3}
@@ -22,14 +28,17 @@ def traced(run, device):
 
 @pytest.fixture
 def capture():
-    return captured if torch.cuda.is_available() else traced
+    return None if torch.cuda.is_available() else traced
 
 
 def replaying(pipe, capture):
     """The pipeline, its forwards replayed on any device."""
-    pipe.runner = Replayed(pipe.transformer, capture)
-    pipe._runner = lambda: pipe.runner
+    pipe._runners = Runners(capture)
     return pipe
+
+
+def caches(pipe):
+    return pipe._runners.of("model", pipe.transformer, "auto").caches
 
 
 def without(pipe):
@@ -98,31 +107,30 @@ def test_graphs_survive_a_change_of_batch_guidance_and_window(capture):
             want = plain(labels, method="sjd-coupled", **how, **LATENT)
             got = pipe(labels, method="sjd-coupled", **how, **LATENT)
             assert torch.equal(got.tokens, want.tokens), (turn, how)
-        made.append(pipe.runner.captures)
+        made.append(caches(pipe).captures)
     # The first and the third call have caches of one shape, two rows, and so have the graphs of both.
     assert made[0] == made[1]
-    assert len(pipe.runner._held) == KEPT
+    assert len(caches(pipe)._held) == KEPT
 
 
 def test_images_under_way_do_not_share_a_cache(capture):
     plain, pipe = without(classes()), replaying(classes(), capture)
     wanted = [plain([label], method="ar", **LATENT).tokens.flatten(1) for label in (1, 2, 3)]
     streams = [pipe.stream([label], method="ar", seed=3) for label in (1, 2, 3)]
-    tokens = [[part.tokens.clone() for part in parts] for parts in zip(*streams, strict=True)][-1]
+    for parts in zip(*streams, strict=True):
+        tokens, under_way = [part.tokens.clone() for part in parts], len(caches(pipe))
     assert all(torch.equal(got, want) for got, want in zip(tokens, wanted, strict=True))
-    assert len(pipe.runner._held) == 3  # those under way; the next call keeps few of them
-    del streams
-    pipe([1], method="ar", **LATENT)
-    assert len(pipe.runner._held) <= KEPT
+    assert under_way == 3
+    assert len(caches(pipe)) == KEPT
 
 
 def test_a_cache_has_few_graphs(capture, monkeypatch):
-    monkeypatch.setattr("vargen.fast.MOST", 2)
+    monkeypatch.setattr("vargen.graphs.MOST", 2)
     plain, pipe = without(classes()), replaying(classes(), capture)
     want = plain([1, 2], method="jacobi-2d:window=2", **LATENT)
     for _ in range(2):
         assert torch.equal(pipe([1, 2], method="jacobi-2d:window=2", **LATENT).tokens, want.tokens)
-    assert pipe.runner.captures == 2
+    assert caches(pipe).captures == 2
 
 
 def test_what_a_run_fixes_shows():
@@ -138,4 +146,75 @@ def test_what_a_run_fixes_shows():
             block = Block(torch.tensor([[slot]]), torch.tensor([[slot]]), slot, slot + 1)
             want, got = (each.decode(block, cache) for each, cache in zip((model, runner), caches, strict=True))
             assert torch.allclose(got, want, atol=1e-5)
-    assert runner.captures == 1
+    assert runner.caches.captures == 2  # of the prefill, and of a token
+
+
+@pytest.mark.parametrize("method", ["sjd:window=6", "sjd-coupled:window=4:guess=left", "sjd-exact:window=4"])
+def test_pointers_are_read_a_step_late(method, capture):
+    """Until a row is near the end of its image; nothing else changes."""
+
+    def pipeline():
+        return RasterPipeline(small.llamagen(replace(small.CONFIG, side=6)), small.vq()).to(DEVICE)
+
+    plain, pipe = without(pipeline()), replaying(pipeline(), capture)
+    parts = [(x.settled, x.tokens.clone()) for x in plain.stream([1, 2, 3], method=method, guidance_scale=2.0, seed=3)]
+    late = [(x.settled, x.tokens.clone()) for x in pipe.stream([1, 2, 3], method=method, guidance_scale=2.0, seed=3)]
+    assert len(late) == len(parts)
+    assert torch.equal(late[-1][1], parts[-1][1])
+    assert late[-1][0] == parts[-1][0] == [36] * 3
+    widest, behind = int(method.split("window=")[1].split(":")[0]), 0
+    for step, (settled, _) in enumerate(late):
+        before, now = parts[max(0, step - 1)][0], parts[step][0]
+        far = step > 0 and all(n == 36 or n + 2 * widest < 36 for n in before)
+        assert settled == (before if far else now)
+        behind += settled != now
+    assert behind > 3
+
+
+def test_what_is_read_late_is_told_to_the_policy_once(capture):
+    """Every step's tokens are told with its own width."""
+    told = []
+    for late in (False, True):
+        pipe = RasterPipeline(small.llamagen(replace(small.CONFIG, side=6)), small.vq()).to(DEVICE)
+        pipe = replaying(pipe, capture) if late else without(pipe)
+        pipe._step_costs = lambda *_: dict.fromkeys((1, 4, 8), 1.0)
+        told.append([])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(WidthPolicy, "observe", lambda self, *seen: told[-1].append(seen))
+            pipe([1, 2], method="sjd-coupled", guidance_scale=2.0, **LATENT)
+    assert told[0] == told[1]
+    assert len({width for width, _ in told[0]}) > 1
+
+
+def test_a_capture_that_fails_is_said_once(monkeypatch):
+    def broken(run, device):
+        raise RuntimeError("operation not permitted")
+
+    plain, pipe = without(classes()), replaying(classes(), broken)
+    want = plain([1, 2], method="sjd-coupled:window=4", **LATENT)
+    with pytest.warns(UserWarning, match="vargen: forwards are not captured as graphs.*not permitted") as said:
+        got = pipe([1, 2], method="sjd-coupled:window=4", **LATENT)
+    assert len(said) == 1
+    assert torch.equal(got.tokens, want.tokens)
+    assert "decode" not in got.trace.kernels
+
+
+def test_large_caches_are_not_spared(capture, monkeypatch):
+    pipe = replaying(classes(), capture)
+    pipe([1], method="ar", **LATENT)
+    monkeypatch.setattr("vargen.caches.SPARE_BYTES", caches(pipe)._held[0].cache.bytes)
+    pipe([1, 2], method="ar", **LATENT)
+    assert len(caches(pipe)._held) == 2  # the first one is small enough to be kept beside it
+    pipe([1, 2, 3], method="ar", **LATENT)
+    assert [held.key[0] for held in caches(pipe)._held] == [2, 6]
+
+
+def test_the_trace_names_what_a_graph_has_in_it():
+    """Triton's kernels cannot be traced: what is captured runs as it is."""
+    tiny = RasterPipeline(small.llamagen(replace(small.CONFIG, side=2, layers=1)), small.vq()).to(DEVICE)
+    pipe = replaying(tiny, None if torch.cuda.is_available() else lambda run, device: run)
+    pipe.fast = "triton"
+    ran = pipe([1], method="ar", **LATENT).trace.kernels
+    assert {key: ran[key] for key in ("attention", "norm", "rope", "decode")} == {
+        "attention": "triton", "norm": "triton", "rope": "triton", "decode": "graph"
+    }  # fmt: skip

@@ -11,7 +11,7 @@ from PIL import Image
 from small import randomised
 
 import vargen
-from vargen import checkpoints, cli, registry
+from vargen import checkpoints, cli, drawing, registry
 from vargen.continuous import ContinuousPipeline
 from vargen.eval import plan, runs
 from vargen.models import harmon
@@ -250,11 +250,11 @@ def test_files_come_from_the_hub(files, words, monkeypatch):
 def test_the_command_line_and_a_sampling_run(pipe, words, files, tmp_path, capsys):
     argv = ["--model", "harmon-1.5b-o", "--checkpoint", str(files), "--text-encoder", str(words), "--device", "cpu"]
     few = ["--method", "mar", "--iterations", "3", "--steps", "2", "--prompt", "a red boat", "--prompt", "the dog"]
-    cli.guarded(cli.sample, [*argv, *few, "--out", str(tmp_path / "a.png")])
+    cli.guarded(drawing.command, [*argv, *few, "--out", str(tmp_path / "a.png")])
     assert Image.open(tmp_path / "a.png").size == (48, 12)
     assert "4 images by mar" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        cli.guarded(cli.sample, [*argv, "--iterations", "3", "--class", "a"])
+        cli.guarded(drawing.command, [*argv, "--iterations", "3", "--class", "a"])
     assert "give --prompt" in capsys.readouterr().err
     method = "mar:iterations=3:steps=2"
     wanted = plan.make(PRESET, method, 4, recipe=None, law={}, prompts=tuple(PROMPTS), batch_size=2)

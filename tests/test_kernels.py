@@ -24,6 +24,9 @@ EPS = torch.finfo(torch.float32).eps
 SEEDS = torch.tensor([5, -(2**60), 2**62], device=DEVICE)
 
 
+LAYERS = {"attention", "norm", "rope"}  # every forward has them
+
+
 def kernels():
     return Kernels("triton")
 
@@ -238,7 +241,8 @@ def drawing(family):
         pipe.drafter = small.llamagen(config, scale=1.4)
         inputs = {"class_labels": [1, 2], "guidance_scale": 2.0}
     else:
-        pipe = PromptedPipeline(chameleon.lumina(), chameleon.vqgan(), None, chameleon.text())
+        config = replace(chameleon.CONFIG, layers=1, heads=2, kv_heads=1)
+        pipe = PromptedPipeline(chameleon.lumina(config=config), chameleon.vqgan(), None, chameleon.text())
         inputs = {"prompt": ["a red boat", "sea"], "guidance_scale": 3.0}  # of two lengths: rows are padded
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(DEVICE), inputs
@@ -269,8 +273,8 @@ def test_whole_images_with_kernels_and_without(family, method, used):
     pipe.fast = "triton"
     fast = pipe(**how)
     assert fast.trace.kernels.pop("decode", None) == ("graph" if DEVICE == "cuda" else None)
-    assert fast.trace.kernels == dict.fromkeys(used, "triton")
-    assert plain.trace.kernels == dict.fromkeys(used, "torch")
+    assert fast.trace.kernels == dict.fromkeys(used | LAYERS, "triton")
+    assert plain.trace.kernels == dict.fromkeys(used | LAYERS, "torch")
     assert torch.equal(fast.tokens, plain.tokens)
     assert fast.trace.forwards == plain.trace.forwards
 

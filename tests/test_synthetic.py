@@ -28,7 +28,8 @@ def test_rows_of_every_width_batch_and_mode(tmp_path, capsys):
         assert row["model_ms"] > 0
         assert row["sampler_ms"] > 0
         assert row["tokens_per_forward"] == (1 if row["width"] == 1 else 3)
-        assert set(row["kernels"]) == {"sample"} | ({"verify"} if row["width"] > 1 else set())
+        layers = {"attention", "norm", "rope"}
+        assert set(row["kernels"]) == layers | {"sample"} | ({"verify"} if row["width"] > 1 else set())
         assert row["limit_ms"] == pytest.approx(row["bytes"] / result["bytes_per_second"] * 1e3, rel=1e-2)
     shown = capsys.readouterr().out
     assert shown.count("\n| ") == 2 + 8 - 1
@@ -64,7 +65,9 @@ def test_other_models_draw_whole_images(tmp_path, name, monkeypatch):
     bench.command(["--synthetic", name, "--dtype", "float32", "--device", "cpu", "--json", str(path)])
     rows = json.loads(path.read_text())["rows"]
     kind = registry.preset(name).kind
-    assert [row["mode"] for row in rows] == list(synthetic.WHOLE[kind])
+    assert [row["mode"] for row in rows] == [
+        f"{each}, {mode}" for each in synthetic.WHOLE[kind] for mode in ("off", "auto")
+    ]
     assert all(row["model_ms"] > 0 and row["sampler_ms"] > 0 for row in rows)
     assert rows[0]["tokens_per_forward"] == (68 if kind == "next-scale" else pytest.approx(256 / 3, abs=1e-3))
 
@@ -83,6 +86,10 @@ def test_bad_flags(tmp_path, capsys):
         (["--widths", "1,0"], "got widths '1,0', expected whole numbers of at least 1"),
         (["--batches", "x"], "got batches 'x', expected whole numbers"),
         (["--modes", "fast"], "got mode 'fast', expected off, auto or compile"),
+        (
+            ["--synthetic", "pocket-var", "--modes", "compile"],
+            "got mode 'compile' for pocket-var, expected off or auto",
+        ),
         (["--tokens-per-forward", "0.5"], "got tokens per forward or steps below 1"),
         (["--synthetic", "dalle"], "invalid choice: 'dalle'"),
     ):

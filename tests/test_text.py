@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from small import CONFIG, llamagen, vq
 
 import vargen
-from vargen import cli, registry
+from vargen import cli, drawing, registry
 from vargen.core import Block
 from vargen.models import t5
 from vargen.models.llamagen import CaptionEmbedder, LlamaGen
@@ -259,10 +259,10 @@ def test_command_line(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(registry.MODELS, "small-text", "test_text:PRESETS")
     argv = ["--model", "small-text", "--text-encoder", str(folder), "--method", "sjd", "--window", "4"]
     argv += ["--prompt", "a red boat", "--prompt", "the dog", "--out", str(tmp_path / "a.png")]
-    cli.guarded(cli.sample, argv)
+    cli.guarded(drawing.command, argv)
     assert Image.open(tmp_path / "a.png").size == (48, 12)
     assert "4 images by sjd" in capsys.readouterr().out
     for extra, words in ((["--class", "a"], "no --class"), ([], "give --prompt")):
         with pytest.raises(SystemExit):
-            cli.guarded(cli.sample, ["--model", "small-text", "--text-encoder", str(folder), *extra])
+            cli.guarded(drawing.command, ["--model", "small-text", "--text-encoder", str(folder), *extra])
         assert words in capsys.readouterr().err

@@ -8,7 +8,7 @@ from made_up import made_up, save_folder
 from PIL import Image
 from small import SCALE_PRESET
 
-from vargen import bench, cli, registry
+from vargen import bench, cli, drawing, registry
 from vargen.eval.command import command as evaluate
 
 
@@ -18,7 +18,7 @@ def _small_model(monkeypatch):
     assert SCALE_PRESET.method == "var"
 
 
-def run(*argv: object, command=cli.sample) -> None:
+def run(*argv: object, command=drawing.command) -> None:
     cli.guarded(command, ["--model", "small-scales", *(str(word) for word in argv)])
 
 

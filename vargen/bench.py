@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vargen import cli, drawing, registry
+from vargen import drawing, flags, registry
 from vargen.core import Generation, Trace
 from vargen.files import check_writable, write_atomically
 
@@ -31,14 +31,7 @@ def command(argv: list[str]) -> None:
 
         synthetic.command(argv)
         return
-    parser = cli.Parser(prog="bench", description="Compare methods on one model, in one process, in turn.")
-    cli.add_law(parser)
-    parser.set_defaults(batch_size=1)
-    cli.add_subjects(parser)
-    parser.add_argument("--methods", help="separated by commas; settings after colons")
-    parser.add_argument("--num-images", type=int, default=20, help="per method")
-    parser.add_argument("--json", type=Path, required=True, help="results; a bar chart goes beside it as PNG")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     preset = registry.preset(options.model)
     usual = DEFAULT_METHODS[preset.plan]
     if not (preset.drafter or options.drafter):
@@ -46,17 +39,18 @@ def command(argv: list[str]) -> None:
     methods = [name.strip() for name in (options.methods or usual).split(",")]
     if len(set(methods)) < len(methods):
         raise ValueError(f"a method stands twice in --methods {options.methods}")
-    cli.check(options, [(name, {}) for name in methods])
-    chosen = cli.subjects(options, preset)
+    flags.check(options, [(name, {}) for name in methods])
+    chosen = flags.subjects(options, preset)
     if options.json.suffix == ".png":
         raise ValueError(f"got --json {options.json}, but the chart takes that name: use .json")
     check_writable([options.json, options.json.with_suffix(".png")])
-    pipe = cli.load(options)
+    pipe = flags.load(options)
     pipe.set_progress_bar_config(disable=True)
-    drawn = run(pipe, chosen, methods, options.num_images, options.batch_size, options.seed, cli.law(options))
+    drawn = run(pipe, chosen, methods, options.num_images, options.batch_size, options.seed, flags.law(options))
     result = {
         "model": options.model,
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "quantize": pipe.quantize,
         "images": options.num_images,
         "batch_size": options.batch_size,
         "nats_per_token": pipe.nats_per_token,
@@ -67,6 +61,19 @@ def command(argv: list[str]) -> None:
     write_atomically(options.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
     print(table(result))
     chart(result, options.json.with_suffix(".png"))
+
+
+def parser() -> flags.Parser:
+    """The flags."""
+    made = flags.Parser(prog="vargen bench", description="Compare methods on one model, in one process, in turn.")
+    flags.add_law(made)
+    made.set_defaults(batch_size=1)
+    flags.add_subjects(made)
+    made.add_argument("--methods", help="separated by commas; settings after colons")
+    made.add_argument("--num-images", type=int, default=20, help="per method")
+    made.add_argument("--json", type=Path, required=True, help="results; a bar chart goes beside it as PNG")
+    made.add_argument("--synthetic", help="a published shape, with random weights: flags of its own, see its --help")
+    return made
 
 
 def run(
@@ -143,7 +150,9 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | {forwards:.1f} | {row['seconds_per_image']:.3f} | {speedup} | {kept} |")
     nats = result["nats_per_token"]
     note = "" if nats is None else f", {nats:.2f} nats per token"
-    head = f"{result['model']}, {result['dtype']}, batch {result['batch_size']}, {result['images']} images{note}"
+    stored = result.get("quantize")
+    kind = f"{stored} in {result['dtype']}" if stored else result["dtype"]
+    head = f"{result['model']}, {kind}, batch {result['batch_size']}, {result['images']} images{note}"
     return "\n".join([head, "", *lines])
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vargen import drafting, generate, request
 from vargen.core import Generation
+from vargen.kernels.choice import Kernels
 from vargen.models import harmon
 from vargen.models.contract import embed
 from vargen.models.prompted import checked
@@ -138,20 +139,27 @@ class ContinuousPipeline(Pipeline):
     ) -> Iterator[Partial]:
         self._fit()
         model, device = self.transformer, self.transformer.device
-        trace, clock, counts = self._begin(method, seeds), generate.Clock(device), generate.Counts()
+        trace, clock = self._begin(method, seeds), generate.Clock(device)
+        counts = generate.Counts(kernels=Kernels.of(self.fast))
         condition = embed(model, inputs, guided=method.guidance > 1)
         drafter = None
         if found := drafting.chosen(self, method.sampler, method.settings):
             trace.settings["drafter"], small = found
             drafting.check(found[0], small.spec, model.spec)
-            small = small.to(device)
-            drafter = drafting.LatentModelDrafter(small, embed(small, inputs, guided=method.guidance > 1))
+            small = drafting.on(small, device)
+            told = embed(small, inputs, guided=method.guidance > 1)
+            drafter = drafting.LatentModelDrafter(self._runner("drafter", small, counts), told)
         task = LatentTask(model.spec, torch.tensor(seeds, device=device), method.guidance, method.temperature, drafter)
         sampler: ContinuousSampler = method.sampler(method.settings, task)
-        for _ in generate.continuous(model, condition, sampler, clock, counts):
+        for _ in generate.continuous(self._runner("model", model, counts), condition, sampler, clock, counts):
             shown = (trace, self, image_size, model.image(sampler.values))
             yield Partial(sampler.values, sampler.settled, counts.forwards, *shown)
         if drafter is not None:
             trace.drafter_forwards = drafter.forwards
             trace.drafts, trace.drafts_kept = getattr(sampler, "drafts", 0), getattr(sampler, "drafts_kept", 0)
         self._fill(trace, clock, counts)
+
+    def _runner(self, role: str, model: Any, counts: generate.Counts) -> Any:
+        """What runs a model's forwards; see `Runners`."""
+        found = self._runners.of(role, model, self.fast)
+        return found if found is model else found.noting(counts.kernels)

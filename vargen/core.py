@@ -128,7 +128,11 @@ class KVCache:
         keys, values = self.keys[layer], self.values[layer]
         keys.view(-1, *k.shape[2:]).index_copy_(0, flat, k.flatten(0, 1))
         values.view(-1, *v.shape[2:]).index_copy_(0, flat, v.flatten(0, 1))
-        return keys[: len(k), :stop], values[: len(k), :stop]
+        return self.seen(layer, len(k), stop)
+
+    def seen(self, layer: int, batch: int, stop: int) -> tuple[Tensor, Tensor]:
+        """A layer's first `stop` keys and values of the first `batch` rows, (batch, stop, heads, dim)."""
+        return self.keys[layer][:batch, :stop], self.values[layer][:batch, :stop]
 
     def join(self, layer: int, first: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k and v (R, n, heads, dim) behind row `first`; return them behind all that was before.

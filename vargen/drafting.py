@@ -149,6 +149,11 @@ def check(name: str, other: Spec, target: Spec) -> None:
             raise ValueError(f"{name} cannot {does} here: {what} {ours} instead of {theirs}")
 
 
+def on(module: Any, device: torch.device) -> Any:
+    """A drafter on `device`. One that is there stays as it is: quantised weights cannot move while inference runs."""
+    return module if module.device == device else module.to(device)
+
+
 def _does(target: Spec) -> str:
     return "refine" if isinstance(target, ScaleSpec) else "draft"
 
@@ -253,7 +258,7 @@ def drafter_for(pipe: Any, method: Method, inputs: tuple[Tensor, ...]) -> tuple[
         _check_words(name, module, target, inputs)
     elif not target.spec.classes:
         _check_config(type(module).__name__, module, target, "caption_width", "caption_tokens")
-    model = module.to(target.device)
+    model = on(module, target.device)
     return name, ModelDrafter(model, embed(model, inputs, guided=method.guidance.active), method.guidance, method.warp)
 
 

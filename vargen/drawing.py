@@ -1,4 +1,4 @@
-"""What `vargen sample` does once its flags are read: it draws in batches, writes pictures, and reports."""
+"""`vargen sample` and scripts/sample.py: draw in batches, write pictures, report."""
 
 import argparse
 import json
@@ -6,10 +6,74 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vargen import flags, registry
 from vargen.files import check_writable, grid, save_png, write_atomically
+from vargen.listing import listing
 
 if TYPE_CHECKING:  # torch is slow to import
     from vargen.core import Trace
+
+
+def command(argv: list[str]) -> None:
+    """Draw images into a grid, single files and, if asked, a trace."""
+    method = wanted_method(argv)
+    options = parser(method).parse_args(argv)
+    if options.list:
+        print(listing())
+        return
+    known = _settings(method)
+    settings = {name: value for name in known if (value := getattr(options, name)) is not None}
+    flags.check(options, [(options.method, settings)])
+    chosen = flags.subjects(options, registry.preset(options.model))
+    if options.out.suffix not in ("", ".png"):
+        raise ValueError(f"got --out {options.out}, expected a name that ends in .png")
+    draw(options, flags.load, {**flags.law(options), **settings, **flags.repainting(options)}, chosen)
+
+
+def wanted_method(argv: list[str]) -> str:
+    """The method that the flags name, or else their model's."""
+    early = flags.Parser(add_help=False)
+    early.add_argument("--method")
+    early.add_argument("--model", default=flags.DEFAULT_MODEL)
+    found = early.parse_known_args(argv)[0]
+    return found.method or registry.preset(found.model).method
+
+
+def parser(method: str = "sjd-coupled") -> flags.Parser:
+    """The flags, those of the method's settings among them."""
+    made = flags.Parser(prog="vargen sample", description="Draw images.")
+    made.add_argument("--method", help="a method with its settings, sjd:window=16, see vargen models")
+    flags.add_subjects(made)
+    made.add_argument("--num-images", type=int, help="in all; classes or prompts take turns (default: two of each)")
+    made.add_argument("--height", type=int, help="in pixels, for a model with several sizes")
+    made.add_argument("--width", type=int, help="the same")
+    made.add_argument("--image-size", type=int, help="resize to so many pixels a side (default: as the preset says)")
+    made.add_argument("--image", type=Path, help="a picture to repaint, with --mask-image, or to read with the prompt")
+    made.add_argument("--mask-image", type=Path, help="where it is repainted (next-scale models): white; black stays")
+    made.add_argument("--out", type=Path, default=Path("out/sample.png"), help="the grid; single files beside it")
+    made.add_argument("--trace", type=Path, help="write what was measured as JSON")
+    made.add_argument("--list", action="store_true", help="show models and methods")
+    flags.add_law(made)
+    name = method.split(":")[0]
+    group = made.add_argument_group(f"settings of {name}")
+    for setting, default in _settings(name).items():
+        words = registry.describe(_hint(name, setting))
+        group.add_argument(f"--{setting.replace('_', '-')}", metavar="VALUE", help=f"{words} (default: {default})")
+    made.set_defaults(method=method)
+    return made
+
+
+def _settings(method: str) -> dict[str, Any]:
+    """A method's settings and their defaults, without the drafter, which has a flag of its own."""
+    return {
+        field.name: field.default for field in registry.settings_of(method.split(":")[0]) if field.name != "drafter"
+    }
+
+
+def _hint(method: str, setting: str) -> Any:
+    from typing import get_type_hints
+
+    return get_type_hints(registry.find(registry.METHODS, method, "method").Settings)[setting]
 
 
 def draw(options: argparse.Namespace, load: Callable[[Any], Any], arguments: dict[str, Any], chosen: list[Any]) -> None:
@@ -34,11 +98,11 @@ def draw(options: argparse.Namespace, load: Callable[[Any], Any], arguments: dic
         )
         for index, image, seed in zip(part, out.images, out.trace.seeds, strict=True):
             if singles:
-                save_png(singles[index], image, _texts(out.trace, [seed]))
+                save_png(singles[index], image, texts(out.trace, [seed]))
         images += out.images
         traces.append(out.trace)
     trace = Trace.merge(traces)
-    save_png(options.out, grid(images), _texts(trace, trace.seeds))
+    save_png(options.out, grid(images), texts(trace, trace.seeds))
     if options.trace:
         write_atomically(options.trace, lambda path: path.write_text(trace.json()))
     print(report(trace, options.out))
@@ -76,6 +140,7 @@ def report(trace: "Trace", out: Path) -> str:
     )
 
 
-def _texts(trace: "Trace", seeds: list[int]) -> dict[str, str]:
+def texts(trace: "Trace", seeds: list[int]) -> dict[str, str]:
+    """What a PNG's text chunks say of how it was drawn."""
     seed = ",".join(map(str, seeds))
     return {"seed": seed, "model": trace.model, "method": trace.method, "settings": json.dumps(trace.settings)}

@@ -1,61 +1,31 @@
-"""Forwards of a raster model with static shapes: captured once as a CUDA graph, and replayed.
+"""Forwards of a raster model with static shapes: captured once as a CUDA graph, and replayed (`graphs.py`).
 
-A small forward takes longer to launch than to run. `Replayed` has the model's contract; its `decode` copies a block
-into buffers that stay where they are and replays the graph of that shape. Caches stay where they are as well: one that
-nobody holds any more is handed out again, and its graphs with it. What stands in it from before is never seen.
-
-On a CPU there is nothing to capture, and the same code runs the model over the same buffers; the tests rely on it.
+`Replayed` has the model's contract; its caches stay where they are from call to call (`caches.py`). Whether the host
+knows where an image ends or not, what nobody may see is masked, so that one graph serves every step.
 """
 
 import copy
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vargen.caches import Caches, Held
 from vargen.core import Block, Condition, KVCache
+from vargen.graphs import Capture, Tensors
+from vargen.kernels.choice import Kernels
 from vargen.models.contract import RasterModel, RasterSpec
-
-KEPT = 2  # caches that are kept for the next call, with their graphs
-MOST = 32  # graphs of a cache: rows abreast have blocks of many widths, of which the first are captured
-
-Tensors = dict[str, Tensor]
-Run = Callable[[], Tensor]
-
-
-@dataclass
-class Graph:
-    """A forward of one shape: its inputs, the run over them, and which kernels it has."""
-
-    inputs: Tensors
-    run: Run
-    ran: dict[str, str]
-
-
-@dataclass
-class Held:
-    """A cache that stays, and the graphs that read and write it."""
-
-    key: tuple[int, int, int]
-    cache: KVCache
-    extra: int
-    handed: Callable[[], KVCache | None] = lambda: None
-    condition: Tensors = field(default_factory=dict)  # what the cache knows of the condition
-    graphs: dict[Any, Graph] = field(default_factory=dict)
 
 
 class Replayed:
     """A raster model whose blocks are replayed."""
 
-    def __init__(self, model: Any, capture: Callable[[Run, torch.device], Run] | None = None) -> None:
+    def __init__(self, model: Any, capture: Capture | None = None) -> None:
         self.model: RasterModel = model
-        self._capture = capture or captured
-        self._held: list[Held] = []
-        self._of: weakref.WeakKeyDictionary[KVCache, Held] = weakref.WeakKeyDictionary()
+        self.caches = Caches(model.device, capture)
 
     @property
     def spec(self) -> RasterSpec:
@@ -65,33 +35,23 @@ class Replayed:
     def device(self) -> torch.device:
         return self.model.device
 
-    @property
-    def captures(self) -> int:
-        """Graphs that are kept."""
-        return sum(len(held.graphs) for held in self._held)
-
     def make_cache(self, batch: int, extra: int = 0, front: int = 1) -> KVCache:
-        """A cache as the model makes it: one that was used before, if nobody holds it, or a new one."""
-        key = (batch, extra, front)
-        free = [held for held in self._held if held.handed() is None]
-        held = next((held for held in free if held.key == key), None)
-        for old in [other for other in free if other is not held][: -(KEPT - 1)]:  # the oldest are first
-            self._held.remove(old)
-        if held is None:
-            held = Held(key, self.model.make_cache(batch, extra, front), extra)
-        else:
-            self._held.remove(held)
-            held.cache.keys.zero_()  # a number that was none would be seen, even at weight 0
-            held.cache.values.zero_()
-        self._held.append(held)
-        handed = copy.copy(held.cache)  # the same memory, and another object, so that it shows when it is given up
-        held.handed = weakref.ref(handed)
-        self._of[handed] = held
-        return handed
+        """A cache as the model makes it, of zeros."""
+        cache = self.caches.hand((batch, extra, front), partial(self.model.make_cache, batch, extra, front))
+        cache.keys.zero_()  # a number that was none would be seen, even at weight 0
+        cache.values.zero_()
+        return cache
 
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
-        """The model's; what it notes of the condition stays where the graphs read it."""
-        logits, held = self.model.prefill(condition, cache), self._of[cache]
+        """The model's; what it notes of the condition stays where the graphs read it. Padded prompts are not replayed:
+        their lengths differ from call to call.
+        """
+        held = self.caches.of(cache)
+        if condition.padding is None:
+            cache.padding = cache.shift = held.cache.padding = held.cache.shift = None
+            now, given = partial(self.model.prefill, condition), {"embedding": condition.embedding}
+            return self._run(held, cache, now, given, partial(self._opening, held))
+        logits = self.model.prefill(condition, cache)
         for name in ("padding", "shift"):
             value = getattr(cache, name)
             if value is not None:
@@ -100,62 +60,52 @@ class Replayed:
         return logits
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:
-        """The model's logits; they may be in a buffer that the next block of this shape takes again."""
-        held = self._of[cache]
-        given = self._inputs(block, held)
-        key = (held.cache.padding is None, *((name, value.shape) for name, value in given.items()))
-        graph = held.graphs.get(key)
-        if graph is None:
-            logits = self.model.decode(block, cache)  # capturing runs it again, when all that it moves is moved
-            if len(held.graphs) < MOST:
-                held.graphs[key] = self._graph(given, held, cache)
-            return logits
-        for name, value in given.items():
-            graph.inputs[name].copy_(value)
-        cache.kernels.ran.update(graph.ran)
-        return graph.run()
+        """The model's logits; they may be in a buffer that the next block takes again."""
+        held = self.caches.of(cache)
+        now = partial(self.model.decode, block)  # with the bounds that the host knows
+        return self._run(held, cache, now, _inputs(block, self.spec.slots, held), partial(self._whole, held))
 
-    def _inputs(self, block: Block, held: Held) -> Tensors:
-        """The tensors of a block, what it sees widened to the whole cache."""
-        out = {"tokens": block.tokens, "slots": block.slots}
-        if block.sees is not None:
-            places = self.spec.slots + held.extra
-            out["sees"] = F.pad(block.sees, (0, places - block.sees.shape[-1]))
-        if block.places is not None:
-            out["places"] = block.places
-        if block.moves is not None:
-            out["source"], out["target"] = block.moves
-        return out
+    def _run(
+        self,
+        held: Held,
+        cache: KVCache,
+        now: Callable[[KVCache], Tensor],
+        given: Tensors,
+        whole: Callable[[Tensors], Tensor],
+    ) -> Tensor:
+        held.cache.kernels = Kernels(cache.kernels.impl, held.ran, captured=True)
+        fixed = (held.cache.padding is None, cache.kernels.impl)
+        logits, again = held.graphs.run(lambda _: now(cache), given, fixed, repeated=_moved, replayed=whole)
+        if again:
+            cache.kernels.ran.update(held.ran)
+        return logits
 
-    def _graph(self, given: Tensors, held: Held, cache: KVCache) -> Graph:
-        inputs = {name: value.clone() for name, value in given.items()}
-        if "source" in inputs:  # what the block has moved must not be moved again
-            inputs["source"].copy_(inputs["target"])
+    def _opening(self, held: Held, inputs: Tensors) -> Tensor:
+        """The prefill's logits."""
+        return self.model.prefill(Condition(inputs["embedding"]), copy.copy(held.cache))
+
+    def _whole(self, held: Held, inputs: Tensors) -> Tensor:
+        """The logits of a block of which the host knows nothing."""
         stop = self.spec.slots if "sees" not in inputs else inputs["sees"].shape[-1]
         moves = (inputs["source"], inputs["target"]) if "source" in inputs else None
         block = Block(inputs["tokens"], inputs["slots"], 0, stop, inputs.get("sees"), inputs.get("places"), moves=moves)
-        held.cache.kernels = copy.copy(cache.kernels)
-        held.cache.kernels.ran = ran = {"decode": "graph"}
-        run = self._capture(lambda: self.model.decode(block, held.cache), self.device)
-        return Graph(inputs, run, ran)
+        return self.model.decode(block, held.cache)
 
 
-def captured(run: Run, device: torch.device) -> Run:
-    """`run` as a CUDA graph; on a CPU, `run`. A run may be repeated: it writes what it wrote before."""
-    if device.type != "cuda":
-        return run
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(2):  # kernels are compiled and workspaces allocated
-            run()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
-        out = run()
+def _inputs(block: Block, slots: int, held: Held) -> Tensors:
+    """The tensors of a block, what it sees widened to the whole cache."""
+    out = {"tokens": block.tokens, "slots": block.slots}
+    if block.sees is not None:
+        _, extra, _ = held.key
+        out["sees"] = F.pad(block.sees, (0, slots + extra - block.sees.shape[-1]))
+    if block.places is not None:
+        out["places"] = block.places
+    if block.moves is not None:
+        out["source"], out["target"] = block.moves
+    return out
 
-    def replay() -> Tensor:
-        graph.replay()
-        return out
 
-    return replay
+def _moved(inputs: Tensors) -> None:
+    """What a block has moved must not be moved again."""
+    if "source" in inputs:
+        inputs["source"].copy_(inputs["target"])

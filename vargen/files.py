@@ -1,5 +1,6 @@
 """Writing files whole or not at all, and finding out early what cannot be written."""
 
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -60,11 +61,17 @@ def grid(images: list[Any], columns: int = 10) -> Any:
     return sheet
 
 
-def save_png(path: Path, image: Any, texts: dict[str, str]) -> None:
-    """Write a PNG with text chunks, whole or not at all."""
+def encode_png(image: Any, texts: dict[str, str]) -> bytes:
+    """A PIL image as a PNG with text chunks."""
     from PIL.PngImagePlugin import PngInfo
 
-    info = PngInfo()
+    info, out = PngInfo(), io.BytesIO()
     for key, value in texts.items():
         info.add_text(key, value)
-    write_atomically(path, lambda temporary: image.save(temporary, format="PNG", pnginfo=info))
+    image.save(out, format="PNG", pnginfo=info)
+    return out.getvalue()
+
+
+def save_png(path: Path, image: Any, texts: dict[str, str]) -> None:
+    """Write a PNG with text chunks, whole or not at all."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(encode_png(image, texts)))

@@ -129,6 +129,7 @@ def next_scale(
             rows = len(condition.embedding) if guidance.guided(scale) else batch
             if cache is None:
                 cache = model.make_cache(rows, model.spec.start(reach - 1))
+                cache.kernels = counts.kernels
                 counts.cache_bytes = max(counts.cache_bytes, cache.bytes)
             inputs = pyramid.between(ran, scale + 1).repeat(rows // batch, 1, 1)
             block = range(ran, scale + 1)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from vargen import drafting, registry
+from vargen import quantize as quantized
 from vargen.kernels.choice import Kernels
 from vargen.pipeline import Pipeline
 from vargen.presets.contract import Sources
@@ -23,6 +24,7 @@ def load(
     drafter_checkpoint: str | Path | None = None,
     ema: bool = True,
     fast: str = "auto",
+    quantize: str | None = None,
 ) -> Pipeline:
     """A pipeline by the model's name. ValueError lists names, or names the file that does not load.
 
@@ -36,6 +38,8 @@ def load(
     `scripts/train_drafter.py`: the one in the file `drafter_checkpoint`, or the one that ships. MAR's files have
     averaged weights beside plain ones; `ema=False` takes the plain ones. `fast` is auto (Triton's kernels on CUDA,
     where there are any), off (plain PyTorch) or triton (kernels, or an error); the trace says which ran.
+    `quantize`, int8 or int4, stores the weights of the transformer's layers so once they are loaded (`quantize.py`):
+    less memory, and another law. Drafters are not quantised.
     """
     Kernels.of(fast)
     preset, where = registry.preset(name), find_device(device)
@@ -44,6 +48,7 @@ def load(
     kind = dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"got dtype {kind}, expected float32, bfloat16 or float16")
+    quantized.check(quantize, where, kind)
     text = None if text_encoder is None else str(Path(text_encoder).expanduser())
     pipe = preset.build(Sources(_path(checkpoint), _path(tokenizer_checkpoint), text, ema), where, kind)
     if drafter is None and drafter_checkpoint is not None:
@@ -51,7 +56,9 @@ def load(
     if drafter is not None:
         given = Sources(_path(drafter_checkpoint), _path(tokenizer_checkpoint), text, ema)
         pipe.drafter = pipe.drafters[drafter] = drafting.by_name(pipe, drafter, given)
-    pipe.fast = fast
+    if quantize is not None:
+        quantized.apply(pipe.transformer, quantize)
+    pipe.fast, pipe.quantize = fast, quantize
     return pipe
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vargen import drafting, generate, request
 from vargen.core import Generation
+from vargen.kernels.choice import Kernels
 from vargen.pipeline import Partial, Pipeline
 from vargen.presets.contract import LAW
 from vargen.request import ScaleMethod
@@ -124,7 +125,8 @@ class NextScalePipeline(Pipeline):
         self, method: ScaleMethod, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
     ) -> Iterator[Partial]:
         model, device = self.transformer, self.transformer.device
-        trace, clock, counts = self._begin(method, seeds), generate.Clock(device), generate.Counts()
+        trace, clock = self._begin(method, seeds), generate.Clock(device)
+        counts = generate.Counts(kernels=Kernels.of(self.fast))
         codes = self.tokenizer.quantize.codebook().to(device)
         task = ScaleTask(model.spec, torch.tensor(seeds, device=device), method.warps, codes, *inputs[1:])
         sampler: ScaleSampler = method.sampler(method.settings, task)
@@ -133,8 +135,9 @@ class NextScalePipeline(Pipeline):
         if len(sampler.reaches) > 1 and (other := drafting.chosen(self, method.sampler, method.settings)):
             trace.settings["refiner"], small = other
             drafting.check(other[0], small.spec, model.spec)
-            models.append(small.to(device))
-        read = [(m, m.class_condition(inputs[0], guided=method.guidance.active)) for m in models]
+            models.append(drafting.on(small, device))
+        run = [self._runners.of(role, m, self.fast) for role, m in zip(("model", "refiner"), models, strict=False)]
+        read = [(m, m.class_condition(inputs[0], guided=method.guidance.active)) for m in run]
         pyramid = Pyramid(self.tokenizer.quantize, len(seeds))
         for _ in generate.next_scale(read, sampler, pyramid, method.guidance, clock, counts):
             shown = (trace, self, image_size, pyramid.features)

@@ -15,9 +15,10 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vargen import generate
+from vargen import generate, quantize
 from vargen.core import Generation, Trace, peak_memory, reset_peak_memory, versions
 from vargen.presets.contract import Preset, custom
+from vargen.replay import Runners
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Partial:
     pipeline: "Pipeline"
     image_size: int | None = None
     features: Tensor | None = None  # what the image is decoded from, where that is not the tokens
+    committed: Any = None  # (B, slots) bool, where the tokens that are final are not the first ones
 
     @torch.inference_mode()
     def images(self, output_type: str = "pil") -> Any:
@@ -74,6 +76,8 @@ class Pipeline(DiffusionPipeline):
         self.drafter: nn.Module | None = None  # what drafts, or refines, where a method wants that and names none
         self.drafters: dict[str, nn.Module] = {}  # by name
         self.fast = "auto"  # kernels where they can run; off: plain PyTorch; triton: kernels, or an error
+        self.quantize: str | None = None  # how the transformer's layers are stored, where they were quantised
+        self._runners = Runners()
         self._costs: dict[Any, dict[int, float]] = {}  # measured seconds per step, by all that they depend on
         self._processor = VaeImageProcessor()
 
@@ -83,15 +87,28 @@ class Pipeline(DiffusionPipeline):
         return self.transformer.dtype
 
     def to(self, *arguments: Any, **options: Any) -> Any:
-        """Move to a device, cast to a dtype. Only the transformer is cast: the image tokenizer works in float32."""
+        """Move to a device, cast to a dtype. Only the transformer is cast: the image tokenizer works in float32.
+
+        ValueError where a quantised transformer would be cast: it is loaded in the dtype that is wanted.
+        """
         kinds = [value for value in (*arguments, *options.values()) if isinstance(value, torch.dtype)]
         places = [value for value in arguments if not isinstance(value, torch.dtype)]
         options = {key: value for key, value in options.items() if not isinstance(value, torch.dtype)}
+        if self.quantize is not None and any(kind != self.dtype for kind in kinds):
+            raise ValueError(
+                f"a transformer in {self.quantize} is not cast: load it anew with the dtype that is wanted"
+            )
         if places or options:
             super().to(*places, **options)
         for kind in kinds:
             self.transformer.to(kind)
         return self
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """What runs, and on what."""
+        stored = {} if self.quantize is None else {"torchao": quantize.version()}
+        return versions(self.transformer.device) | stored
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -172,7 +189,8 @@ class Pipeline(DiffusionPipeline):
     def _begin(self, method: Any, seeds: list[int]) -> Trace:
         """A batch's trace; memory is counted from here on."""
         reset_peak_memory(self.transformer.device)
-        return Trace(self.preset.name, method.name, len(seeds), seeds=seeds, settings=method.described)
+        stored = {} if self.quantize is None else {"quantize": self.quantize}
+        return Trace(self.preset.name, method.name, len(seeds), seeds=seeds, settings=method.described | stored)
 
     def _fill(self, trace: Trace, clock: generate.Clock, counts: generate.Counts) -> None:
         """What the loop counted."""
@@ -181,7 +199,7 @@ class Pipeline(DiffusionPipeline):
         trace.kernels = dict(counts.kernels.ran)
         trace.forwards_per_image = sum(each) / len(each)
         trace.tokens_per_forward = sum(slots / n for n in each if n) / len(each)
-        trace.seconds, trace.versions = clock.seconds(), versions(self.transformer.device)
+        trace.seconds, trace.versions = clock.seconds(), self.versions
 
     def _finish(self, final: Partial, output_type: str) -> Generation:
         trace, clock = final.trace, generate.Clock(self.transformer.device)

@@ -44,7 +44,10 @@ class PromptedPipeline(RasterPipeline):
         if found is None or (found.tokenizer, found.text_tokenizer) != parts:
             found = PromptedPipeline(self.transformer.at(size), parts[0], None, parts[1], preset=self.preset)
             self._sized[size] = found
-        found.fast = self.fast
+        for other in (self, *self._sized.values()):
+            if other is not found:
+                other._runners.release()  # large caches of another size
+        found.fast, found.quantize = self.fast, self.quantize
         found._progress_bar_config = getattr(self, "_progress_bar_config", {})
         for name, module in self.drafters.items():
             if isinstance(module, Prompted) and name not in found.drafters and size in module.sizes:

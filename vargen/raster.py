@@ -29,7 +29,6 @@ class RasterPipeline(Pipeline):
     """Draws images with a raster model."""
 
     kind: ClassVar[str] = "raster"
-    _replayed: tuple[Any, Replayed] | None = None  # graphs, and what they were made of
 
     @torch.inference_mode()
     def __call__(
@@ -223,7 +222,7 @@ class RasterPipeline(Pipeline):
         self, method: Method, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
     ) -> Iterator[Partial]:
         model, device = self.transformer, self.transformer.device
-        trace, runner = self._begin(method, seeds), self._runner()
+        trace, runner = self._begin(method, seeds), self._runners.of("model", model, self.fast)
         clock, counts = generate.Clock(device), generate.Counts(kernels=Kernels.of(self.fast))
         condition = embed(model, inputs, guided=method.guidance.active)
         seeded, parts = torch.tensor(seeds, device=device), {"codebook": self._codebook(), "kernels": counts.kernels}
@@ -233,12 +232,14 @@ class RasterPipeline(Pipeline):
             drafter.kernels = counts.kernels
             task, watched = replace(task, drafter=drafter), drafter.watch(model)
             runner = runner if watched is model else watched  # who shows states is not replayed
+        task = replace(task, late=isinstance(runner, Replayed))
         if getattr(method.settings, "window", None) == "auto":
             task = replace(task, costs=self._step_costs(runner, method, condition, task))
             clock.lap("calibration")
         sampler: RasterSampler = method.sampler(method.settings, task)
         for _ in generate.raster(runner, condition, sampler, method.guidance, clock, counts):
-            yield Partial(sampler.tokens, sampler.settled, counts.forwards, trace, self, image_size)
+            final = getattr(sampler, "committed", None)
+            yield Partial(sampler.tokens, sampler.settled, counts.forwards, trace, self, image_size, committed=final)
         if task.drafter is not None:
             trace.drafter_forwards = task.drafter.forwards
             trace.drafts, trace.drafts_kept = getattr(sampler, "drafts", 0), getattr(sampler, "drafts_kept", 0)
@@ -252,17 +253,6 @@ class RasterPipeline(Pipeline):
         codes = quantizer.codebook().to(self.transformer.device)
         # A newline is far from every code, and never a neighbour of one while there are others.
         return codes if self.transformer.spec.newline is None else F.pad(codes, (0, 0, 0, 1), value=1e3)
-
-    def _runner(self) -> Any:
-        """What runs the forwards: the transformer, or on CUDA, unless `fast` is off, graphs of it (`fast.py`)."""
-        model = self.transformer
-        stands = (model, tuple(value.data_ptr() for value in model.parameters()))  # graphs read them where they are
-        if self.fast == "off" or model.device.type != "cuda" or not getattr(model, "replays", False):
-            self._replayed = None
-            return model
-        if self._replayed is None or self._replayed[0] != stands:
-            self._replayed = (stands, Replayed(model))
-        return self._replayed[1]
 
     def _step_costs(self, model: Any, method: Method, condition: Any, task: Task) -> dict[int, float]:
         """Seconds per step by width, measured once for this model, device, batch and method."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vargen import cli, registry
+from vargen import flags, registry
 from vargen.eval import captions, clip, features, plan, prompts, report, runs
 from vargen.eval.images import Images, open_images, pack
 from vargen.eval.measure import measure, reference
@@ -20,9 +20,17 @@ CACHE = Path("out/evaluation-cache")
 
 def command(argv: list[str]) -> None:
     """Run one of the commands."""
-    parser = cli.Parser(prog="evaluate", description=__doc__)
-    parser.set_defaults(act=None)
-    commands = parser.add_subparsers(parser_class=cli.Parser)
+    options = parser().parse_args(argv)
+    if options.act is None:
+        raise ValueError("expected one of sample, run, measure, pack, export, report; each takes --help")
+    options.act(options)
+
+
+def parser() -> flags.Parser:
+    """The flags of all of them."""
+    made = flags.Parser(prog="vargen evaluate", description="Draw many images, measure them, compare runs.")
+    made.set_defaults(act=None)
+    commands = made.add_subparsers(parser_class=flags.Parser)
     _sample_flags(commands.add_parser("sample", help="draw many images into a folder; restarts where it stopped"))
     run = commands.add_parser("run", help="draw, measure and write the result")
     _sample_flags(run)
@@ -48,14 +56,11 @@ def command(argv: list[str]) -> None:
     table.add_argument("--out", type=Path, default=Path("out/report"), help="OUT.md, OUT.json and OUT.png")
     table.add_argument("--seconds", type=Path, help="a benchmark's JSON: its seconds instead of the runs' own")
     table.set_defaults(act=report_all)
-    options = parser.parse_args(argv)
-    if options.act is None:
-        raise ValueError("expected one of sample, run, measure, pack, export, report; each takes --help")
-    options.act(options)
+    return made
 
 
 def _sample_flags(parser: argparse.ArgumentParser) -> None:
-    cli.add_law(parser)
+    flags.add_law(parser)
     parser.add_argument("--method", help="with settings after colons (default: the model's)")
     parser.add_argument("--num-images", type=int, default=50_000)
     parser.add_argument("--image-size", type=int, help="resize to so many pixels a side (default: as the preset says)")
@@ -82,7 +87,7 @@ def make_plan(options: argparse.Namespace) -> plan.Plan:
     own = registry.preset(options.model).captions
     if own and not options.prompts:
         found = own(options.num_images)
-    law = cli.law(options) | {"image_size": options.image_size}
+    law = flags.law(options) | {"image_size": options.image_size}
     return plan.make(
         registry.preset(options.model),
         options.method,
@@ -93,6 +98,7 @@ def make_plan(options: argparse.Namespace) -> plan.Plan:
         seed=options.seed,
         batch_size=options.batch_size,
         dtype=options.dtype or ("float32" if find_device(options.device).type == "cpu" else "bfloat16"),
+        quantize=options.quantize or "",
     )
 
 
@@ -102,7 +108,7 @@ def sample(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     out = options.out or Path("out/evaluation") / f"{wanted.model}-{wanted.method.replace(':', '-')}"
 
     def pipe(device: torch.device) -> Any:
-        return cli.load(argparse.Namespace(**{**vars(options), "device": str(device), "dtype": wanted.dtype}))
+        return flags.load(argparse.Namespace(**{**vars(options), "device": str(device), "dtype": wanted.dtype}))
 
     manifest = runs.sample(wanted, pipe, out, device=options.device)
     if manifest:
@@ -197,7 +203,7 @@ def is_published_setting(options: argparse.Namespace, wanted: plan.Plan, settled
     Of next-scale models, only where the method is the one that was measured.
     """
     preset = registry.preset(wanted.model)
-    same = preset.kind == "raster" or wanted.method == preset.method
+    same = not wanted.quantize and (preset.kind == "raster" or wanted.method == preset.method)
     return options.features == "inception" and settled and wanted.count == 50_000 and not wanted.law and same
 
 

@@ -33,6 +33,7 @@ class Plan:
     law: dict[str, Any] = field(default_factory=dict)  # the recipe's values that the caller replaced
     prompts: tuple[str, ...] = ()
     dtype: str = "float32"  # of the transformer
+    quantize: str = ""  # how its layers are stored, where they are quantised
 
     @property
     def groups(self) -> list[range]:

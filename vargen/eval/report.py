@@ -70,7 +70,7 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
     out |= {key: result[key] for _, (key, _) in COLUMNS.items() if result.get(key) is not None}
     out |= {key: result[key] for key in ("features", "reference", "reference_sha256", "description")}
     out["warnings"] = list(result.get("warnings", []))
-    changed = {**plan.get("law", {}), **({"seed": plan["seed"]} if plan.get("seed") else {})}
+    changed = {**plan.get("law", {}), **{key: plan[key] for key in ("seed", "quantize") if plan.get(key)}}
     if changed:
         out["settings"] = ", ".join(f"{key} {value}" for key, value in changed.items())
     low, high = result["fid_interval"]

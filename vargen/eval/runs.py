@@ -22,8 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from vargen import registry
-from vargen.core import versions
+from vargen import quantize, registry
 from vargen.drafting import chosen
 from vargen.eval.images import is_whole_png
 from vargen.eval.plan import Plan, load
@@ -116,7 +115,7 @@ def _begin(plan: Plan, pipe: Any, out: Path) -> None:
     else:
         if out.exists() and any(not p.name.startswith(".manifest") for p in out.iterdir()):
             raise ValueError(f"{out} is not empty and holds no run: name a new folder")
-        _write_manifest(out, now | {"complete": False, "versions": [versions(pipe.transformer.device)]})
+        _write_manifest(out, now | {"complete": False, "versions": [pipe.versions]})
     for folder in (out / "images", out / "traces"):
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".*"):  # of a process that was killed while it wrote, long ago
@@ -140,7 +139,8 @@ def fingerprint(pipe: Any, method: str, preset: str | None = None) -> str:
     """
     digest, drafting = hashlib.sha256(), chosen(pipe, *registry.method(method, pipe.preset.choose(preset).settings))
     for part in (pipe.transformer, pipe.tokenizer, pipe.text_encoder, drafting and drafting[1]):
-        for key, value in ({} if part is None else part.state_dict()).items():
+        state = {} if part is None else part.state_dict()
+        for key, value in ((key, one) for key, whole in state.items() for one in quantize.parts(whole)):
             words = value.contiguous().flatten()
             total = words.view(torch.int16).sum(dtype=torch.int64).item() if words.element_size() > 1 else 0
             digest.update(f"{key} {tuple(value.shape)} {value.dtype} {total}".encode())
@@ -170,7 +170,7 @@ def _finish(plan: Plan, pipe: Any, out: Path) -> dict[str, Any]:
     missing(plan, out)
     lines = [f"{_sha256(_image(out, plan, i))}  {plan.name(i)}\n" for i in range(plan.count)]
     listing, manifest = "".join(lines), _read_manifest(out / "manifest.json")
-    checksum, here = hashlib.sha256(listing.encode()).hexdigest(), versions(pipe.transformer.device)
+    checksum, here = hashlib.sha256(listing.encode()).hexdigest(), pipe.versions
     if manifest.get("complete") and manifest.get("checksum") == checksum:
         return manifest
     write_atomically(out / "images" / "SHA256SUMS", lambda path: path.write_text(listing))

@@ -9,20 +9,33 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vargen.kernels import relax, sample, verify
+from vargen.kernels import attention, norm, relax, rope, sample, verify
 from vargen.kernels.choice import triton
 
 TARGETS = (80, 90)
-VOCABULARY = 16384
-F32, I64, BOOL, INT, FLOAT = "*fp32", "*i64", "*i1", "i32", "fp32"
+VOCABULARY, HEAD = 16384, 64
+F32, BF16, I64, BOOL, INT, FLOAT = "*fp32", "*bf16", "*i64", "*i1", "i32", "fp32"
 TRUNCATED = {"ALLOWED": True, "TEMPERED": True, "TOP_K": True, "TOP_P": True, "BLOCK": VOCABULARY}
 
 _SAMPLE = (F32, BOOL, I64, I64, F32, I64, INT, INT, FLOAT, INT, FLOAT, INT)
+_STRETCH = (BF16, BF16, BF16, I64, BOOL, BOOL, F32, F32, *(INT,) * 11, FLOAT)
+_HEADS = {"HEADS": 20, "GROUP": 1, "DIM": HEAD, "CHANNELS": HEAD}
+_WINDOW = {"QUERIES": 32, "STRETCH": attention.STRETCH, "BLOCK": attention.BLOCK}
+_WIDE = {**_HEADS, **_WINDOW, "DIM": 128, "CHANNELS": 128, "QUERIES": attention.MOST // 128}
+_ROPE = (*(BF16,) * 3, *(F32,) * 2, *(BF16,) * 4, I64, *(BF16,) * 3, *(INT,) * 10, FLOAT)
+_TURNED = {"HEADS": 20, "KEYS": 20, "DIM": HEAD, "HALF": HEAD // 2, "Q_EACH": 20, "K_EACH": 20}
 CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any], int]] = {  # kernel, types, constants, warps
     "sample, law": (sample._rows, _SAMPLE, {**TRUNCATED, "DRAW": False}, 16),
     "sample, draw": (sample._rows, _SAMPLE, {**TRUNCATED, "DRAW": True}, 16),
     "verify": (verify._rows, (I64, F32, F32, I64, INT, BOOL, I64, INT, INT),
                {"ACCEPT": 2, "REDRAW": 3, "BLOCK": verify.CHUNK}, 8),
+    "attention, causal": (attention._stretch, _STRETCH, {**_HEADS, **_WINDOW, "SEES": False, "PADDING": False}, 4),
+    "attention, masked": (attention._stretch, _STRETCH, {**_HEADS, **_WINDOW, "SEES": True, "PADDING": True}, 4),
+    "attention, most": (attention._stretch, _STRETCH, {**_WIDE, "SEES": True, "PADDING": True}, 4),
+    "attention, join": (attention._join, (F32, F32, BF16, INT, INT, INT), {**_HEADS, "STRETCHES": 8}, 4),
+    "norm": (norm._rows, (BF16, BF16, BF16, INT, FLOAT), {"BLOCK": 2048}, 4),
+    "rope, neighbours": (rope._heads, _ROPE, {**_TURNED, "PAIRS": True, "NORM": False}, 1),
+    "rope, halves": (rope._heads, _ROPE, {**_TURNED, "PAIRS": False, "NORM": True}, 1),
     "shifted": (relax._shifted, (I64, F32, I64, F32, INT, INT, FLOAT),
                 {"OWN": True, "BLOCK": relax.CHUNK, "NEAR": 1024}, 4),
     "cluster": (relax._cluster, (I64, F32, F32, F32, F32, F32, INT, INT, INT, FLOAT, FLOAT),

@@ -6,9 +6,11 @@ imported), which is for tests: only `triton` asks for it.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 try:
@@ -24,9 +26,9 @@ tl: Any = language
 Impl = Literal["auto", "triton", "torch"]
 
 
-def jit(function: Callable) -> Any:
+def jit(function: Callable, **options: Any) -> Any:
     """`triton.jit` where there is Triton; else the function, which nobody can run."""
-    return function if triton is None else triton.jit(function)
+    return function if triton is None else triton.jit(function, **options)
 
 
 FAST: dict[str, Impl] = {"auto": "auto", "off": "torch", "triton": "triton"}  # what a user says -> what runs
@@ -38,6 +40,7 @@ class Kernels:
 
     impl: Impl = "auto"
     ran: dict[str, str] = field(default_factory=dict)
+    captured: bool = False  # whether launches are being captured in a graph, where each costs the host nothing
 
     def __post_init__(self) -> None:
         if self.impl not in ("auto", "triton", "torch"):
@@ -50,13 +53,14 @@ class Kernels:
             raise ValueError(f"got fast {fast!r}, expected {', '.join(FAST)}")
         return cls(FAST[fast])
 
-    def triton(self, op: str, tensor: Tensor, *, unfit: str | None = None) -> bool:
+    def triton(self, op: str, tensor: Tensor, *, unfit: str | None = None, pays: bool = True) -> bool:
         """Whether the kernel of `op` is to run on tensors such as this one; noted in `ran`.
 
-        `unfit` says why it cannot, where it cannot. ValueError says why where the kernel was asked for.
+        `unfit` says why it cannot, where it cannot. ValueError says why where the kernel was asked for. `auto` takes it
+        where it `pays`: a small kernel that is launched by itself may cost more than what it spares.
         """
         if self.impl == "auto":
-            chosen = tensor.is_cuda and triton is not None and unfit is None
+            chosen = tensor.is_cuda and triton is not None and unfit is None and pays
         else:
             chosen = self.impl == "triton"
             missing = unfit or _missing(tensor)
@@ -72,6 +76,11 @@ def _missing(tensor: Tensor) -> str | None:
     if not tensor.is_cuda and not triton.knobs.runtime.interpret:
         return f"the tensors are on the {tensor.device.type}, and TRITON_INTERPRET is not set"
     return None
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """`device` as the current one: where graphs are captured, and kernels launched."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def power(size: int, *, least: int = 16) -> int:

@@ -8,7 +8,7 @@ from the draft to the ids that rank next to it, without a sort.
 import torch
 from torch import Tensor
 
-from vargen.kernels.choice import Kernels, constexpr, jit, power, tl
+from vargen.kernels.choice import Kernels, constexpr, jit, on, power, tl
 from vargen.kernels.sample import WIDEST
 from vargen.samplers import rules
 
@@ -23,19 +23,20 @@ def shifted(
         return rules.shifted(draft, p, neighbours, delta=delta, factor=factor)
     vocabulary, count = p.shape[-1], neighbours.shape[1]
     p, out = p.contiguous(), torch.empty(p.shape, device=p.device)
-    _shifted[(draft.numel(),)](
-        draft.contiguous(),
-        p,
-        neighbours.contiguous(),
-        out,
-        vocabulary,
-        count,
-        factor if delta is None else delta,
-        OWN=delta is None,
-        BLOCK=min(CHUNK, power(vocabulary)),
-        NEAR=power(count),
-        num_warps=4,
-    )
+    with on(p.device):
+        _shifted[(draft.numel(),)](
+            draft.contiguous(),
+            p,
+            neighbours.contiguous(),
+            out,
+            vocabulary,
+            count,
+            factor if delta is None else delta,
+            OWN=delta is None,
+            BLOCK=min(CHUNK, power(vocabulary)),
+            NEAR=power(count),
+            num_warps=4,
+        )
     return out
 
 
@@ -57,23 +58,24 @@ def cluster(
         return rules.cluster(draft, q, p, codebook, below=below, above=above, gap=gap, distance=distance)
     block = power(p.shape[-1])
     ours, theirs = torch.empty(draft.shape, device=p.device), torch.empty(draft.shape, device=p.device)
-    _cluster[(draft.numel(),)](
-        draft.contiguous(),
-        q.contiguous(),
-        p.contiguous(),
-        codebook.contiguous(),
-        ours,
-        theirs,
-        p.shape[-1],
-        below,
-        above,
-        gap,
-        distance,
-        DIM=codebook.shape[1],
-        CHANNELS=power(codebook.shape[1]),
-        BLOCK=block,
-        num_warps=max(1, min(16, block // 1024)),
-    )
+    with on(p.device):
+        _cluster[(draft.numel(),)](
+            draft.contiguous(),
+            q.contiguous(),
+            p.contiguous(),
+            codebook.contiguous(),
+            ours,
+            theirs,
+            p.shape[-1],
+            below,
+            above,
+            gap,
+            distance,
+            DIM=codebook.shape[1],
+            CHANNELS=power(codebook.shape[1]),
+            BLOCK=block,
+            num_warps=max(1, min(16, block // 1024)),
+        )
     return ours, theirs
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vargen.kernels import hashed
-from vargen.kernels.choice import Kernels, constexpr, jit, power, tl
+from vargen.kernels.choice import Kernels, constexpr, jit, on, power, tl
 from vargen.noise import Table
 from vargen.samplers.warp import Warp
 
@@ -44,27 +44,28 @@ def _launch(logits: Tensor, warp: Warp, noise: Table | None, slots: Tensor | Non
     block = power(vocabulary)
     p = logits.new_empty(0 if drawing else logits.shape, dtype=torch.float32)
     tokens = torch.empty(batch, width, dtype=torch.int64, device=logits.device)
-    _rows[(batch * width,)](
-        logits,
-        logits if warp.allowed is None else warp.allowed,
-        tokens if noise is None else noise.seed,
-        tokens if slots is None else slots.contiguous(),
-        p,
-        tokens,
-        width,
-        vocabulary,
-        warp.temperature,
-        warp.top_k,
-        warp.top_p,
-        0 if noise is None else noise.purpose,
-        ALLOWED=warp.allowed is not None,
-        TEMPERED=warp.temperature != 1.0,
-        TOP_K=0 < warp.top_k < vocabulary,
-        TOP_P=warp.top_p < 1.0,
-        DRAW=drawing,
-        BLOCK=block,
-        num_warps=max(1, min(16, block // 1024)),
-    )
+    with on(logits.device):
+        _rows[(batch * width,)](
+            logits,
+            logits if warp.allowed is None else warp.allowed,
+            tokens if noise is None else noise.seed,
+            tokens if slots is None else slots.contiguous(),
+            p,
+            tokens,
+            width,
+            vocabulary,
+            warp.temperature,
+            warp.top_k,
+            warp.top_p,
+            0 if noise is None else noise.purpose,
+            ALLOWED=warp.allowed is not None,
+            TEMPERED=warp.temperature != 1.0,
+            TOP_K=0 < warp.top_k < vocabulary,
+            TOP_P=warp.top_p < 1.0,
+            DRAW=drawing,
+            BLOCK=block,
+            num_warps=max(1, min(16, block // 1024)),
+        )
     return p, tokens
 
 

@@ -5,11 +5,13 @@ left of that, it stays. The uniforms are hashed inside the kernel, from (seed, s
 passes over the laws: what is left in all, then where the draw falls.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from vargen.kernels import hashed
-from vargen.kernels.choice import Kernels, constexpr, jit, power, tl
+from vargen.kernels.choice import Kernels, constexpr, jit, on, power, tl
 from vargen.noise import Purpose, Uniforms
 from vargen.samplers import rules
 
@@ -31,25 +33,26 @@ def _launch(drafts: Tensor, q: Tensor, p: Tensor, uniforms: Uniforms) -> tuple[T
     kept = torch.empty(batch, width, dtype=torch.bool, device=p.device)
     tokens = torch.empty_like(drafts)
     block = min(CHUNK, power(vocabulary))
-    _rows[(batch * width,)](
-        drafts,
-        q,
-        p,
-        uniforms.seed,
-        uniforms.step,
-        kept,
-        tokens,
-        width,
-        vocabulary,
-        ACCEPT=int(Purpose.ACCEPT),
-        REDRAW=int(Purpose.REDRAW),
-        BLOCK=block,
-        num_warps=max(1, min(8, block // 256)),
-    )
+    with on(p.device):
+        _rows[(batch * width,)](
+            drafts,
+            q,
+            p,
+            uniforms.seed,
+            uniforms.step,
+            kept,
+            tokens,
+            width,
+            vocabulary,
+            ACCEPT=int(Purpose.ACCEPT),
+            REDRAW=int(Purpose.REDRAW),
+            BLOCK=block,
+            num_warps=max(1, min(8, block // 256)),
+        )
     return kept, tokens
 
 
-@jit
+@partial(jit, do_not_specialize=["step"])  # it is another in every launch
 def _rows(
     drafts,
     q,

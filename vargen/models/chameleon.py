@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vargen.checkpoints import Layout
 from vargen.core import KVCache
-from vargen.models.attention import Sight, attend
+from vargen.kernels.attention import Sight, attend
+from vargen.kernels.rope import Halves, enter
 from vargen.models.llama import RMSNorm
 
 LAYOUT = Layout(ignored=r"model\.vqmodel\..*")  # an encoder of images, which training dropped
@@ -45,6 +46,7 @@ class HeadNorm(nn.Module):
 
     def __init__(self, groups: int, dim: int) -> None:
         super().__init__()
+        self.eps = 1e-5
         self.weight = nn.Parameter(torch.ones(groups, dim))
         self.bias = nn.Parameter(torch.zeros(groups, dim))
 
@@ -52,21 +54,14 @@ class HeadNorm(nn.Module):
         """`x` (R, n, H, D), whose heads share the rows in turn."""
         each = x.shape[2] // len(self.weight)
         weight, bias = (part.repeat_interleave(each, dim=0) for part in (self.weight, self.bias))
-        return F.layer_norm(x.float(), x.shape[-1:], eps=1e-5) * weight + bias
-
-
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `x` (R, n, H, D), whose channel i pairs with i + D / 2, by angles (R, n, 1, D / 2)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+        return F.layer_norm(x.float(), x.shape[-1:], eps=self.eps) * weight + bias
 
 
 @dataclass(frozen=True)
 class Step:
     """What every layer of one forward shares."""
 
-    cos: Tensor  # (R, n, 1, D / 2) float32
-    sin: Tensor
+    turns: Halves
     sight: Sight
     cache: KVCache
     flat: Tensor
@@ -86,8 +81,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, step: Step, layer: int) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (-1, self.dim)) for part in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = (turn(norm(part), step.cos, step.sin).type_as(v) for norm, part in ((self.q_norm, q), (self.k_norm, k)))
-        k, v = step.cache.write(layer, step.flat, k, v, step.sight.stop)
+        norms = (self.q_norm, self.k_norm)
+        q, k, v = enter(q, k, v, step.turns, step.cache, layer, step.flat, step.sight.stop, norms)
         return self.o_proj(attend(q, k, v, step.sight).flatten(2))
 
 
@@ -115,8 +110,8 @@ class Layer(nn.Module):
         if self.norm_last:
             x = x + self.input_layernorm(self.self_attn(x, step, layer))
             return x + self.post_attention_layernorm(self.mlp(x))
-        x = x + self.self_attn(self.input_layernorm(x), step, layer)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn(self.input_layernorm(x, step.cache.kernels), step, layer)
+        return x + self.mlp(self.post_attention_layernorm(x, step.cache.kernels))
 
 
 class Trunk(nn.Module):
@@ -146,7 +141,7 @@ class Chameleon(nn.Module):
             self._rope = (self._rope[0].to(x.device), self._rope[1].to(x.device))
         dtype = self.model.embed_tokens.weight.dtype
         cos, sin = (part[positions].to(dtype).float()[:, :, None] for part in self._rope)
-        step = Step(cos, sin, sight, cache, cache.flat(sight.rows))
+        step = Step(Halves(cos, sin), sight, cache, cache.flat(sight.rows))
         for index, layer in enumerate(self.model.layers):
             x = layer(x, step, index)
         return self.model.norm(x)

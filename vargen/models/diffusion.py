@@ -6,6 +6,7 @@ diffusers' schedulers over the same kept steps.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,11 @@ class Tables:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    def laws(self, how: Denoising) -> Tensor:
+        """What makes the law of each kept step, (T, 8) float32: its coefficients, guidance and temperature."""
+        given = [self.to_start.new_full((1, len(self)), value) for value in (how.guidance, how.temperature)]
+        return torch.cat([self.to_start, self.to_mean, self.log_variance, *given]).T
 
 
 @cache
@@ -131,6 +137,11 @@ class Path:
         return self.means[-1]
 
 
+# A step from x (B, n, C), given what the network is told of its time (W,) and of z (R, n, W), its law (8,) and its
+# noise (B, n, C): mean and log variance of what is behind it, and a draw.
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
 class DiffusionHead(nn.Module):
     """Tokens (B, n, C) from `z` (R, n, d); see `Head` in models/contract.py."""
 
@@ -163,18 +174,27 @@ class DiffusionHead(nn.Module):
             return self.path(z, how, noise, keep=False).end
         return self._solve(z, how, noise)
 
-    def path(self, z: Tensor, how: Denoising, noise: PathNoise, *, keep: bool = True) -> Path:
-        """The path that `sample` takes with solver `ddpm`; without `keep`, its last step alone."""
+    def path(self, z: Tensor, how: Denoising, noise: PathNoise, *, keep: bool = True, step: Step | None = None) -> Path:
+        """The path that `sample` takes with solver `ddpm`; without `keep`, its last step alone.
+
+        `step` runs in the place of the head's own one, where that is a graph of it.
+        """
         steps, condition, time = self._ready(z, how, noise)
-        x, each = noise.start(), noise.steps(max(1, len(steps) - 1))
+        x, each, laws = noise.start(), noise.steps(max(1, len(steps) - 1)), steps.laws(how)
         taken: list[tuple[Tensor, Tensor, Tensor]] = []
         for index, t in enumerate(reversed(range(len(steps)))):
-            out = self._guided(x, time[t], condition, how.guidance)
-            mean, log_variance = self._law(x, out, steps, t)
+            told = (time[t], condition, laws[t], each[min(index, len(each) - 1)])  # the last step's draw is not used
+            mean, log_variance, drawn = (step or self.step)(x, *told)
             taken = [*(taken if keep else []), (x, mean, log_variance)]
-            if t:
-                x = mean + torch.exp(0.5 * log_variance) * each[index] * how.temperature
+            x = drawn
         return Path(*(torch.stack(part) for part in zip(*taken, strict=True)))
+
+    def step(
+        self, x: Tensor, time: Tensor, condition: Tensor, law: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of a path; see `Step`. All that changes from step to step is a tensor."""
+        mean, log_variance = self._law(x, time, condition, law)
+        return mean, log_variance, mean + torch.exp(0.5 * log_variance) * noise * law[-1]
 
     def judge(self, z: Tensor, how: Denoising, states: Tensor) -> Path:
         """The law of every step of somebody else's path, whose states (T, B, n, C) are given.
@@ -182,37 +202,41 @@ class DiffusionHead(nn.Module):
         All in one pass, or in as many as keep it below `ROWS_AT_A_TIME`.
         """
         steps, condition, time = self._ready(z, how, states[0])
-        order = torch.arange(len(steps) - 1, -1, -1, device=states.device)
+        order, each = torch.arange(len(steps) - 1, -1, -1, device=states.device), steps.laws(how)
         most = max(1, ROWS_AT_A_TIME // max(1, condition.shape[0] * condition.shape[1]))
         laws: list[tuple[Tensor, Tensor]] = []
         for x, t in zip(states.split(most), order.split(most), strict=True):
-            out = self._guided(x, time[t][:, None, None], condition, how.guidance)
-            laws.append(self._law(x, out, steps, t[:, None, None, None]))
+            laws.append(self._law(x, time[t][:, None, None], condition, each[t][:, None, None, None]))
         return Path(states, *(torch.cat(part) for part in zip(*laws, strict=True)))
 
     def _ready(self, z: Tensor, how: Denoising, like: Any) -> tuple[Tables, Tensor, Tensor]:
         """The tables, and what the network is told of z (R, n, W) and of each step's time (T, W)."""
         rows = len(like) if isinstance(like, Tensor) else len(like.slots)
+        if how.guidance != 1 and len(z) != 2 * rows:
+            raise ValueError(f"got {len(z)} rows to guide {rows} with, expected the unconditional ones behind")
         steps = tables(how.steps, how.highest, z.device)
         z = z if how.guidance != 1 else z[:rows]
         return steps, self.cond_embed(z), self.time_embed(steps.timesteps)
 
-    def _guided(self, x: Tensor, time: Tensor, condition: Tensor, guidance: float) -> Tensor:
-        """What the network says (..., B, n, 2C) of x (..., B, n, C). The variance is not guided."""
-        if guidance == 1:
+    def _guided(self, x: Tensor, time: Tensor, condition: Tensor, guidance: Any) -> Tensor:
+        """What the network says (..., B, n, 2C) of x (..., B, n, C), guided where the condition has rows to guide with.
+
+        The variance is not guided.
+        """
+        if condition.shape[-3] == x.shape[-3]:
             return self.net(x, time, condition)
         both = self.net(torch.cat([x, x], dim=-3), time, condition)
         conditional, unconditional = both.chunk(2, dim=-3)
         noise, variance = conditional.split(self.channels, dim=-1)
         return torch.cat([unconditional[..., : self.channels].lerp(noise, guidance), variance], dim=-1)
 
-    def _law(self, x: Tensor, out: Tensor, steps: Tables, t: Any) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of x one step earlier; `t` are indices into `steps`."""
-        noise, logits = out.split(self.channels, dim=-1)
-        start = steps.to_start[0][t] * x - steps.to_start[1][t] * noise
-        mean = steps.to_mean[0][t] * start + steps.to_mean[1][t] * x
-        between, (low, high) = (logits + 1) / 2, steps.log_variance
-        return mean, between * high[t] + (1 - between) * low[t]
+    def _law(self, x: Tensor, time: Tensor, condition: Tensor, law: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of x (..., B, n, C) one step earlier; `law` (..., 8), of each step given."""
+        start_x, start_noise, mean_start, mean_x, low, high, guidance, _ = law.unbind(-1)
+        noise, logits = self._guided(x, time, condition, guidance).split(self.channels, dim=-1)
+        start = start_x * x - start_noise * noise
+        mean, between = mean_start * start + mean_x * x, (logits + 1) / 2
+        return mean, between * high + (1 - between) * low
 
     def _solve(self, z: Tensor, how: Denoising, noise: PathNoise) -> Tensor:
         """By one of diffusers' schedulers."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vargen.checkpoints import Layout
 from vargen.core import Condition, Denoising, Group, KVCache
+from vargen.kernels.rope import rotate
 from vargen.models.contract import ContinuousSpec
 from vargen.models.diffusion import TimeEmbedding
 from vargen.models.flow import (
@@ -34,7 +35,7 @@ from vargen.models.flow import (
     normalise,
     timesteps,
 )
-from vargen.models.llama import RMSNorm, rotate
+from vargen.models.llama import RMSNorm
 from vargen.noise import PathNoise
 
 HEAD_DIM = 64  # of the velocity network

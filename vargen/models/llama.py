@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vargen.core import Block, KVCache
-from vargen.models.attention import Sight, attend
+from vargen.kernels.attention import Sight, attend
+from vargen.kernels.choice import Kernels
+from vargen.kernels.norm import rms_norm
+from vargen.kernels.rope import Neighbours, enter
 from vargen.models.contract import RasterSpec
 
 
@@ -67,21 +70,14 @@ def rope_table(config: LlamaGenConfig, front: int) -> Tensor:
     return torch.cat([rotations.new_zeros(front, rotations.shape[-1]), rotations])
 
 
-def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Rotate neighbouring channel pairs of `x` (R, n, H, D) by complex `rotations` (R or 1, n, 1, D / 2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotations).flatten(-2).type_as(x)
-
-
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
+    def forward(self, x: Tensor, kernels: Kernels | None = None) -> Tensor:
+        return rms_norm(x, self.weight, self.eps, kernels)
 
 
 class Attention(nn.Module):
@@ -92,10 +88,12 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Tensor, step: "Step", layer: int) -> Tensor:
-        qk, v = self.wqkv(x).unflatten(-1, (3 * self.heads, self.dim)).split((2 * self.heads, self.heads), dim=2)
-        q, k = rotate(qk, step.rotations).chunk(2, dim=2)  # (R, n, H, D)
+        q, k, v = self.wqkv(x).unflatten(-1, (3, self.heads, self.dim)).unbind(2)  # (R, n, H, D)
+        turns = Neighbours(step.rotations)
         if step.cache is not None:
-            k, v = step.cache.write(layer, step.rows, k, v, step.stop)
+            q, k, v = enter(q, k, v, turns, step.cache, layer, step.rows, step.stop)
+        else:
+            q, k = turns.turn(q), turns.turn(k)
         if step.sight is not None:
             return self.wo(attend(q, k, v, step.sight).flatten(2))
         causal = step.cache is None and step.mask is None
@@ -124,8 +122,8 @@ class Layer(nn.Module):
         self.ffn_norm = RMSNorm(config.width, config.norm_eps)
 
     def forward(self, x: Tensor, step: "Step", layer: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), step, layer)
-        return x + self.feed_forward(self.ffn_norm(x))
+        x = x + self.attention(self.attention_norm(x, step.kernels), step, layer)
+        return x + self.feed_forward(self.ffn_norm(x, step.kernels))
 
 
 class Memory(Protocol):
@@ -146,6 +144,11 @@ class Step:
     cache: Memory | None = None
     rows: Tensor | None = None  # where the cache is written, see KVCache.flat
     stop: int = 0
+
+    @property
+    def kernels(self) -> Kernels | None:
+        """Those of the cache, if it has any."""
+        return getattr(self.cache, "kernels", None)
 
 
 class Trunk(nn.Module):
@@ -218,4 +221,4 @@ def behind(front: int, block: Block, cache: KVCache) -> Standing:
 def sight_over(cache: KVCache, rows: Tensor, first: int, stop: int, sees: Tensor | None, dtype: torch.dtype) -> Sight:
     """What tokens that are cached in `rows` (R, n) see of the cache."""
     padding = None if cache.padding is None else cache.padding[: len(rows)]
-    return Sight(rows, first, stop, dtype, sees, padding)
+    return Sight(rows, first, stop, dtype, sees, padding, cache.kernels)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vargen.checkpoints import Layout
 from vargen.core import Block, Condition, KVCache
-from vargen.models.attention import causal_mask
+from vargen.kernels.attention import causal_mask
 from vargen.models.llama import LlamaGenConfig, RMSNorm, Step, Trunk
 
 # Tables and caches that the official code keeps on the module, and that some of its files carry.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vargen import noise
 from vargen.core import Condition, KVCache
-from vargen.models.attention import Sight
+from vargen.kernels.attention import Sight
 from vargen.models.chameleon import Chameleon
 from vargen.models.contract import RasterSpec
 from vargen.models.prompted import Prompted, padded

@@ -7,6 +7,7 @@ what is asked for is computed.
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +124,8 @@ def take(x: Tensor, places: Tensor) -> Tensor:
 
 class MAR(nn.Module):
     """A masked model of continuous tokens; see `ContinuousModel` in models/contract.py."""
+
+    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `replay.py`
 
     def __init__(self, config: MARConfig) -> None:
         super().__init__()

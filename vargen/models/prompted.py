@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vargen.core import Block, Condition, KVCache
-from vargen.models.attention import Sight
+from vargen.kernels.attention import Sight
+from vargen.kernels.choice import Kernels
 from vargen.models.contract import RasterSpec
 from vargen.models.llama import Standing, behind, sight_over
 
@@ -139,7 +140,7 @@ class Passing(KVCache):
     """What stands for a cache in training: all keys are there at once, and none is kept."""
 
     def __init__(self) -> None:
-        self.padding = None
+        self.padding, self.kernels = None, Kernels("torch")  # what is trained needs gradients
 
     def flat(self, rows: Tensor) -> Tensor:
         """Nothing is written."""

@@ -7,6 +7,7 @@ the side of the scale that is next (`tokenizers/multiscale_vq.py`). The class sh
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +132,8 @@ class Layer(nn.Module):
 class VAR(nn.Module):
     """A next-scale transformer; see `NextScaleModel` in `models/contract.py`."""
 
+    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `replay.py`
+
     def __init__(self, config: VARConfig) -> None:
         super().__init__()
         if config.width % config.heads:
@@ -216,6 +219,6 @@ class VAR(nn.Module):
 
     def _mask(self, scales: range) -> Tensor:
         """Who of `scales` sees whom of all up to the last of them, (n, m) bool: its own scale and those before."""
-        numbers = [s for s in range(scales.stop) for _ in range(self.config.sides[s] ** 2)]
-        keys = torch.tensor(numbers, device=self.device)
+        sides = self.config.sides[: scales.stop]
+        keys = torch.cat([torch.full((side**2,), s, device=self.device) for s, side in enumerate(sides)])
         return keys[self.spec.start(scales.start) :, None] >= keys

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vargen.core import KVCache
-from vargen.models.attention import Sight
+from vargen.kernels.attention import Sight
 from vargen.models.prompted import Prompted
 
 

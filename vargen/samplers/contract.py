@@ -44,6 +44,7 @@ class Task:
     drafter: "Drafter | None" = None  # where the method drafts with another model
     codebook: Tensor | None = None  # (V, D), the code of each id as the image tokenizer uses it, where it is known
     kernels: Kernels = field(default_factory=Kernels)
+    late: bool = False  # whether commit pointers may be read a step late, so that a replayed forward need not wait
 
     @property
     def batch(self) -> int:

@@ -49,6 +49,7 @@ class JacobiWindow(Window, ABC):
         super().__init__(task, max(self._policy.widths), more)
         self._known = self._pointers  # drafts that stand in each row's window, (B, 1)
         self._moved = self._pointers  # tokens committed by the last step, (B, 1)
+        self._lowest, self._unseen = 0, list[int]()  # where the slowest row was last seen, and widths of steps since
         self._p: Tensor | None = None  # laws of the last step, (B, w, V)
         self._q: Tensor | None = None  # laws that the drafts of this step were drawn from, (B, w, V)
         self._gumbel = noise.Table(noise.gumbel, task.seeds, Purpose.TOKEN, size=task.spec.vocabulary)
@@ -78,7 +79,7 @@ class JacobiWindow(Window, ABC):
             self._guess(width)
         slots = self._slots(width) - 1
         # Past the end of the image, and in finished rows, slots are clamped: what is written there is never seen.
-        stop = min(count, max(n for n in self.settled if n < count) + width - 1)
+        stop = min(count, max(n for n in self.settled if n < count) + self._slack + width - 1)
         return Block(self._buffer.gather(1, slots), slots.clamp(max=stop - 1), lowest - 1, stop)
 
     def accept(self, logits: Tensor) -> None:
@@ -95,7 +96,7 @@ class JacobiWindow(Window, ABC):
     def _plain_draw(self, logits: Tensor) -> Tensor:
         """argmax(log p + g) (B, w), g fixed per slot: the tokens that plain decoding would draw under these laws."""
         width, task = logits.shape[1], self._task
-        span = (min(self.settled), max(self.settled) + width)
+        span = (min(self.settled), max(self.settled) + self._slack + width)
         return sample.draw(logits, task.warp, self._gumbel, self._slots(width), span, task.kernels)
 
     def _advance(self, revised: Tensor, moved: Tensor) -> None:
@@ -106,9 +107,10 @@ class JacobiWindow(Window, ABC):
             self._laws.scatter_(1, slots[..., None].expand_as(self._p), self._p)
         self._known = width - moved
         self._moved = moved
-        slowest = min(self.settled)
-        self._commit(moved)
-        self._policy.observe(width, min(self.settled) - slowest)
+        self._unseen.append(width)
+        for lowest in self._commit(moved, most=width):
+            self._policy.observe(self._unseen.pop(0), lowest - self._lowest)
+            self._lowest = lowest
 
     def _guess(self, width: int) -> None:
         """Fill the window up to `width` with first guesses, and set the laws that its drafts were drawn from."""

@@ -1,0 +1,91 @@
+"""`vargen COMMAND`: what each says of itself, plans of memory, completion."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vargen import cli, memory
+from vargen.drawing import parser as sample_parser
+
+SCREEN = 58  # lines
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_fits_on_a_screen(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    module = importlib.import_module(cli.COMMANDS[name][0])
+    with pytest.raises(SystemExit):
+        module.command(["--help"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: vargen {name}")
+    assert len(said.splitlines()) <= SCREEN
+    assert "\x1b" not in said  # no colours, whatever NO_COLOR says
+    assert module.parser().prog == f"vargen {name}"
+
+
+@pytest.mark.parametrize("act", ["sample", "run", "measure", "report"])
+def test_help_of_evaluate(act, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit):
+        importlib.import_module("vargen.eval.command").command([act, "--help"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: vargen evaluate {act}")
+    assert len(said.splitlines()) <= SCREEN
+
+
+def test_usage_names_every_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["vargen"])
+    cli.main()
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in cli.COMMANDS)
+    monkeypatch.setattr(sys, "argv", ["vargen", "draw"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "unknown command 'draw'; there are sample, bench" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(shell, tmp_path, capsys):
+    cli.guarded(cli.command, [shell])
+    script = capsys.readouterr().out
+    assert "num-images" in script
+    assert "train-pocket" in script
+    if shell == "bash":
+        path = tmp_path / "vargen.sh"
+        path.write_text(
+            script
+            + '\nCOMP_WORDS=(vargen sam)\nCOMP_CWORD=1\n_shtab_vargen vargen sam vargen\necho "${COMPREPLY[@]}"\n'
+        )
+        done = subprocess.run(["bash", path], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["sample"], done.stderr
+
+
+def test_settings_of_the_method_are_flags(capsys):
+    with pytest.raises(SystemExit):
+        sample_parser("zipar:window=4").parse_args(["--help"])
+    said = capsys.readouterr().out
+    assert "settings of zipar" in said
+    assert "--window" in said
+    assert "--coupling" not in said
+
+
+def test_plan(capsys):
+    cli.guarded(memory.command, ["--model", "llamagen-c2i-xl-384", "--method", "ar", "--batch-size", "4"])
+    want = str(memory.plan("llamagen-c2i-xl-384", method="ar", batch=4))
+    assert capsys.readouterr().out.strip() == want
+    assert "weights 1.4" in want  # 775 M parameters in bfloat16
+    for wrong, words in ((["--model", "mar-huge"], "cannot be planned"), (["--batch-size", "0"], "batch size")):
+        with pytest.raises(SystemExit):
+            cli.guarded(memory.command, wrong)
+        assert words in capsys.readouterr().err
+
+
+def test_scripts_are_doors():
+    """Each is an import and a call."""
+    for name in ("sample", "benchmark", "evaluate", "serve", "demo", "train_pocket"):
+        lines = (Path(__file__).parent.parent / "scripts" / f"{name}.py").read_text().splitlines()
+        assert len(lines) <= 8
+        assert lines[-1].strip() == "guarded(command)"

@@ -1,0 +1,78 @@
+"""What the documentation tells a reader to run runs: every block of docs/, and the README's Python."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from vargen import registry
+from vargen.core import Trace
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def run(words: list[str], folder: Path) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def written(page: Path, folder: Path) -> str:
+    """The page's Python as one program; a block that begins with a file's name is that file."""
+    program = []
+    for block in blocks(page.read_text(), "python"):
+        name = re.match(r"# (\w+\.py)\n", block)
+        if name:
+            (folder / name[1]).write_text(block)
+        else:
+            program.append(block)
+    return "\n".join(program)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_python(page, tmp_path):
+    program = written(page, tmp_path)
+    if program:
+        run([sys.executable, "-c", program], tmp_path)
+    else:
+        assert page.name in ("reproduce.md", "serving.md")  # commands alone
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands(page, tmp_path):
+    for folder in ("scripts", "benchmarks"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    for block in blocks(page.read_text(), "sh"):
+        run(["bash", "-euc", block], tmp_path)
+
+
+def test_pages_say_all():
+    trace = (ROOT / "docs" / "trace.md").read_text()
+    assert all(f"`{field.name}`" in trace for field in fields(Trace))
+    kernels = (ROOT / "vargen" / "kernels" / "README.md").read_text()
+    others = {"choice", "hashed", "ahead"}
+    assert all(
+        f"`{file.name}`" in kernels for file in (ROOT / "vargen/kernels").glob("*.py") if file.stem not in others
+    )
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", *PAGES, *(ROOT / "vargen").rglob("README.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_readme_names_every_method():
+    text = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in text for name in registry.METHODS)

@@ -1,0 +1,190 @@
+"""The kernels inside a forward (attention, norms, rotary embedding) against float64, on small odd shapes."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vargen.core import KVCache
+from vargen.kernels import attention, rope
+from vargen.kernels.attention import Sight
+from vargen.kernels.choice import Kernels, triton
+from vargen.kernels.norm import rms_norm
+from vargen.models.chameleon import HeadNorm
+
+pytestmark = pytest.mark.skipif(triton is None, reason="Triton is not installed for this platform")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter cannot reckon in bfloat16
+
+
+def kernels():
+    return Kernels("triton")
+
+
+def drawer(seed, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    return generator, lambda *shape: torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+
+
+def seen(sight, count):
+    keys = torch.arange(count, device=DEVICE)
+    if sight.sees is None:
+        out = keys <= sight.rows[..., None]
+    else:
+        out = sight.sees.repeat(len(sight.rows) // len(sight.sees), 1, 1)
+    if sight.padding is not None:
+        out = out.clone()
+        out[..., : sight.padding.shape[1]] &= ~sight.padding[:, None]
+    return out | (keys == sight.rows[..., None]) if sight.padding is not None else out
+
+
+def reference(q, k, v, hidden):
+    q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).masked_fill(hidden[:, None], -math.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "n", "slots", "heads", "kv_heads", "dim", "form", "dtype"),
+    [
+        (2, 1, 300, 4, 4, 32, "causal", torch.float32),
+        (3, 5, 257, 6, 2, 20, "causal", torch.float32),  # grouped; neither heads nor channels a power of two
+        (2, 3, 40, 2, 2, 16, "sees", torch.float32),
+        (4, 3, 140, 2, 1, 64, "padded", torch.float32),
+        (2, 4, 140, 2, 2, 32, "both", torch.float32),
+        (2, 17, 130, 4, 4, 100, "causal", HALF),
+    ],
+)
+def test_attention(rows, n, slots, heads, kv_heads, dim, form, dtype):
+    generator, normal = drawer(n, dtype)
+    q, keys = normal(rows, n, heads, dim), normal(2, rows, slots + 9, kv_heads, dim)
+    values = normal(2, rows, slots + 9, kv_heads, dim)
+    k, v = keys[1, :, :slots], values[1, :, :slots]  # a layer of a cache, and of it what is in use
+    first = torch.randint(7, slots - n, (rows, 1), generator=generator)
+    if form == "both":  # conditional and unconditional rows stand at the same places
+        first = first[: rows // 2].repeat(2, 1)
+    places = (first + torch.arange(n)).to(DEVICE)
+    padding = sees = None
+    if form in ("padded", "both"):
+        padding = (torch.arange(6) < torch.randint(0, 6, (rows, 1), generator=generator)).to(DEVICE)
+    if form in ("sees", "both"):
+        sees = (torch.rand(rows // 2 if form == "both" else rows, n, slots, generator=generator) < 0.5).to(DEVICE)
+        sees |= torch.arange(slots, device=DEVICE) == places[: len(sees), :, None]
+    sight = Sight(places, 0, slots, dtype, sees, padding, kernels())
+    visible = seen(sight, slots)
+    if form == "causal":  # what nobody sees may be anything
+        beyond = torch.arange(slots, device=DEVICE) > places.max()
+        k[:, beyond], v[:, beyond] = math.nan, math.nan
+    out = attention.attend(q, k, v, sight)
+    k, v = k.nan_to_num(0.0), v.nan_to_num(0.0)
+    want = reference(q, k, v, ~visible)
+    plain = attention.attend(q, k, v, replace(sight, kernels=Kernels("torch")))
+    assert out.dtype == dtype
+    assert sight.kernels.ran == {"attention": "triton"}
+    assert (out - want).abs().max() <= max(2 * (plain - want).abs().max(), 1e-6)
+
+
+def test_attention_of_too_many_queries():
+    """A long prompt is left to PyTorch, unless the kernel is asked for."""
+    x = torch.zeros(1, 257, 1, 64, device=DEVICE)
+    sight = Sight(torch.arange(257, device=DEVICE)[None], 0, 257, x.dtype, kernels=Kernels(captured=True))
+    assert torch.equal(attention.attend(x, x, x, sight), x)
+    assert sight.kernels.ran == {"attention": "torch"}
+    with pytest.raises(ValueError, match="attention cannot run: 512 queries of 64 channels are more than 8192"):
+        attention.attend(x, x, x, replace(sight, kernels=kernels()))
+
+
+@pytest.mark.parametrize("width", [16, 100, 1280])
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_norm(width, dtype):
+    _, normal = drawer(width, dtype)
+    x, weight, ran = normal(3, 5, width) * 7, normal(width), kernels()
+    x[0, 0] = 0
+    got, plain = rms_norm(x, weight, 1e-5, ran), rms_norm(x, weight, 1e-5)
+    want = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.double()
+    assert ran.ran == {"norm": "triton"}
+    assert got.dtype == dtype
+    assert (got - want).abs().max() <= 2 * (plain - want).abs().max()
+
+
+def turned(x, turns):
+    """In float64."""
+    cos, sin = (part.double() for part in turns.parts)
+    if turns.pairs:
+        a, b = x.double().unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+    a, b = x.double().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def normed(x, norm):
+    each = x.shape[2] // len(norm.weight)
+    weight, bias = (part.double().repeat_interleave(each, dim=0) for part in (norm.weight, norm.bias))
+    y = x.double() - x.double().mean(-1, keepdim=True)
+    return y * (y.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * weight + bias
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "pairs", "groups", "dtype"),
+    [
+        (3, 3, 20, True, 0, torch.float32),
+        (2, 2, 64, True, 0, HALF),
+        (4, 2, 32, False, 0, torch.float32),
+        (4, 2, 100, False, 2, torch.float32),
+        (4, 4, 16, False, 1, HALF),
+    ],
+)
+def test_rope(heads, kv_heads, dim, pairs, groups, dtype):
+    """Queries, and the whole cache: what was there before stays."""
+    rows, n, slots = 3, 4, 11
+    _, normal = drawer(dim, dtype)
+    if pairs:  # views of one projection, as in LlamaGen
+        q, k, v = normal(rows, n, 3 * heads * dim).unflatten(-1, (3, heads, dim)).unbind(2)
+        angles = normal(1, n, 1, dim // 2).float()  # the same in all rows
+        turns = rope.Neighbours(torch.polar(torch.ones_like(angles), angles))
+    else:
+        q, k, v = normal(rows, n, heads, dim), normal(rows, n, kv_heads, dim), normal(rows, n, kv_heads, dim)
+        angles = normal(rows, n, 1, dim // 2).float()
+        turns = rope.Halves(angles.cos(), angles.sin())
+    norms = (HeadNorm(groups, dim).to(DEVICE, dtype), HeadNorm(groups, dim).to(DEVICE, dtype)) if groups else None
+    for norm in norms or ():
+        norm.weight.data, norm.bias.data = normal(groups, dim), normal(groups, dim)
+    places = torch.tensor([[0, 1, 2, 3], [7, 8, 9, 10], [9, 2, 4, 3]], device=DEVICE)
+    results = []
+    for impl in ("triton", "torch"):
+        cache = KVCache(2, rows + 1, slots, kv_heads, dim, dtype=dtype, device=torch.device(DEVICE))
+        cache.keys += 5
+        cache.values += 6
+        cache.kernels = Kernels(impl)
+        with torch.no_grad():
+            out, keys, values = rope.enter(q, k, v, turns, cache, 1, cache.flat(places), slots - 1, norms)
+        assert cache.kernels.ran == {"rope": impl}
+        assert keys.shape == values.shape == (rows, slots - 1, kv_heads, dim)
+        assert keys.data_ptr() == cache.keys[1].data_ptr()
+        results.append((out, cache.keys, cache.values))
+    (out, keys, values), (plain, plain_keys, plain_values) = results
+    assert out.dtype == dtype
+    assert torch.equal(values, plain_values)
+    for got, other, given, norm in ((out, plain, q, 0), (keys[1], plain_keys[1], k, 1)):
+        want = turned(given if norms is None else normed(given, norms[norm]), turns)
+        if norm:
+            row = torch.arange(rows, device=DEVICE)[:, None]
+            got, other = got[row, places], other[row, places]
+        assert (got - want).abs().max() <= max(2 * (other - want).abs().max(), 1e-6)
+    written = torch.zeros(rows + 1, slots, dtype=torch.bool, device=DEVICE)
+    written[torch.arange(rows, device=DEVICE)[:, None], places] = True
+    assert (keys[0] == 5).all()
+    assert (keys[1][~written] == 5).all()
+    assert (values[1][~written] == 6).all()
+    assert torch.equal(values[1][torch.arange(rows, device=DEVICE)[:, None], places], v)
+
+
+def test_small_kernels_are_for_graphs():
+    """Launched by themselves they cost more than they spare: `auto` takes them while a graph is captured."""
+    x = torch.ones(1, 1, 16, device=DEVICE)
+    for captured in (False, True):
+        ran = Kernels(captured=captured)
+        rms_norm(x, x[0, 0], 1e-5, ran)
+        assert ran.ran == {"norm": "triton" if captured and DEVICE == "cuda" else "torch"}

@@ -1,0 +1,333 @@
+"""The server as it runs, its processes and all, on models that ship: load, hang-ups, abuse, a crash, and its end.
+
+One server lives as long as this module; the tests that end it come last. Images must be those of `vargen sample`: files
+are compared byte for byte. A draw of these methods is turned over by what else is in its batch with a probability below
+1e-5 (none of the images in docs/serving.md was), so that a false alarm is expected once in thousands of runs.
+"""
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("litserve", reason="the server is an extra: pip install 'vargen[serve]'")
+
+import httpx
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode, checks
+from schemathesis.core.result import Ok
+
+from vargen import drawing
+from vargen.server.guard import IMAGES
+
+ROOT = Path(__file__).parent.parent
+KEY = "a key for tests"
+HEADERS = {"authorization": f"Bearer {KEY}"}
+MODELS = ("pocket-var", "pocket-llamagen", "pocket-lumina")
+PATHS = (IMAGES, "/v1/models", "/healthz", "/metrics")
+PROMPTS = ("a red lighthouse at night", "snow", "a harbour with three boats under a full moon")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+
+
+class Running:
+    """A server of its own process, and what it has written."""
+
+    def __init__(self) -> None:
+        began = time.monotonic()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url, self.lines = f"http://127.0.0.1:{self.port}", []
+        words = [sys.executable, ROOT / "scripts" / "serve.py", "--port", self.port, "--device", "cpu"]
+        words += ["--max-queue", 80, "--deadline", 50, "--max-body", 4000, *(w for m in MODELS for w in ("--model", m))]
+        env = {**os.environ, "VARGEN_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(list(map(str, words)), env=env, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        threading.Thread(target=self._read, daemon=True).start()
+        for _ in range(600):
+            assert self.process.poll() is None, self.lines
+            try:
+                if httpx.get(f"{self.url}/healthz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        self.pids = sorted(self.children())
+        print(f"started in {time.monotonic() - began:.1f} s")
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.lines.extend(self.process.stderr)
+
+    def children(self) -> list[int]:
+        """The processes that the server has started."""
+        listed = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
+        pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+        return [pid for pid, parent in pairs if parent == self.process.pid]
+
+    def worker(self) -> int:
+        """The process that draws: the one that was started afresh."""
+        listed = subprocess.run(["ps", "-ww", "-eo", "pid=,args="], capture_output=True, text=True).stdout
+        fresh = [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
+        return next(pid for pid in fresh if pid in self.children())
+
+    def post(self, body, **options):
+        """Ask for images."""
+        return httpx.post(f"{self.url}{IMAGES}", json=body, headers=HEADERS, timeout=60, **options)
+
+    def metrics(self):
+        """Its numbers, by name."""
+        text = httpx.get(f"{self.url}/metrics", headers=HEADERS).text
+        return {name: float(value) for name, value in re.findall(r"^([^#\s]\S*) (\S+)$", text, re.MULTILINE)}
+
+
+@pytest.fixture(scope="module")
+def server():
+    running = Running()
+    yield running
+    if running.process.poll() is None:
+        running.process.kill()
+    for pid in running.pids:
+        with_it_gone(pid)
+
+
+def with_it_gone(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def bodies():
+    """36 requests of three models, four methods and three sizes."""
+    made = [{"model": "pocket-var", "class": i % 10, "seed": 10 * i, "n": 1 + i % 2} for i in range(18)]
+    sizes = ("64x64", "96x64", "64x96")
+    for i in range(9):
+        made.append({"model": "pocket-lumina", "prompt": PROMPTS[i % 3], "size": sizes[i // 3], "seed": i})
+        made[-1]["method"] = "zipar:window=4"
+    made += [{"model": "pocket-llamagen", "class": i, "seed": i, "method": "zipar:window=4"} for i in range(7)]
+    made += [{"model": "pocket-llamagen", "prompt": "beach", "seed": i} for i in range(2)]
+    for i in (0, 20, 30):
+        made[i] |= {"stream": True, "partial_images": 1}
+    return made
+
+
+def drawn(body, folder):
+    """The files that `vargen sample` writes for a request's images."""
+    method = body.get("method") or {"pocket-var": "var"}.get(body["model"], "sjd-exact:window=16")
+    out, count = folder / f"{body['model']}-{body['seed']}.png", body.get("n", 1)
+    subject = ["--prompt", body["prompt"]] if body["model"] == "pocket-lumina" else []
+    subject = subject or ["--class", str(body.get("class", body.get("prompt")))]
+    wide, high = body.get("size", "64x64").split("x")
+    size = ["--height", high, "--width", wide] if body["model"] == "pocket-lumina" else []
+    rest = ["--seed", str(body["seed"]), "--num-images", str(count), "--batch-size", "1", "--device", "cpu"]
+    drawing.command(["--model", body["model"], "--method", method, *subject, *size, *rest, "--out", str(out)])
+    return [(out if count == 1 else out.with_name(f"{out.stem}-{i}.png")).read_bytes() for i in range(count)]
+
+
+def images_of(answer):
+    """The images of an answer, streamed or not."""
+    if answer.headers["content-type"].startswith("text/event-stream"):
+        said = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+        assert any(one["type"] == "image_generation.partial_image" for one in said)
+        data = [one for one in said if one["type"] == "image_generation.completed"]
+    else:
+        data = answer.json()["data"]
+    return [base64.b64decode(one["b64_json"]) for one in data]
+
+
+async def crowd(url):
+    """64 requests at a time: 36 that are in order, 10 that hang up, 18 that are wrong in one way or another."""
+    limits = httpx.Limits(max_connections=None)
+    json_of = {**HEADERS, "content-type": "application/json"}
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits, headers=HEADERS) as client:
+
+        async def hang_up(i):
+            try:
+                body = {"class": i % 10, "model": MODELS[i % 2], "n": 8, "stream": i % 3 == 0}
+                await client.post(IMAGES, json=body, timeout=0.05 + 0.1 * i)
+            except httpx.TimeoutException:
+                return "hung up"
+
+        good = [client.post(IMAGES, json=body) for body in bodies()]
+        gone = [hang_up(i) for i in range(10)]
+        bad = [client.post(IMAGES, content=b" " * 5000, headers=json_of) for _ in range(4)]
+        bad += [client.post(IMAGES, json={}, headers={"authorization": f"Bearer {i}"}) for i in range(4)]
+        bad += [
+            client.post(IMAGES, content=text, headers=json_of) for text in (b"{", b"\x00", b"[1", b"nul", b"\xff{}")
+        ]
+        bad += [client.post(IMAGES, json={"class": 0, "n": n}) for n in (0, 11, "x", 1.5, -1)]
+        answers = await asyncio.gather(*good, *gone, *bad)
+    return answers[:36], answers[36:46], [getattr(answer, "status_code", None) for answer in answers[46:]]
+
+
+@pytest.fixture(scope="module")
+def answers(server):
+    began = time.monotonic()
+    answers = asyncio.run(crowd(server.url))
+    print(f"64 requests in {time.monotonic() - began:.1f} s")
+    return answers
+
+
+def test_every_request_in_order_is_answered_in_a_crowd(server, answers):
+    good, gone, bad = answers
+    assert [answer.status_code for answer in good] == [200] * 36
+    assert gone.count("hung up") >= 8  # the others were answered first
+    assert bad == [413] * 4 + [401] * 4 + [400] * 10
+    for body, answer in zip(bodies(), good, strict=True):
+        assert len(images_of(answer)) == body.get("n", 1)
+
+
+def test_they_were_drawn_together_and_nothing_leaks(server, answers):
+    busy = ("vargen_batches_running", "vargen_requests_waiting")
+    assert soon(lambda: not any(server.metrics()[name] for name in busy))
+    found = server.metrics()
+    assert found['vargen_requests_total{status="200"}'] >= 36
+    assert not any('status="5' in name for name in found)
+    assert found["vargen_batch_rows_sum"] / found["vargen_batch_rows_count"] > 2.5
+    front = [pid for pid in server.children() if descriptors(pid)]
+    before = {pid: descriptors(pid) for pid in front}
+    for _ in range(2):
+        asyncio.run(abuse(server.url))
+    time.sleep(0.5)
+    assert all(descriptors(pid) <= count + 3 for pid, count in before.items()), before
+    assert sorted(server.children()) == server.pids
+
+
+def soon(true, seconds=10):
+    """Whether something comes true within so many seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if true():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def descriptors(pid):
+    """How many files and sockets a process holds open, where the system tells."""
+    folder = Path(f"/proc/{pid}/fd")
+    return len(list(folder.iterdir())) if folder.exists() else 0
+
+
+async def abuse(url):
+    """40 clients that ask and go."""
+
+    async def one(client, i):
+        with contextlib.suppress(httpx.TimeoutException):
+            await client.post(IMAGES, json={"class": i % 10, "model": "pocket-var", "stream": i % 2 == 0}, timeout=0.02)
+
+    async with httpx.AsyncClient(base_url=url, headers=HEADERS, limits=httpx.Limits(max_connections=None)) as client:
+        await asyncio.gather(*(one(client, i) for i in range(40)))
+
+
+@pytest.mark.parametrize("index", [1, 20, 25, 28, 35], ids=lambda i: f"{bodies()[i]['model']}-{i}")
+def test_files_are_those_of_vargen_sample(answers, tmp_path, index):
+    assert images_of(answers[0][index]) == drawn(bodies()[index], tmp_path)
+
+
+def test_an_image_alone_is_the_one_from_the_crowd(server, answers):
+    for index in (0, 34):
+        body = bodies()[index] | {"stream": False, "partial_images": None}
+        assert images_of(server.post(body)) == images_of(answers[0][index])
+
+
+CHECKS = [
+    check
+    for check in checks.CHECKS.get_all()
+    if check.__name__
+    in (
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_schema_conformance",
+        "negative_data_rejection",
+        "ignored_auth",
+    )
+]
+
+
+@pytest.mark.parametrize("mode", GenerationMode)
+def test_the_server_is_as_its_schema_says(server, mode):
+    schema, asked = schemathesis.openapi.from_url(f"{server.url}/openapi.json", headers=HEADERS), []
+    for operation in (found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)):
+        if mode is GenerationMode.NEGATIVE and operation.path != IMAGES:
+            continue  # there is nothing to get wrong
+
+        @settings(
+            max_examples=25,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+            derandomize=True,
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def play(case):
+            if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
+                case.body["deadline"] = 0.5  # what is in order by chance need not be drawn to the end
+            case.call_and_validate(checks=CHECKS, headers=HEADERS, timeout=30)
+            asked.append(case)
+
+        play()
+    assert len(asked) >= 25
+    assert {case.operation.path for case in asked} == (set(PATHS) if mode is GenerationMode.POSITIVE else {IMAGES})
+
+
+def test_the_curls_of_the_page(server):
+    page = (ROOT / "docs" / "serving.md").read_text()
+    found = re.findall(r"-d '(\{.*?\})'", page, re.DOTALL)
+    assert len(found) >= 3
+    for body in map(json.loads, found):
+        assert server.post(body).status_code == 200
+
+
+def test_a_worker_that_dies_is_replaced(server):
+    worker, answer = server.worker(), []
+    asking = threading.Thread(
+        target=lambda: answer.append(server.post({"model": "pocket-llamagen", "class": 1, "n": 8}))
+    )
+    asking.start()
+    time.sleep(0.6)
+    os.kill(worker, signal.SIGKILL)
+    asking.join()
+    assert answer[0].status_code == 500
+    assert answer[0].json()["error"]["type"] == "server_error"
+    assert server.post({"model": "pocket-var", "class": 1}).status_code == 200
+    assert server.worker() != worker
+    server.pids = sorted(server.children())
+
+
+def test_it_stops_when_what_was_begun_is_done(server):
+    answers = []
+    ask = {"model": "pocket-llamagen", "class": 1}
+    asking = [threading.Thread(target=lambda s=s: answers.append(server.post(ask | {"seed": s}))) for s in range(2)]
+    for thread in asking:
+        thread.start()
+    time.sleep(0.4)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    late = server.post(ask)
+    assert (late.status_code, late.json()["error"]["code"]) == (503, "stopping")
+    assert httpx.get(f"{server.url}/healthz").json()["status"] == "stopping"
+    for thread in asking:
+        thread.join()
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert server.process.wait(timeout=20) == 0
+    assert not server.children()
+    # What is nobody's child any more ends by itself.
+    assert soon(lambda: not any(Path(f"/proc/{pid}").exists() for pid in server.pids))
+
+
+def test_the_log_is_json_and_has_no_prompts(server, answers):
+    assert server.process.poll() is not None
+    lines = [json.loads(line) for line in server.lines if line.startswith("{")]
+    assert len(lines) > 64
+    assert not any(prompt in line for line in server.lines for prompt in PROMPTS if len(prompt) > 5)
+    assert not any(KEY in line or "Traceback" in line for line in server.lines)

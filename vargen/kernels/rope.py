@@ -1,0 +1,163 @@
+"""Rotary embedding (arXiv 2104.09864) of queries and keys, and the cache write of keys and values, in one launch.
+
+Two ways to pair a head's channels: `Neighbours` (LlamaGen) and `Halves` (Chameleon), which also normalises each head
+before it is turned. The work is in float32.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from vargen.kernels.choice import Kernels, constexpr, jit, on, power, tl
+
+
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Rotate neighbouring channel pairs of `x` (R, n, H, D) by complex `rotations` (R or 1, n, 1, D / 2)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotations).flatten(-2).type_as(x)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Turns channels 2 i and 2 i + 1 by complex `rotations` (R or 1, n, 1, D / 2)."""
+
+    rotations: Tensor
+    pairs: ClassVar[bool] = True
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        return self.rotations.real, self.rotations.imag
+
+    def turn(self, x: Tensor) -> Tensor:
+        """`x` (R, n, H, D), turned."""
+        return rotate(x, self.rotations)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Turns channels i and i + D / 2 by angles whose cosine and sine are (R, n, 1, D / 2) float32."""
+
+    cos: Tensor
+    sin: Tensor
+    pairs: ClassVar[bool] = False
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        return self.cos, self.sin
+
+    def turn(self, x: Tensor) -> Tensor:
+        """`x` (R, n, H, D), turned."""
+        a, b = x.float().chunk(2, dim=-1)
+        return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], dim=-1)
+
+
+class HeadNorm(Protocol):
+    """A LayerNorm of heads (R, n, H, D), float32, whose weight and bias (groups, D) serve H / groups heads each."""
+
+    weight: Any
+    bias: Any
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class Cache(Protocol):
+    """What keys and values enter; see `KVCache`."""
+
+    def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]: ...
+
+
+def enter(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    turns: Neighbours | Halves,
+    cache: Cache,
+    layer: int,
+    flat: Tensor | None,
+    stop: int,
+    norms: tuple[HeadNorm, HeadNorm] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (R, n, H, D) turned, and all keys and values (R, stop, KH, D), with k and v (R, n, KH, D) among them.
+
+    k, turned, and v are written at `flat` (R * n,) rows of a layer of the cache. `norms` are of q and k.
+    """
+    kernels: Kernels | None = getattr(cache, "kernels", None)
+    if kernels is not None and kernels.triton("rope", q, pays=kernels.captured):
+        held: Any = cache
+        out = _launch(q, k, v, turns, held.keys[layer], held.values[layer], flat, norms)
+        return out, *held.seen(layer, len(k), stop)
+    if norms is not None:
+        q, k = norms[0](q), norms[1](k)
+    return turns.turn(q).type_as(v), *cache.write(layer, flat, turns.turn(k).type_as(v), v, stop)
+
+
+def _launch(
+    q: Tensor, k: Tensor, v: Tensor, turns: Any, keys: Tensor, values: Tensor, flat: Tensor | None, norms: Any
+) -> Tensor:
+    assert flat is not None
+    rows, n, heads, dim = q.shape
+    q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # views, where rows follow one another
+    q, k, v = (part if part.stride(2) == 1 else part.contiguous() for part in (q, k, v))
+    cos, sin = (part.expand(rows, n, 1, dim // 2) for part in turns.parts)
+    out = torch.empty(rows, n, heads, dim, dtype=v.dtype, device=v.device)
+    shares = [q, q, k, k]  # not read where there are no norms
+    if norms is not None:
+        shares = [part.contiguous() for norm in norms for part in (norm.weight, norm.bias)]
+    with on(q.device):
+        _heads[(rows * n, heads + 2 * k.shape[1])](
+            q, k, v, cos, sin, *shares, flat, out, keys, values,
+            n, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], cos.stride(0), cos.stride(1), cos.stride(3),
+            norms[0].eps if norms else 0.0,
+            HEADS=heads, KEYS=k.shape[1], DIM=dim, HALF=power(dim // 2), PAIRS=turns.pairs, NORM=norms is not None,
+            Q_EACH=heads // len(shares[0]) if norms else 1, K_EACH=k.shape[1] // len(shares[2]) if norms else 1,
+            num_warps=1,
+        )  # fmt: skip
+    return out
+
+
+@jit
+def _turned(
+    x, out, cos, sin, weight, bias, eps, step, DIM: constexpr, HALF: constexpr, PAIRS: constexpr, NORM: constexpr
+):
+    i = tl.arange(0, HALF)
+    there = i < DIM // 2
+    first, second = (2 * i if PAIRS else i), (2 * i + 1 if PAIRS else i + DIM // 2)
+    a, b = tl.load(x + first, there, 0.0).to(tl.float32), tl.load(x + second, there, 0.0).to(tl.float32)
+    if NORM:
+        mean = (tl.sum(a, 0) + tl.sum(b, 0)) / DIM
+        a, b = tl.where(there, a - mean, 0.0), tl.where(there, b - mean, 0.0)
+        scale = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / DIM + eps)
+        a = a * scale * tl.load(weight + first, there, 0.0) + tl.load(bias + first, there, 0.0)
+        b = b * scale * tl.load(weight + second, there, 0.0) + tl.load(bias + second, there, 0.0)
+    c, s = tl.load(cos + i * step, there, 0.0), tl.load(sin + i * step, there, 0.0)
+    tl.store(out + first, (a * c - b * s).to(out.dtype.element_ty), there)
+    tl.store(out + second, (b * c + a * s).to(out.dtype.element_ty), there)
+
+
+@jit
+def _heads(
+    q, k, v, cos, sin, q_weight, q_bias, k_weight, k_bias, flat, out, keys, values,
+    n, q_token, q_head, k_token, k_head, v_token, v_head, turn_row, turn_token, turn_channel, eps,
+    HEADS: constexpr, KEYS: constexpr, DIM: constexpr, HALF: constexpr, PAIRS: constexpr, NORM: constexpr,
+    Q_EACH: constexpr, K_EACH: constexpr,
+):  # fmt: skip
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    angle = (token // n) * turn_row + (token % n) * turn_token
+    if head < HEADS:
+        at = head // Q_EACH * DIM
+        _turned(q + token * q_token + head * q_head, out + (token * HEADS + head) * DIM, cos + angle, sin + angle,
+                q_weight + at, q_bias + at, eps, turn_channel, DIM, HALF, PAIRS, NORM)  # fmt: skip
+    elif head < HEADS + KEYS:
+        head -= HEADS
+        at, row = head // K_EACH * DIM, tl.load(flat + token)
+        _turned(k + token * k_token + head * k_head, keys + (row * KEYS + head) * DIM, cos + angle, sin + angle,
+                k_weight + at, k_bias + at, eps, turn_channel, DIM, HALF, PAIRS, NORM)  # fmt: skip
+    else:
+        head -= HEADS + KEYS
+        channel, row = tl.arange(0, 2 * HALF), tl.load(flat + token)
+        there = channel < DIM
+        value = tl.load(v + token * v_token + head * v_head + channel, there, 0.0)
+        tl.store(values + (row * KEYS + head) * DIM + channel, value, there)
