@@ -46,7 +46,7 @@ def test_python(page, tmp_path):
     if program:
         run([sys.executable, "-c", program], tmp_path)
     else:
-        assert page.name in ("reproduce.md", "serving.md")  # commands alone
+        assert page.name in ("reproduce.md", "serving.md", "methods.md", "models.md", "results.md")  # commands alone
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -73,6 +73,7 @@ def test_links_lead_somewhere():
             assert (page.parent / target).exists(), (page.name, target)
 
 
-def test_the_readme_names_every_method():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])
+def test_every_method_is_named(page):
+    text = (ROOT / page).read_text()
     assert all(f"`{name}`" in text for name in registry.METHODS)

@@ -92,7 +92,7 @@ def test_attention_of_too_many_queries():
     sight = Sight(torch.arange(257, device=DEVICE)[None], 0, 257, x.dtype, kernels=Kernels(captured=True))
     assert torch.equal(attention.attend(x, x, x, sight), x)
     assert sight.kernels.ran == {"attention": "torch"}
-    with pytest.raises(ValueError, match="attention cannot run: 512 queries of 64 channels are more than 8192"):
+    with pytest.raises(ValueError, match="attention cannot run: 512 queries of 64 channels are more than 2048"):
         attention.attend(x, x, x, replace(sight, kernels=kernels()))
 
 

@@ -28,14 +28,13 @@ class Held:
     graphs: Recorder
     handed: Callable[[], KVCache | None] = lambda: None
     condition: Tensors = field(default_factory=dict)  # what the cache knows of a condition, where graphs read it
-    ran: dict[str, str] = field(default_factory=lambda: {"decode": "graph"})  # what the graphs have in them
 
 
 class Caches:
     """Caches that stay where they are: one that nobody holds any more is handed out again, and its graphs with it."""
 
     def __init__(self, device: torch.device, capture: Capture | None = None) -> None:
-        self._device, self._capture = device, capture or Capturing(device)  # one for all, which share their memory
+        self._device, self._capture = device, capture or Capturing()  # one for all, which share their memory
         self._held: list[Held] = []
         self._of: weakref.WeakKeyDictionary[KVCache, Held] = weakref.WeakKeyDictionary()
 
@@ -54,8 +53,8 @@ class Caches:
             self.release(last=False)
             held = Held(key, make(), Recorder(self._device, self._capture))
         else:
-            self._held.remove(held)
-        self._held.append(held)
+            self._held = [other for other in self._held if other is not held]
+        self._held = [*self._held, held]
         handed = copy.copy(held.cache)  # the same memory, and another object, so that it shows when it is given up
         held.handed = weakref.ref(handed, partial(_given_up, weakref.ref(self)))
         self._of[handed] = held
@@ -75,6 +74,10 @@ class Caches:
                 kept += 1
             else:
                 self._held.remove(held)
+
+    def forget(self) -> None:
+        """Give up every cache that nobody holds."""
+        self._held = [held for held in self._held if held.handed() is not None]
 
     def _free(self) -> list[Held]:
         return [held for held in self._held if held.handed() is None]

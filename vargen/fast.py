@@ -43,14 +43,15 @@ class Replayed:
         return cache
 
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
-        """The model's; what it notes of the condition stays where the graphs read it. Padded prompts are not replayed:
-        their lengths differ from call to call.
+        """The model's; what it notes of the condition stays where the graphs read it.
+
+        Padded prompts are not replayed, since their lengths differ from call to call, and others once they come again.
         """
         held = self.caches.of(cache)
         if condition.padding is None:
             cache.padding = cache.shift = held.cache.padding = held.cache.shift = None
             now, given = partial(self.model.prefill, condition), {"embedding": condition.embedding}
-            return self._run(held, cache, now, given, partial(self._opening, held))
+            return self._run(held, cache, now, given, partial(self._opening, held), patience=1)
         logits = self.model.prefill(condition, cache)
         for name in ("padding", "shift"):
             value = getattr(cache, name)
@@ -72,12 +73,14 @@ class Replayed:
         now: Callable[[KVCache], Tensor],
         given: Tensors,
         whole: Callable[[Tensors], Tensor],
+        patience: int = 0,
     ) -> Tensor:
-        held.cache.kernels = Kernels(cache.kernels.impl, held.ran, captured=True)
+        notes = {"decode": "graph"}
+        held.cache.kernels = Kernels(cache.kernels.impl, notes, captured=True)
         fixed = (held.cache.padding is None, cache.kernels.impl)
-        logits, again = held.graphs.run(lambda _: now(cache), given, fixed, repeated=_moved, replayed=whole)
-        if again:
-            cache.kernels.ran.update(held.ran)
+        how: dict[str, Any] = {"repeated": _moved, "replayed": whole, "notes": notes, "patience": patience}
+        logits, ran = held.graphs.run(lambda _: now(cache), given, fixed, **how)
+        cache.kernels.ran.update(ran or {})
         return logits
 
     def _opening(self, held: Held, inputs: Tensors) -> Tensor:

@@ -26,14 +26,14 @@ class Clock:
     """Seconds by name. On CUDA it records events and reads them once, at the end, so that it never waits."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device, self._cuda = device, device.type == "cuda"
         self._marks: list[tuple[str, Any]] = [("", self._now())]
 
     def _now(self) -> Any:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def lap(self, name: str) -> None:
@@ -47,7 +47,7 @@ class Clock:
     def laps(self) -> dict[str, list[float]]:
         """The seconds of each lap that was booked, by name."""
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         out: dict[str, list[float]] = {}
         for (_, start), (name, end) in pairwise(self._marks):
             if name:

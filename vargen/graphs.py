@@ -27,10 +27,11 @@ MOST = 32  # graphs of one recorder: the first shapes are captured, others run a
 
 @dataclass
 class Graph:
-    """A function of one shape: its inputs, and the run over them."""
+    """A function of one shape: its inputs, the run over them, and what was noted while it was captured."""
 
     inputs: Tensors
     run: Run
+    notes: dict[str, str]
 
 
 class Recorder:
@@ -40,7 +41,7 @@ class Recorder:
         self, device: torch.device, capture: Capture | None = None, *, most: int | None = None, patience: int = 0
     ) -> None:
         """Of at most `most` graphs. `patience` is how often a shape comes before it is worth one."""
-        self._device, self._capture = device, capture or Capturing(device)
+        self._device, self._capture = device, capture or Capturing()
         self._most, self._patience = most, patience
         self._graphs: dict[Hashable, Graph] = {}
         self._met: Counter[Hashable] = Counter()
@@ -57,12 +58,15 @@ class Recorder:
         *,
         repeated: Callable[[Tensors], None] | None = None,
         replayed: Callable[[Tensors], Tensor] | None = None,
-    ) -> tuple[Tensor, bool]:
-        """What `function` makes of `given`, and whether a graph of it was replayed.
+        notes: dict[str, str] | None = None,
+        patience: int = 0,
+    ) -> tuple[Tensor, dict[str, str] | None]:
+        """What `function` makes of `given`, and the notes of the graph that was replayed; None where none was.
 
-        The result may stand in a buffer that the next replay of this recorder takes again. A function that is captured
-        runs several times over the same inputs, on which it must not build; `repeated` first sets right those that
-        would not bear it. `replayed` is what is captured in the place of `function`, where it is another one.
+        The result may stand in a buffer that the next replay takes again. A function that is captured runs several
+        times over the same inputs, on which it must not build; `repeated` first sets right those that would not bear
+        it. `replayed` is what is captured in the place of `function`, where it is another one; it may fill `notes`,
+        which stay with the graph. `patience` is this function's, where it is more than the recorder's.
         """
         key = (fixed, *((name, value.shape, value.dtype) for name, value in given.items()))
         with on(self._device):
@@ -70,47 +74,51 @@ class Recorder:
             if graph is not None:
                 for name, value in given.items():
                     graph.inputs[name].copy_(value)
-                return graph.run(), True
+                return graph.run(), graph.notes
             out = function(given)
-            if self._due(key):
+            if self._due(key, patience):
                 inputs = {name: value.clone() for name, value in given.items()}
                 if repeated is not None:
                     repeated(inputs)
-                self._keep(key, replayed or function, inputs)
-            return out, False
+                graph = self._captured(replayed or function, inputs, {} if notes is None else notes)
+                if graph is not None:  # its kernels may round otherwise: they are used from the first time on
+                    self._graphs[key] = graph
+                    return graph.run(), graph.notes
+            return out, None
 
-    def _due(self, key: Hashable) -> bool:
+    def _due(self, key: Hashable, patience: int) -> bool:
         """Whether a shape that has come is to be captured."""
         if self._failed or len(self._graphs) >= (MOST if self._most is None else self._most):
             return False
         self._met[key] += 1
-        return self._met[key] > self._patience
+        return self._met[key] > max(self._patience, patience)
 
-    def _keep(self, key: Hashable, function: Callable[[Tensors], Tensor], inputs: Tensors) -> None:
+    def _captured(self, function: Callable[[Tensors], Tensor], inputs: Tensors, notes: dict[str, str]) -> Graph | None:
         try:
-            self._graphs[key] = Graph(inputs, self._capture(lambda: function(inputs), self._device))
-        except RuntimeError as error:  # what cannot be captured, or has no room, runs as it is
+            return Graph(inputs, self._capture(lambda: function(inputs), self._device), notes)
+        except Exception as error:  # what cannot be captured or compiled, or has no room, runs as it is
             self._failed = True
-            warnings.warn(f"vargen: forwards are not captured as graphs, and slower: {error}", stacklevel=2)
+            warnings.warn(f"vargen: forwards are not captured as graphs, and slower: {error}", stacklevel=3)
+            return None
 
 
 class Capturing:
     """Makes CUDA graphs that share their memory; on a CPU, leaves a run as it is."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._pool: Any = None
+    def __init__(self) -> None:
+        self._memory: tuple[Any, Any] | None = None  # a pool, and the stream that may use its blocks again
 
     def __call__(self, run: Run, device: torch.device) -> Run:
         if device.type != "cuda":
             return run
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        side = torch.cuda.Stream(device)
+        self._memory = self._memory or (torch.cuda.graph_pool_handle(), torch.cuda.Stream(device))
+        pool, side = self._memory
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             run()  # kernels are compiled and workspaces allocated
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=side):
+        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             out = run()
 
         def replay() -> Tensor:

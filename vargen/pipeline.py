@@ -98,6 +98,7 @@ class Pipeline(DiffusionPipeline):
             raise ValueError(
                 f"a transformer in {self.quantize} is not cast: load it anew with the dtype that is wanted"
             )
+        self._runners.clear()  # graphs read the weights where they are
         if places or options:
             super().to(*places, **options)
         for kind in kinds:

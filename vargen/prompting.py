@@ -46,7 +46,7 @@ class PromptedPipeline(RasterPipeline):
             self._sized[size] = found
         for other in (self, *self._sized.values()):
             if other is not found:
-                other._runners.release()  # large caches of another size
+                other._runners.release()  # caches of another size
         found.fast, found.quantize = self.fast, self.quantize
         found._progress_bar_config = getattr(self, "_progress_bar_config", {})
         for name, module in self.drafters.items():

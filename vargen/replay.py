@@ -55,7 +55,7 @@ class ReplayedScales:
         held = self.caches.of(cache)
         given = {"condition": condition.embedding, "inputs": inputs}
         logits, again = held.graphs.run(partial(_scales, self.model, scales, held.cache), given, scales)
-        if again:
+        if again is not None:
             cache.kernels.ran["decode"] = "graph"
         return logits
 
@@ -69,7 +69,7 @@ class ReplayedLatents:
 
     def __init__(self, model: Any, capture: Capture | None = None) -> None:
         self.model: ContinuousModel = model
-        self.kernels, capture = Kernels(), capture or Capturing(model.device)
+        self.kernels, capture = Kernels(), capture or Capturing()
         self.steps = Recorder(model.device, capture, most=STEPS)
         # As many shapes as rounds: who draws but once would wait for graphs and never see them replayed.
         self.groups = Recorder(model.device, capture, most=GROUPS, patience=1)
@@ -110,9 +110,9 @@ class ReplayedLatents:
         if group.hidden is not None:
             given["hidden"] = group.hidden
         z, again = self.groups.run(partial(_group, self.model), given)
-        if again:
+        if again is not None:
             self.kernels.ran["decode"] = "graph"
-        return z.clone() if again else z
+        return z if again is None else z.clone()
 
 
 def _group(model: ContinuousModel, given: Tensors) -> Tensor:
@@ -146,9 +146,9 @@ class ReplayedHead:
     ) -> tuple[Tensor, Tensor, Tensor]:
         given = {"x": x, "time": time, "condition": condition, "law": law, "noise": noise}
         out, again = self._graphs.run(partial(_step, self._head), given)
-        if again:
+        if again is not None:
             self._kernels.ran["head"] = "graph"
-        mean, log_variance, drawn = (out.clone() if again else out).unbind(0)
+        mean, log_variance, drawn = (out if again is None else out.clone()).unbind(0)
         return mean, log_variance, drawn
 
 
@@ -176,11 +176,15 @@ class Runners:
         return self._kept[role][1]
 
     def release(self) -> None:
-        """Give up what nobody uses, but for what is small."""
+        """Give up caches that nobody uses."""
         for _, runner in self._kept.values():
             caches = getattr(runner, "caches", None)
             if caches is not None:
-                caches.release(last=False)
+                caches.forget()
+
+    def clear(self) -> None:
+        """Give up all graphs, and the caches that they read, unless they are in use."""
+        self._kept.clear()
 
 
 def _made(model: Any) -> Callable[[Any, Capture | None], Any] | None:

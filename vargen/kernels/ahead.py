@@ -32,6 +32,8 @@ CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any], int]] = {  # kernel
     "attention, causal": (attention._stretch, _STRETCH, {**_HEADS, **_WINDOW, "SEES": False, "PADDING": False}, 4),
     "attention, masked": (attention._stretch, _STRETCH, {**_HEADS, **_WINDOW, "SEES": True, "PADDING": True}, 4),
     "attention, most": (attention._stretch, _STRETCH, {**_WIDE, "SEES": True, "PADDING": True}, 4),
+    "attention, float32": (attention._stretch, (F32, F32, F32, *_STRETCH[3:]),
+                           {**_WIDE, "QUERIES": attention.MOST // 4 // 128, "SEES": True, "PADDING": True}, 4),
     "attention, join": (attention._join, (F32, F32, BF16, INT, INT, INT), {**_HEADS, "STRETCHES": 8}, 4),
     "norm": (norm._rows, (BF16, BF16, BF16, INT, FLOAT), {"BLOCK": 2048}, 4),
     "rope, neighbours": (rope._heads, _ROPE, {**_TURNED, "PAIRS": True, "NORM": False}, 1),

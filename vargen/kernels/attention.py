@@ -7,7 +7,6 @@ second launch joins the stretches.
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from vargen.kernels.choice import Kernels, constexpr, jit, on, power, tl
 
 STRETCH = 128  # keys that a program reads
 BLOCK = 32  # of them at a time
-MOST = 1 << 13  # numbers of a head's queries, which a program keeps
+MOST = 1 << 13  # numbers of a head's queries, which a program keeps; of float32, a quarter
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,16 @@ class Sight:
     sees: Tensor | None = None  # (R or R / 2, n, stop) bool
     padding: Tensor | None = None  # (R, T) bool
     kernels: Kernels = field(default_factory=Kernels)
+    made: dict[str, Tensor | None] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def mask(self) -> Tensor | None:
-        """What the twin adds to the scores (R, 1, n, stop); None where it would hide nothing."""
+        """What the twin adds to the scores (R, 1, n, stop); None where it would hide nothing. Made once."""
+        if "mask" not in self.made:  # and no `cached_property`, whose lock torch.compile cannot trace
+            self.made["mask"] = self._mask()
+        return self.made["mask"]
+
+    def _mask(self) -> Tensor | None:
         alone = self.rows.shape[1] == 1 and self.first + 1 == self.stop
         if self.sees is None and self.padding is None and alone:
             return None  # a lone token at the last row sees everything
@@ -67,8 +72,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
 
 def _unfit(q: Tensor, k: Tensor) -> str | None:
     queries, channels = power(q.shape[1] * (q.shape[2] // k.shape[2])), power(q.shape[-1])
-    if queries * channels > MOST:
-        return f"{queries} queries of {channels} channels are more than {MOST} numbers"
+    most = MOST if q.element_size() <= 2 else MOST // 4
+    if queries * channels > most:
+        return f"{queries} queries of {channels} channels are more than {most} numbers"
     return None
 
 

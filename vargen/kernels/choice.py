@@ -63,8 +63,8 @@ class Kernels:
             chosen = tensor.is_cuda and triton is not None and unfit is None and pays
         else:
             chosen = self.impl == "triton"
-            missing = unfit or _missing(tensor)
-            if chosen and missing:
+            missing = chosen and (unfit or _missing(tensor))
+            if missing:
                 raise ValueError(f"the Triton kernel of {op} cannot run: {missing}")
         self.ran[op] = "triton" if chosen else "torch"
         return chosen

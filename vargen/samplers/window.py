@@ -80,10 +80,10 @@ class Copied:
 
     def __init__(self, values: Tensor) -> None:
         self._event = torch.cuda.Event() if values.is_cuda else None
-        self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+        self._values = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=values.is_cuda)
         self._values.copy_(values, non_blocking=True)
-        if self._event is not None:
-            self._event.record()
+        if self._event is not None:  # on the stream of the copy, which need not be that of the current device
+            self._event.record(torch.cuda.current_stream(values.device))
 
     def numbers(self) -> list[int]:
         """All of them in order, once they are there."""

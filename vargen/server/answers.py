@@ -1,0 +1,104 @@
+"""Images as clients get them: JSON, a PNG, a zip, or server-sent events."""
+
+import asyncio
+import base64
+import io
+import json
+import time
+import zipfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from vargen.server.desk import Job
+from vargen.server.errors import Refusal, answer
+from vargen.server.orders import Done, Order, Shown
+
+SECONDS_OF_SILENCE = 15.0  # then a comment is sent, so that nobody between takes the connection for dead
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is said with every image."""
+
+    model: str
+    method: str
+    size: str
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, order: Order, size: str) -> "Told":
+        """What is said with the images of an order."""
+        return cls(order.model, order.method, size, order.seeds)
+
+
+def whole(told: Told, pngs: Sequence[bytes], kind: str) -> Response:
+    """All images at once: JSON with base64, or (`file`) a PNG, or a zip of several, named by their seeds."""
+    if kind == "b64_json":
+        data = [{"b64_json": _text(png), "seed": seed} for png, seed in zip(pngs, told.seeds, strict=True)]
+        about = {"model": told.model, "method": told.method, "size": told.size, "output_format": "png"}
+        return answer({"created": int(time.time()), **about, "data": data})
+    names = [f"{told.model}-{seed}.png" for seed in told.seeds]
+    if len(pngs) == 1:
+        return _file(pngs[0], names[0], "image/png")
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:  # stored as they are: PNGs do not shrink
+        for index, (name, png) in enumerate(zip(names, pngs, strict=True)):
+            archive.writestr(f"{index}-{name}", png)
+    return _file(out.getvalue(), f"{told.model}-{told.seeds[0]}.zip", "application/zip")
+
+
+def _file(content: bytes, name: str, kind: str) -> Response:
+    return Response(content, headers={"content-disposition": f'attachment; filename="{name}"'}, media_type=kind)
+
+
+def _text(png: bytes) -> str:
+    return base64.b64encode(png).decode("ascii")
+
+
+async def events(told: Told, first: Shown | Done, job: Job) -> AsyncIterator[bytes]:
+    """Events of OpenAI's names: `image_generation.partial_image`, and `image_generation.completed` for each image."""
+    event = first
+    while isinstance(event, Shown):
+        more = {"partial_image_index": event.number}
+        yield _event("image_generation.partial_image", told, event.image, event.png, more)
+        waiting = asyncio.ensure_future(job.next())
+        try:
+            while not (await asyncio.wait((waiting,), timeout=SECONDS_OF_SILENCE))[0]:
+                yield b": still drawing\n\n"
+            event = waiting.result()
+        except Refusal as refusal:
+            yield _line("error", {"type": "error", **refusal.body})
+            return
+        finally:
+            waiting.cancel()
+    for image, png in enumerate(event.pngs):
+        yield _event("image_generation.completed", told, image, png, {})
+
+
+def _event(name: str, told: Told, image: int, png: bytes, more: dict[str, Any]) -> bytes:
+    about = {"size": told.size, "quality": "auto", "background": "opaque", "output_format": "png"}
+    own = {"index": image, "seed": told.seeds[image], "model": told.model, "method": told.method}
+    return _line(name, {"type": name, "b64_json": _text(png), "created_at": int(time.time()), **about, **own, **more})
+
+
+def _line(name: str, content: dict[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
+
+
+class Events(StreamingResponse):
+    """Server-sent events; `over` is called when they end, or when the client has gone."""
+
+    def __init__(self, content: AsyncIterator[bytes], over: Callable[[], None]) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}  # nginx would hold events back
+        super().__init__(content, headers=headers, media_type="text/event-stream")
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()

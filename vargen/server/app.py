@@ -1,0 +1,175 @@
+"""The HTTP side: routes in OpenAI's shape over a desk, whatever engine draws behind it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse, Response
+
+import vargen
+from vargen import registry
+from vargen.server import answers, reading
+from vargen.server.desk import Desk, Engine, Job, described
+from vargen.server.errors import Refusal, answer
+from vargen.server.guard import HUNG_UP, IMAGES, Guard, HungUp
+from vargen.server.metrics import Metrics
+from vargen.server.openapi import ERRORS, IMAGES_ANSWER, schema_of
+from vargen.server.options import Options
+from vargen.server.orders import Card, Done
+from vargen.server.schema import Health, ImageRequest, ModelList
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+class Service:
+    """What the routes share."""
+
+    def __init__(self, engine: Engine, options: Options) -> None:
+        self.engine, self.options, self.metrics = engine, options, Metrics()
+        limits = {"batch_size": options.batch_size, "batch_wait": options.batch_wait, "max_queue": options.max_queue}
+        self.desk = Desk(engine, self.metrics, **limits)
+
+    async def generate(self, body: ImageRequest, request: Request) -> Response:
+        """Draw what a body asks for."""
+        order = reading.read(body, self.engine.cards, self.options)
+        job = self.desk.place(order, min(body.deadline or self.options.deadline, self.options.deadline))
+        details, streamed = request.scope["state"]["details"], False
+        try:
+            told = answers.Told.of(order, reading.said_size(order, self.engine.cards))
+            first = await _unless_gone(job.next(), request)
+            if isinstance(first, Done) and not body.stream:
+                return answers.whole(told, first.pngs, body.response_format or "b64_json")
+            streamed = True
+            return answers.Events(answers.events(told, first, job), lambda: self._leave(job, details))
+        except HungUp:
+            return Response(status_code=HUNG_UP)
+        finally:
+            if not streamed:
+                self._leave(job, details)
+
+    def _leave(self, job: Job, details: dict[str, Any]) -> None:
+        details.update(described(job))
+        if not job.answered:
+            details["status"] = HUNG_UP
+        if self.options.log_prompts or isinstance(job.order.subject, int):
+            details["subject"] = job.order.subject
+        self.desk.leave(job)
+
+    def health(self) -> Health:
+        """Whether requests are taken."""
+        ready = self.engine.ready
+        self.metrics.workers.set(ready)
+        return Health(status="stopping" if not self.desk.open else "ok" if ready else "not ready", workers=ready)
+
+    def models(self) -> dict[str, Any]:
+        """The models that are served, and what can be asked of each."""
+        cards = self.engine.cards
+        return {"object": "list", "data": [_model(cards[name]) for name in self.options.names if name in cards]}
+
+
+def _model(card: Card) -> dict[str, Any]:
+    preset = registry.preset(card.model)
+    return {
+        "id": card.model,
+        "object": "model",
+        "created": 0,
+        "owned_by": "vargen",
+        "summary": preset.summary,
+        "takes": "class" if preset.classes else "prompt",
+        "classes": list(preset.names()),
+        "sizes": [f"{wide}x{high}" for high, wide in card.sizes],
+        "presets": list(preset.recipes),
+        "method": reading.usual(preset),
+        "methods": reading.methods(preset, card),
+    }
+
+
+async def _unless_gone(wanted: Any, request: Request) -> Any:
+    """What `wanted` gives. HungUp where the client goes first."""
+    waiting = asyncio.ensure_future(wanted)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise HungUp
+        return waiting.result()
+    finally:
+        waiting.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def build(service: Service, key: str | None, lifespan: Lifespan | None = None) -> FastAPI:
+    """The application. `lifespan` surrounds its life; the service's desk works within it."""
+
+    @asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        async with service.desk.working():
+            yield
+
+    app = FastAPI(
+        title="vargen", version=vargen.__version__, lifespan=lifespan or living, docs_url=None, redoc_url=None
+    )
+    app.openapi = lambda: schema_of(app, secured=key is not None)  # type: ignore[method-assign]
+    _routes(app, service)
+    _complaints(app)
+    app.add_middleware(Guard, key=key, max_body=service.options.max_body, metrics=service.metrics)
+    return app
+
+
+def _routes(app: FastAPI, service: Service) -> None:
+    @app.post(IMAGES, responses=IMAGES_ANSWER | ERRORS)
+    async def generations(body: ImageRequest, request: Request) -> Response:
+        """Draw images of a class or of a prompt."""
+        return await service.generate(body, request)
+
+    @app.get("/v1/models", response_model=ModelList)
+    async def models() -> Response:
+        """The models that are served, and what can be asked of each."""
+        return answer(service.models())
+
+    @app.get("/healthz", response_model=Health, responses={503: {"model": Health, "description": "Not now"}})
+    async def healthz() -> Response:
+        """Whether requests are taken: 200, or 503 while the server starts or stops."""
+        health = await asyncio.to_thread(service.health)
+        return answer(health.model_dump(), 200 if health.status == "ok" else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Numbers for Prometheus."""
+        await asyncio.to_thread(service.health)
+        return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _complaints(app: FastAPI) -> None:
+    """Everything that is wrong is said in OpenAI's shape."""
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, error: Refusal) -> Response:
+        return error.response
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = [str(part) for part in first["loc"][1:] if isinstance(part, str)][:1]
+        if first["type"] == "json_invalid" or not where:
+            return Refusal(400, f"the body is no JSON object as expected: {first['msg']}", code="invalid_json").response
+        return Refusal(400, f"{where[0][:100]}: {first['msg']}", param=where[0][:100], code=first["type"]).response
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        response = Refusal(error.status_code, str(error.detail)).response
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        return Refusal(500, "something is wrong with the server").response

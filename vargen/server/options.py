@@ -1,0 +1,125 @@
+"""How the server is set up: the limits of what a client may ask for, and where the server runs."""
+
+import argparse
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+from vargen import registry
+
+POCKET = ("pocket-llamagen", "pocket-var", "pocket-lumina")  # they ship, and an image takes less than a second
+KEY_VARIABLE = "VARGEN_API_KEY"
+LOOPBACK = "127.0.0.1"
+KEYS = ("checkpoint", "tokenizer_checkpoint", "text_encoder", "drafter", "drafter_checkpoint", "dtype", "quantize")
+WORDS = {
+    "model": "NAME, or NAME:checkpoint=FILE:dtype=bfloat16; repeat for several",
+    "host": "address to listen on; 0.0.0.0 or :: is every one that the machine has",
+    "port": "port to listen on, from 1024",
+    "device": "cpu or cuda (default: cuda where there is one)",
+    "devices": "how many GPUs to use, each with workers of its own (default: all)",
+    "workers_per_device": "workers on each GPU, or on the CPU; each loads every model",
+    "fast": "auto, off or triton: kernels and replayed forwards",
+    "batch_size": "most images drawn together",
+    "batch_wait": "seconds that a request waits for company where a worker is free",
+    "max_images": "most images of one request (n)",
+    "max_pixels": "most pixels of one request, of all its images together",
+    "max_prompt": "most characters of a prompt",
+    "max_body": "most bytes of a request's body",
+    "max_partials": "most pictures on its way that a streamed image gets (partial_images)",
+    "max_queue": "most requests that wait; one more is answered 429",
+    "max_connections": "most connections at a time; one more is answered 503",
+    "deadline": "most seconds that a request may take, the queue included; then it is answered 504",
+    "api_key_file": f"file with the key that clients send (default: ${KEY_VARIABLE}, or none)",
+    "log_prompts": "write prompts into the log",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that can be set. The flags are made of these fields; `WORDS` says what each is."""
+
+    model: tuple[str, ...] = POCKET
+    host: str = LOOPBACK
+    port: int = 8000
+    device: str | None = None
+    devices: int | None = None
+    workers_per_device: int = 1
+    fast: str = "auto"
+    batch_size: int = 16
+    batch_wait: float = 0.01
+    max_images: int = 10
+    max_pixels: int = 1 << 24
+    max_prompt: int = 4000
+    max_body: int = 1 << 16
+    max_partials: int = 3
+    max_queue: int = 128
+    max_connections: int = 1024
+    deadline: float = 120.0
+    api_key_file: Path | None = None
+    log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_images > self.batch_size:
+            raise ValueError(f"got {self.max_images} images a request and batches of {self.batch_size}: expected fewer")
+        least = {"batch_wait": 0.0, "max_partials": 0, "max_queue": 0, "deadline": 0.1}
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, int | float) and value < least.get(name, 0 if isinstance(value, bool) else 1):
+                raise ValueError(f"got {name.replace('_', ' ')} {value}, expected more")
+        if self.device not in (None, "cpu", "cuda"):
+            raise ValueError(f"got device {self.device!r}, expected cpu or cuda")
+        if not self.model or len(set(self.names)) < len(self.model):
+            raise ValueError(f"got models {', '.join(self.model) or 'none'}, expected one or several, each once")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models, without what is to be loaded for them; the first is drawn with unless another is asked for."""
+        return tuple(parsed(spec)[0] for spec in self.model)
+
+    def key(self) -> str | None:
+        """The key that clients must send: from the file, or else from the environment; None: none.
+
+        It is never a flag: every user of a machine can read the command lines of its processes.
+        """
+        path = self.api_key_file
+        found = os.environ.get(KEY_VARIABLE) if path is None else path.read_text().strip()
+        if found is None:
+            return None
+        if not found or not found.isascii() or not found.isprintable():
+            raise ValueError("got an API key that is empty or not printable ASCII")
+        return found
+
+
+def parsed(spec: str) -> tuple[str, dict[str, str]]:
+    """A model's name and the arguments of `vargen.load` behind it: `NAME:checkpoint=FILE:dtype=bfloat16`."""
+    name, *parts = spec.split(":")
+    if name not in registry.MODELS:
+        raise ValueError(registry.unknown("model", name, list(registry.MODELS)))
+    given = {key: value for key, _, value in (part.partition("=") for part in parts)}
+    for key, value in given.items():
+        if key not in KEYS or not value:
+            raise ValueError(f"got {key!r} in model {spec!r}, expected one of {', '.join(KEYS)}, with =VALUE")
+    return name, given
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each option."""
+    hints = get_type_hints(Options)
+    for option in dataclasses.fields(Options):
+        flag, words = f"--{option.name.replace('_', '-')}", WORDS[option.name]
+        kind = next(kind for kind in (*get_args(hints[option.name]), hints[option.name]) if kind is not type(None))
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", help=words)
+        elif option.name == "model":
+            parser.add_argument(flag, action="append", help=f"{words} (default: {', '.join(POCKET)})")
+        else:
+            told = "" if option.default is None else f" (default: {option.default})"
+            parser.add_argument(flag, type=kind, default=option.default, help=words + told)
+
+
+def read(parser: argparse.ArgumentParser, argv: list[str]) -> Options:
+    """The options that flags ask for."""
+    given = vars(parser.parse_args(argv))
+    given["model"] = tuple(given["model"] or POCKET)
+    return Options(**given)

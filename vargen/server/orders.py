@@ -1,0 +1,94 @@
+"""What passes between the front and a worker: orders in batches one way, what became of them the other way."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request, checked: images of one subject, one for each seed."""
+
+    model: str
+    method: str  # with its settings
+    preset: str | None
+    law: tuple[tuple[str, float], ...]  # of the fields `LAW`, those that were given
+    size: tuple[int, int] | None  # height and width in pixels, where the model has several
+    image_size: int | None  # pixels a side to resize to; None: as the preset says
+    subject: int | str  # a class by index, or a prompt
+    seeds: tuple[int, ...]
+    partials: int = 0  # pictures of each image on its way
+
+    @property
+    def kin(self) -> tuple[Any, ...]:
+        """Orders for which this is the same are drawn in one batch."""
+        return (self.model, self.method, self.preset, self.law, self.size, self.image_size)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Orders that are kin. Order i is wanted while the board's number at `tickets[i]` lies in the future."""
+
+    orders: tuple[Order, ...]
+    tickets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a worker says of a model that it has loaded."""
+
+    model: str
+    sizes: tuple[tuple[int, int], ...]  # height and width in pixels; the first is drawn unless another is asked for
+    drafts: bool  # whether a drafter is there for the methods that want one
+
+
+@dataclass(frozen=True)
+class Hello:
+    """A worker is there, and ready to draw."""
+
+    pid: int
+    cards: tuple[Card, ...]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The worker `pid` has taken the batch."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image of an order on its way, as a PNG; `number` counts those of this image."""
+
+    order: int
+    image: int
+    number: int
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Done:
+    """All images of an order, as PNGs."""
+
+    order: int
+    pngs: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An order that cannot be drawn, the status that its client gets, and why, in a sentence."""
+
+    order: int
+    status: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The batch is over: the forwards that it took, and the orders that nobody waited for."""
+
+    forwards: int
+    abandoned: int
+
+
+Event = Begun | Shown | Done | Failed | Ended

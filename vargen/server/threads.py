@@ -1,0 +1,84 @@
+"""The same application with its worker in a thread of this process: for whoever runs ASGI applications by other means.
+
+    app = application(Options(model=("pocket-var",)))    # for uvicorn, or a deployment of Ray Serve
+
+One thread draws one batch at a time. There is no second process that a crash would leave alive: what starts this one
+should look at `/healthz`.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, MutableSequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from vargen.server import logs
+from vargen.server.app import Service, build
+from vargen.server.options import Options
+from vargen.server.orders import Batch, Begun, Card, Ended, Event
+from vargen.server.painter import Painter, load
+
+
+class Thread:
+    """An engine of one thread; models are loaded in it when it starts."""
+
+    workers = 1
+
+    def __init__(self, make: Callable[[], Mapping[str, Any]], batch_size: int) -> None:
+        self.board: MutableSequence[float] = [0.0] * batch_size
+        self._make, self._painter = make, None
+        self._lock = threading.Lock()  # one batch at a time
+
+    @property
+    def ready(self) -> int:
+        """1 once the models are loaded."""
+        return int(self._painter is not None)
+
+    @property
+    def cards(self) -> dict[str, Card]:
+        """What it draws with, by model."""
+        return self._cards
+
+    def start(self) -> None:
+        """Load the models."""
+        painter = Painter(self._make())
+        self._cards, self._painter = {card.model: card for card in painter.cards}, painter
+
+    async def run(self, batch: Batch) -> AsyncIterator[Event]:
+        """Have a batch drawn."""
+        loop, events, painter = asyncio.get_running_loop(), asyncio.Queue[Event](), self._painter
+        assert painter is not None
+        yield Begun(0)
+
+        def draw() -> None:
+            with self._lock:
+                for event in painter.paint(batch, lambda ticket: self.board[ticket] > time.monotonic()):
+                    loop.call_soon_threadsafe(events.put_nowait, event)
+
+        drawing = asyncio.create_task(asyncio.to_thread(draw))
+        while not isinstance(event := await events.get(), Ended):
+            yield event
+        yield event
+        await drawing
+
+
+def application(options: Options, make: Callable[[], Mapping[str, Any]] | None = None) -> FastAPI:
+    """The server as an ASGI application. `make` gives pipelines by name; None: those that the options name."""
+
+    def loaded() -> Mapping[str, Any]:
+        return load(options.model, options.device, options.fast)
+
+    engine = Thread(make or loaded, options.batch_size)
+    service = Service(engine, options)
+
+    @asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        logs.start()
+        await asyncio.to_thread(engine.start)
+        async with service.desk.working():
+            yield
+
+    return build(service, options.key(), living)
