@@ -30,14 +30,14 @@ MODELS = ("pocket-var", "pocket-llamagen", "pocket-lumina")
 class Running:
     """A server of its own process, and what it has written."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: tuple[str, ...] = MODELS) -> None:
         began = time.monotonic()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url, self.lines = f"http://127.0.0.1:{self.port}", []
         words = [sys.executable, ROOT / "scripts" / "serve.py", "--port", self.port, "--device", "cpu"]
-        words += ["--max-queue", 80, "--deadline", 50, "--max-body", 4000, *(w for m in MODELS for w in ("--model", m))]
+        words += ["--max-queue", 80, "--deadline", 50, "--max-body", 4000, *(w for m in models for w in ("--model", m))]
         env = {**os.environ, "VARGEN_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(list(map(str, words)), env=env, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         threading.Thread(target=self._read, daemon=True).start()
@@ -54,6 +54,10 @@ class Running:
     def _read(self) -> None:
         assert self.process.stderr is not None
         self.lines.extend(self.process.stderr)
+
+    def front(self) -> int:
+        """The process that answers requests: forked last."""
+        return max(pid for pid in self.children() if pid != self.worker())
 
     def children(self) -> list[int]:
         """The processes that the server has started."""

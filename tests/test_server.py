@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -228,6 +229,20 @@ def test_a_worker_that_dies_is_replaced(server):
     server.pids = sorted(server.children())
 
 
+def test_what_comes_before_a_body_is_bounded(server):
+    """Whoever has no key cannot fill the memory with headers, or with the address."""
+    for head in ("GET /healthz HTTP/1.1\r\nHost: a\r\nX-Long: ", "GET /healthz?"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as line:
+            line.sendall(head.encode())
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                for _ in range(64):
+                    line.sendall(b"x" * 65536)
+                answer = line.recv(100)
+            assert b" 200 " not in answer
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+
+
 def test_it_stops_when_what_was_begun_is_done(server):
     answers = []
     ask = {"model": "pocket-llamagen", "class": 1}
@@ -255,3 +270,16 @@ def test_the_log_is_json_and_has_no_prompts(server, answers):
     assert len(lines) > 64
     assert not any(prompt in line for line in server.lines for prompt in PROMPTS if len(prompt) > 5)
     assert not any(KEY in line or "Traceback" in line for line in server.lines)
+
+
+def test_it_ends_where_the_process_that_answers_has_died():
+    """So that whoever watches it can start another; nothing is left behind."""
+    other = Running(("pocket-llamagen-small",))
+    try:
+        pids = other.children()
+        os.kill(other.front(), signal.SIGKILL)
+        assert other.process.wait(timeout=20) == 2
+        assert soon(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        assert any("has died" in line for line in other.lines)
+    finally:
+        other.process.kill()

@@ -37,6 +37,8 @@ def command(argv: list[str]) -> None:
     if not (preset.drafter or options.drafter):
         usual = usual.removesuffix(",csd")
     methods = [name.strip() for name in (options.methods or usual).split(",")]
+    if not all(methods):
+        raise ValueError(f"got an empty name in --methods {options.methods}")
     if len(set(methods)) < len(methods):
         raise ValueError(f"a method stands twice in --methods {options.methods}")
     flags.check(options, [(name, {}) for name in methods])

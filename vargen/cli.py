@@ -26,6 +26,7 @@ def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     """Run a command; bad input ends it with one sentence and status 2, Ctrl-C with status 130."""
     try:
         run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # a reader that has gone shows here, and not where nobody catches it
     except BrokenPipeError:  # the reader of our output has gone; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
@@ -45,7 +46,9 @@ def usage() -> str:
 def parser() -> Parser:
     """The flags of `completion`."""
     made = Parser(prog="vargen completion", description="Print a script that completes commands and flags.")
-    made.add_argument("shell", choices=["bash", "zsh", "tcsh"], help='for instance: eval "$(vargen completion bash)"')
+    made.add_argument(
+        "shell", choices=["bash", "zsh", "tcsh"], help="keep what is printed in a file, which the shell reads"
+    )
     return made
 
 
@@ -65,16 +68,15 @@ def command(argv: list[str]) -> None:
 def main() -> None:
     """The console script."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in ("-h", "--help"):
-        print(usage())
-        return
-    if name == "--version":
-        print(__version__)
-        return
 
     def run(argv: list[str]) -> None:
-        if name not in COMMANDS:
+        if name in ("-h", "--help"):
+            print(usage())
+        elif name == "--version":
+            print(__version__)
+        elif name in COMMANDS:
+            importlib.import_module(COMMANDS[name][0]).command(argv)
+        else:
             raise ValueError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}")
-        importlib.import_module(COMMANDS[name][0]).command(argv)
 
     guarded(run, sys.argv[2:])

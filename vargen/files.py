@@ -28,14 +28,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def check_writable(paths: list[Path]) -> None:
     """ValueError where files at `paths` could not all be written. Makes nothing."""
-    if twice := [p for i, p in enumerate(paths) if p.resolve() in [q.resolve() for q in paths[:i]]]:
-        raise ValueError(f"cannot write {twice[0]} twice: the outputs need names of their own")
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise ValueError(f"cannot write {path} twice: the outputs need names of their own")
+        seen.add(path.resolve())
+    tried: set[Path] = set()
     for path in paths:
         if path.exists() and not path.is_file():
             raise ValueError(f"cannot write {path}: it is there and is no file")
         parent = next(p for p in path.resolve().parents if p.exists())
         if not parent.is_dir():
             raise ValueError(f"cannot write to {path.parent}: {parent} is no folder")
+        if parent in tried:
+            continue
+        tried.add(parent)
         try:
             with tempfile.TemporaryFile(dir=parent):
                 pass

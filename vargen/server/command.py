@@ -8,6 +8,8 @@ from typing import Any
 from vargen.flags import Parser
 from vargen.server.options import LOOPBACK, Options, add_flags, read
 
+MOST_HEAD = 1 << 16  # bytes of a request's line and headers
+
 
 def parser() -> Parser:
     """The flags."""
@@ -53,12 +55,16 @@ def serve(server: Any, options: Options) -> None:
             log_config=None,
             server_header=False,
             limit_concurrency=options.max_connections,
+            http="h11",  # it bounds what a client may send before anything is looked at
+            h11_max_incomplete_event_size=MOST_HEAD,
         )
-    except RuntimeError as error:  # a worker did not start; it has said why
-        raise ValueError(f"the server did not start: {error}") from None
+    except (RuntimeError, EOFError) as error:  # a worker did not start, and has said why; or the queues have gone
+        raise ValueError(f"the server stopped: {error or 'its queues have gone'}") from None
     finally:
         for worker in server.inference_workers:
             worker.kill()
+    if server.front_died:
+        raise ValueError("the process that answers requests has died, and the server with it")
 
 
 def _stop_once() -> None:

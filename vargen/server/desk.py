@@ -169,12 +169,13 @@ class Desk:
             self._engine.board[job.ticket] = job.until
             self._metrics.waited.observe(now - job.placed)
         self._metrics.rows.observe(rows)
-        batch = Batch(tuple(job.order for job in jobs), tuple(job.ticket for job in jobs if job.ticket is not None))
+        tickets = tuple(job.ticket for job in jobs if job.ticket is not None)
+        batch = Batch(tuple(job.order for job in jobs), tickets, tuple(job.until for job in jobs))
         left = dict(enumerate(jobs))
         try:
             async for event in self._engine.run(batch):
                 self._deal(event, left)
-        except (RuntimeError, OSError, EOFError) as error:
+        except Exception as error:  # whatever it is, nobody may be left waiting
             log.warning("a batch of %d requests is lost: %s", len(jobs), error)
         for job in left.values():  # the worker gave it up at its deadline, or died
             late = time.monotonic() >= job.until

@@ -25,7 +25,11 @@ class Number:
         """As Prometheus reads it."""
         yield from _head(self._name, self._words, self._kind)
         for value, amount in self._values.items():
-            yield f'{self._name}{{{self._label}="{value}"}} {amount:g}' if self._label else f"{self._name} {amount:g}"
+            yield (
+                f'{self._name}{{{self._label}="{value}"}} {amount:.17g}'
+                if self._label
+                else f"{self._name} {amount:.17g}"
+            )
 
 
 class Histogram:
@@ -47,7 +51,7 @@ class Histogram:
         for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
             total += count
             yield f'{self._name}_bucket{{le="{bound}"}} {total}'
-        yield f"{self._name}_sum {self._sum:g}"
+        yield f"{self._name}_sum {self._sum:.17g}"
         yield f"{self._name}_count {total}"
 
 

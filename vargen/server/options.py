@@ -2,20 +2,24 @@
 
 import argparse
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 from vargen import registry
+from vargen.kernels.choice import Kernels
 
 POCKET = ("pocket-llamagen", "pocket-var", "pocket-lumina")  # they ship, and an image takes less than a second
 KEY_VARIABLE = "VARGEN_API_KEY"
 LOOPBACK = "127.0.0.1"
+HOSTS = (LOOPBACK, "0.0.0.0", "::")  # that LitServe listens on
+KINDS = {"dtype": ("float32", "bfloat16", "float16"), "quantize": ("int8", "int4")}
 KEYS = ("checkpoint", "tokenizer_checkpoint", "text_encoder", "drafter", "drafter_checkpoint", "dtype", "quantize")
 WORDS = {
     "model": "NAME, or NAME:checkpoint=FILE:dtype=bfloat16; repeat for several",
-    "host": "address to listen on; 0.0.0.0 or :: is every one that the machine has",
+    "host": "127.0.0.1, or 0.0.0.0 or :: for every address that the machine has",
     "port": "port to listen on, from 1024",
     "device": "cpu or cuda (default: cuda where there is one)",
     "devices": "how many GPUs to use, each with workers of its own (default: all)",
@@ -23,7 +27,7 @@ WORDS = {
     "fast": "auto, off or triton: kernels and replayed forwards",
     "batch_size": "most images drawn together",
     "batch_wait": "seconds that a request waits for company where a worker is free",
-    "max_images": "most images of one request (n)",
+    "max_images": "most images of one request (n) (default: 10, or a batch)",
     "max_pixels": "most pixels of one request, of all its images together",
     "max_prompt": "most characters of a prompt",
     "max_body": "most bytes of a request's body",
@@ -49,7 +53,7 @@ class Options:
     fast: str = "auto"
     batch_size: int = 16
     batch_wait: float = 0.01
-    max_images: int = 10
+    max_images: int | None = None
     max_pixels: int = 1 << 24
     max_prompt: int = 4000
     max_body: int = 1 << 16
@@ -61,12 +65,21 @@ class Options:
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_images > self.batch_size:
+        if self.most_images > self.batch_size:
             raise ValueError(f"got {self.max_images} images a request and batches of {self.batch_size}: expected fewer")
         least = {"batch_wait": 0.0, "max_partials": 0, "max_queue": 0, "deadline": 0.1}
         for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, int | float) and not math.isfinite(value):
+                raise ValueError(f"got {name.replace('_', ' ')} {value}, expected a number")
             if isinstance(value, int | float) and value < least.get(name, 0 if isinstance(value, bool) else 1):
                 raise ValueError(f"got {name.replace('_', ' ')} {value}, expected more")
+        if self.host not in HOSTS or not 1024 <= self.port <= 65535:
+            raise ValueError(f"got {self.host}:{self.port}, expected {', '.join(HOSTS)} and a port from 1024 to 65535")
+        Kernels.of(self.fast)
+        for name, given in map(parsed, self.model):
+            for key, value in given.items():
+                if key.endswith("checkpoint") and not Path(value).expanduser().exists():
+                    raise ValueError(f"there is no {value}, the {key} of model {name}")
         if self.device not in (None, "cpu", "cuda"):
             raise ValueError(f"got device {self.device!r}, expected cpu or cuda")
         if not self.model or len(set(self.names)) < len(self.model):
@@ -77,15 +90,21 @@ class Options:
         """The models, without what is to be loaded for them; the first is drawn with unless another is asked for."""
         return tuple(parsed(spec)[0] for spec in self.model)
 
+    @property
+    def most_images(self) -> int:
+        """Most images of one request."""
+        return min(10, self.batch_size) if self.max_images is None else self.max_images
+
     def key(self) -> str | None:
         """The key that clients must send: from the file, or else from the environment; None: none.
 
         It is never a flag: every user of a machine can read the command lines of its processes.
         """
         path = self.api_key_file
-        found = os.environ.get(KEY_VARIABLE) if path is None else path.read_text().strip()
+        found = os.environ.get(KEY_VARIABLE) if path is None else path.read_text()
         if found is None:
             return None
+        found = found.strip()
         if not found or not found.isascii() or not found.isprintable():
             raise ValueError("got an API key that is empty or not printable ASCII")
         return found
@@ -100,6 +119,8 @@ def parsed(spec: str) -> tuple[str, dict[str, str]]:
     for key, value in given.items():
         if key not in KEYS or not value:
             raise ValueError(f"got {key!r} in model {spec!r}, expected one of {', '.join(KEYS)}, with =VALUE")
+        if key in KINDS and value not in KINDS[key]:
+            raise ValueError(f"got {key} {value!r} in model {spec!r}, expected {', '.join(KINDS[key])}")
     return name, given
 
 

@@ -26,10 +26,11 @@ class Order:
 
 @dataclass(frozen=True)
 class Batch:
-    """Orders that are kin. Order i is wanted while the board's number at `tickets[i]` lies in the future."""
+    """Orders that are kin. Order i is wanted until `until[i]`, while that stands on the board at `tickets[i]`."""
 
     orders: tuple[Order, ...]
     tickets: tuple[int, ...]
+    until: tuple[float, ...] = ()  # in the time of `time.monotonic`
 
 
 @dataclass(frozen=True)

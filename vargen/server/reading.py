@@ -26,8 +26,8 @@ def read(body: ImageRequest, cards: Mapping[str, Card], options: Options) -> Ord
         message = registry.unknown("model", name[:100], list(cards))
         raise Refusal(404, message, param="model", code="model_not_found")
     card, preset, count = cards[name], registry.preset(name), body.n or 1
-    if count > options.max_images:
-        raise Refusal(400, f"got n {count}, expected at most {options.max_images}", param="n")
+    if count > options.most_images:
+        raise Refusal(400, f"got n {count}, expected at most {options.most_images}", param="n")
     recipe = _checked("preset", preset.choose, body.preset)
     law: dict[str, Any] = {key: getattr(body, key) for key in LAW}
     method = _checked("method", _method, body.method, law, recipe, preset, card)
@@ -72,6 +72,8 @@ def _checked(param: str, read: Any, *arguments: Any) -> Any:
 
 def _method(text: str | None, law: dict[str, Any], recipe: Recipe, preset: Preset, card: Card) -> str:
     """A method that repeats itself, with its settings. ValueError where it cannot be had here."""
+    if text is not None and (not text.isascii() or not text.isprintable() or " " in text):
+        raise ValueError("got a method with characters that no method has, expected such as sjd-coupled:window=16")
     name, *parts = (text or usual(preset)).split(":")
     chosen = request.asked(":".join([name, *parts]), recipe, law, {}, preset.spec)
     given = {part.partition("=")[0] for part in parts}

@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 HELLO = "hello"  # the id under which workers say that they are there
 PATH = "/images"  # LitServe's name of our queue
 SECONDS = 1.0  # between looks at whether the others live
+HUNG = 30.0  # seconds behind the last deadline of its batch after which a worker is taken for stuck
 
 
 class Loop(LitLoop):
@@ -69,8 +71,12 @@ class Loop(LitLoop):
                 return
             consumer, uid, _, batch = item
             send(uid, Begun(os.getpid()), consumer)
-            board = lit_api.board
-            for event in lit_api.painter.paint(batch, lambda ticket: board[ticket] > time.monotonic()):
+            board, until = lit_api.board, dict(zip(batch.tickets, batch.until, strict=True))
+
+            def wanted(ticket: int) -> bool:  # a ticket may be somebody else's by now
+                return board[ticket] == until[ticket] > time.monotonic()
+
+            for event in lit_api.painter.paint(batch, wanted):
                 send(uid, event, consumer)
         except (OSError, EOFError):  # the server is gone, and its queue with it
             raise SystemExit(1) from None
@@ -159,8 +165,14 @@ class Workers:
         """RuntimeError where a batch's worker has died, or where nobody took the batch while it was wanted."""
         if worker is None and max(self.board[ticket] for ticket in batch.tickets) < time.monotonic():
             raise RuntimeError("no worker took the batch in time")
-        if worker is not None and not _lives(worker):
+        if worker is None:
+            return
+        if not _lives(worker):
             raise RuntimeError(f"worker {worker} has died")
+        if max(batch.until) + HUNG < time.monotonic():  # it should have seen long ago that nobody waits
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)  # LitServe starts another
+            raise RuntimeError(f"worker {worker} was stuck, and has been stopped")
 
 
 def _lives(pid: int) -> bool:
@@ -176,6 +188,7 @@ class Server(LitServer):
 
     def __init__(self, options: Options, accelerator: str, key: str | None) -> None:
         self.options, self._key, self.engine = options, key, Workers(self)
+        self.front_died = False
         self.service = Service(self.engine, options)
         studio, devices = Studio(options), options.devices or "auto"
         super().__init__(
@@ -195,6 +208,18 @@ class Server(LitServer):
         """LitServe's, in the first process; what that has started before is the keeper of the queues."""
         self._helpers = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
         return super().launch_inference_worker(lit_api)
+
+    def _start_server(self, *arguments: Any, **options: Any) -> Any:
+        """LitServe's; where the front dies, the server ends, so that whoever watches it can start another."""
+        fronts = super()._start_server(*arguments, **options)
+        threading.Thread(target=self._outlive, args=(fronts[0],), daemon=True).start()
+        return fronts
+
+    def _outlive(self, front: Any) -> None:
+        front.join()
+        self.front_died = front.exitcode not in (0, -signal.SIGTERM, -signal.SIGINT)
+        with contextlib.suppress(OSError, EOFError):  # the event's keeper may be gone as well
+            self._shutdown_event.set()
 
     def register_endpoints(self) -> None:
         """Ours; LitServe's own are left out."""

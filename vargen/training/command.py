@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import torch
-
 from vargen.flags import Parser
+from vargen.loading import find_device
 from vargen.training import pocket
 
 
@@ -29,7 +28,9 @@ def parser() -> Parser:
 def command(argv: list[str]) -> None:
     """Train one model, or all in order."""
     options = parser().parse_args(argv)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = find_device(options.device)
+    if options.steps is not None and options.steps < 1:
+        raise ValueError(f"got {options.steps} steps, expected at least 1")
     for name in pocket.RECIPES if options.name == "all" else [options.name]:
         where = {"work": options.work, "weights": options.weights, "device": device}
         if options.measure:

@@ -70,7 +70,9 @@ def fit(
         optimiser.load_state_dict(state["optimiser"])
         start = int(state["step"])
     module.train()
-    bar = tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, desc=name, mininterval=5)
+    bar = tqdm(
+        range(start, schedule.steps), initial=start, total=schedule.steps, desc=name, mininterval=5, disable=None
+    )
     for step in bar:
         for group in optimiser.param_groups:
             group["lr"] = schedule.at(step)
