@@ -1,0 +1,149 @@
+"""The settings of methods as components: one for each name, of which the page shows those that the method has."""
+
+from functools import cache
+from typing import Any, get_type_hints
+
+import gradio as gr
+
+from vargen import registry
+from vargen.demo.explain import words
+from vargen.samplers.tree import SHAPES
+
+# What the page begins with where the default, `auto`, chooses by the clock: a seed is to repeat its picture.
+FIRST = {name: {"window": 16} for name in ("sjd", "sjd-coupled", "sjd-exact", "sjd-pac")}
+RACING = {"zipar": {"window": 4}, "zipar-adaptive": {"window": 4}, "jacobi-2d": {"window": 4}, "code": {"scales": 6}}
+OFFERED = {"window": ["auto", "4", "8", "16", "32", "64"], "tree": ["32", "8", "4-4-4", "3-2-1", *SHAPES]}
+# Settings that matter under one rule alone, and are shown with it.
+RULED = {
+    "lantern": ("k", "delta"),
+    "lantern++": ("k", "factor"),
+    "gsd": ("group",),
+    "cool": ("tolerance", "decay"),
+    "paper": ("inner", "tries"),
+}
+OF_RULES = tuple(dict.fromkeys(name for names in RULED.values() for name in names))
+OWN = "the model's own"  # what a drafter or refiner is called that is not named
+PARTNERS = ("drafter", "refiner")
+
+
+@cache
+def hints(method: str) -> dict[str, Any]:
+    """The type of each setting of a method."""
+    settings = registry.find(registry.METHODS, method, "method").Settings
+    found = get_type_hints(settings)
+    return {field.name: found[field.name] for field in registry.settings_of(method)}
+
+
+def defaults(model: str, method: str) -> dict[str, Any]:
+    """The value that each setting of a method has for a model unless it is named."""
+    recipe = registry.preset(model).recipe.settings.get(method, {})
+    return {field.name: recipe.get(field.name, field.default) for field in registry.settings_of(method)}
+
+
+def methods(model: str) -> list[str]:
+    """The methods that draw with a model, without those that want a second model where it comes with none."""
+    preset = registry.preset(model)
+    found = registry.methods(preset.kind, preset.plan)
+    return [
+        name
+        for name in found
+        if preset.drafter or not hasattr(registry.find(registry.METHODS, name, "method"), "partner")
+    ]
+
+
+def named(model: str) -> list[tuple[str, str]]:
+    """The same for a list: each as it is shown, with whether it is exact, and its name."""
+    exact = {name: registry.find(registry.METHODS, name, "method").exact for name in methods(model)}
+    return [(f"{name} · {'exact' if exact[name] else 'approximate'}", name) for name in exact]
+
+
+def spelled(model: str, method: str, values: dict[str, Any]) -> str:
+    """A method with those of its settings that are not its defaults, as on the command line."""
+    out, usual = [method], defaults(model, method)
+    for name, hint in hints(method).items():
+        value = values.get(name)
+        if value is None or value == OWN:
+            continue
+        text = str(value).lower() if isinstance(value, bool) else str(value).strip()
+        try:
+            same = registry.convert(text, hint, name) == usual[name]
+        except ValueError:  # whoever draws it says what is wrong
+            same = False
+        if not same:
+            out.append(f"{name}={text}")
+    return ":".join(out)
+
+
+def first(model: str, method: str) -> str:
+    """A method as the page begins with it."""
+    return spelled(model, method, FIRST.get(method, {}))
+
+
+def suggested(model: str) -> list[str]:
+    """Each method that draws with a model, as a race begins with it."""
+    return [spelled(model, method, {**FIRST.get(method, {}), **RACING.get(method, {})}) for method in methods(model)]
+
+
+class Controls:
+    """Components for settings, in the order of `names`; a method may name `partners` as drafters."""
+
+    def __init__(self, model: str, method: str, partners: tuple[str, ...]) -> None:
+        self._partners = [OWN, "eagle", *partners]
+        shapes = {name: hint for each in reversed(registry.METHODS) for name, hint in hints(each).items()}
+        shapes = {name: shapes[name] for name in sorted(shapes, key=lambda name: (name in OF_RULES, name == "rule"))}
+        self.names = list(shapes)
+        self.parts = [self._component(name, hint, self._state(name, model, method)) for name, hint in shapes.items()]
+
+    def _component(self, name: str, hint: Any, state: dict[str, Any]) -> Any:
+        common = {"label": name.replace("_", " "), "info": words(name), "min_width": 140}
+        if hint is bool:
+            return gr.Checkbox(**{"value": False, **state}, **common)
+        if _listed(name, hint):
+            choices, free = self._choices(name, hint), name in OFFERED
+            first = {"choices": choices, "value": choices[0], **state}
+            return gr.Dropdown(**first, allow_custom_value=free, filterable=free, **common)
+        return gr.Number(**{"value": 0, **state}, precision=0 if hint is int else None, **common)
+
+    def _choices(self, name: str, hint: Any) -> list[str]:
+        if name in PARTNERS:
+            return self._partners
+        offered = OFFERED.get(name) or [str(choice) for choice in registry.choices(hint)]
+        return [choice for choice in offered if hint is not int or choice != "auto"]
+
+    def _state(self, name: str, model: str, method: str) -> dict[str, Any]:
+        """What a component shows for a method; nothing where that has no such setting."""
+        known, usual = hints(method), defaults(model, method)
+        if name not in known:
+            return {"visible": False}
+        value = FIRST.get(method, {}).get(name, usual[name])
+        shown: dict[str, Any] = {"visible": name not in OF_RULES or name in RULED.get(usual["rule"], ())}
+        if not _listed(name, known[name]):
+            return {"value": value, **shown}
+        return {"value": str(value) or OWN, "choices": self._choices(name, known[name]), **shown}
+
+    def update(self, model: str, method: str) -> list[Any]:
+        """What becomes of each component when a model or a method is chosen."""
+        return [gr.update(**self._state(name, model, method)) for name in self.names]
+
+    def part(self, name: str) -> Any:
+        """The component of a setting."""
+        return self.parts[self.names.index(name)]
+
+    @property
+    def of_rules(self) -> list[Any]:
+        """The components that `ruled` is about."""
+        return [self.part(name) for name in OF_RULES]
+
+    def ruled(self, method: str, rule: str) -> list[Any]:
+        """Which of them are shown when a rule is chosen."""
+        known = hints(method)
+        return [gr.update(visible=name in known and name in RULED.get(rule, ())) for name in OF_RULES]
+
+    def spelled(self, model: str, method: str, values: tuple[Any, ...]) -> str:
+        """A method with the settings that the components hold."""
+        return spelled(model, method, dict(zip(self.names, values, strict=True)))
+
+
+def _listed(name: str, hint: Any) -> bool:
+    """Whether a setting is chosen from a list."""
+    return name in OFFERED or name in PARTNERS or not isinstance(hint, type)
