@@ -116,6 +116,7 @@ def test_images_under_way_do_not_share_a_cache(capture):
     plain, pipe = without(classes()), replaying(classes(), capture)
     wanted = [plain([label], method="ar", **LATENT).tokens.flatten(1) for label in (1, 2, 3)]
     streams = [pipe.stream([label], method="ar", seed=3) for label in (1, 2, 3)]
+    tokens, under_way = [], 0
     for parts in zip(*streams, strict=True):
         tokens, under_way = [part.tokens.clone() for part in parts], len(caches(pipe))
     assert all(torch.equal(got, want) for got, want in zip(tokens, wanted, strict=True))

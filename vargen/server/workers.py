@@ -218,8 +218,9 @@ class Server(LitServer):
     def _outlive(self, front: Any) -> None:
         front.join()
         self.front_died = front.exitcode not in (0, -signal.SIGTERM, -signal.SIGINT)
+        stop: Any = self._shutdown_event
         with contextlib.suppress(OSError, EOFError):  # the event's keeper may be gone as well
-            self._shutdown_event.set()
+            stop.set()
 
     def register_endpoints(self) -> None:
         """Ours; LitServe's own are left out."""
