@@ -199,7 +199,7 @@ def test_shifted(vocabulary, count, bound):
     assert torch.allclose(got.sum(-1), torch.ones(3, 4, device=DEVICE), atol=1e-5)
 
 
-@pytest.mark.parametrize("ranks", [(7, 6), (0, 0), (1, 0), (0, 3), (60, 60)])
+@pytest.mark.parametrize("ranks", [(7, 6), (0, 0), (1, 0), (0, 3), (40, 40)])
 def test_cluster(ranks):
     below, above = ranks
     p, q, ran = laws(37, 1), laws(37, 2), kernels()
@@ -252,14 +252,11 @@ def drawing(family):
     ("family", "method", "used"),
     [
         ("llamagen", "ar", {"sample"}),
-        ("llamagen", "sjd:window=4", {"sample"}),
-        ("llamagen", "sjd-exact:window=4", {"sample"}),
         ("llamagen", "sjd-coupled:window=4", {"sample", "verify"}),
         ("llamagen", "sjd-coupled:window=4:rule=gsd", {"sample", "cluster"}),
         ("llamagen", "sjd-coupled:window=4:rule=lantern:k=5", {"sample", "shifted"}),
         ("llamagen", "sjd-pac:window=4:tree=4", {"sample", "verify"}),
         ("llamagen", "speculative:length=2", {"sample", "verify"}),
-        ("llamagen", "speculative-tree:tree=2-1", {"sample"}),
         ("llamagen", "zipar:window=2", set()),
         ("lumina", "sjd-coupled:window=4", {"sample", "verify"}),
     ],
