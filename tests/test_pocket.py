@@ -132,7 +132,7 @@ def test_targets_in_forwards(pipe):
     """The figures of the README, on fewer images."""
 
     def forwards(method):
-        return pipe(LABELS[:10], method=method, seed=0, batch_size=10, output_type="latent").trace.forwards_per_image
+        return pipe(LABELS[:5], method=method, seed=0, batch_size=5, output_type="latent").trace.forwards_per_image
 
     sjd, coupled = forwards("sjd:window=32"), forwards("sjd-coupled:window=64")
     assert sjd <= 0.6 * 256
