@@ -1,4 +1,6 @@
-"""What the documentation tells a reader to run runs: every block of docs/, and the README's Python."""
+"""What the documentation tells a reader to run: the Python of all pages and the `sh` blocks of docs/. Blocks called
+`text` or `console` need downloads or a server, and are not run here.
+"""
 
 import os
 import re

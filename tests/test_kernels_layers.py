@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -181,10 +182,32 @@ def test_rope(heads, kv_heads, dim, pairs, groups, dtype):
     assert torch.equal(values[1][torch.arange(rows, device=DEVICE)[:, None], places], v)
 
 
-def test_small_kernels_are_for_graphs():
+def test_small_kernels_are_for_graphs(monkeypatch):
     """Launched by themselves they cost more than they spare: `auto` takes them while a graph is captured."""
-    x = torch.ones(1, 1, 16, device=DEVICE)
+    told = []
+
+    def noting(self, op, tensor, *, unfit=None, pays=True):
+        told.append((op, pays))
+        return False
+
+    monkeypatch.setattr(Kernels, "triton", noting)
+    x = torch.ones(1, 1, 1, 16, device=DEVICE)
     for captured in (False, True):
-        ran = Kernels(captured=captured)
-        rms_norm(x, x[0, 0], 1e-5, ran)
-        assert ran.ran == {"norm": "triton" if captured and DEVICE == "cuda" else "torch"}
+        cache = KVCache(1, 1, 1, 1, 16, dtype=x.dtype, device=torch.device(DEVICE))
+        cache.kernels = ran = Kernels(captured=captured)
+        rms_norm(x, x[0, 0, 0], 1e-5, ran)
+        place = torch.zeros(1, 1, dtype=torch.int64, device=DEVICE)
+        turns = rope.Halves(x[..., :8], x[..., :8])
+        rope.enter(x, x, x, turns, cache, 0, cache.flat(place), 1)
+        attention.attend(x, x, x, Sight(place, 0, 1, x.dtype, kernels=ran))
+    assert told == [(op, pays) for pays in (False, True) for op in ("norm", "rope", "attention")]
+
+
+def test_auto_takes_a_kernel_where_it_pays():
+    class OnCuda:
+        is_cuda = True
+
+    tensor: Any = OnCuda()
+    assert not Kernels().triton("norm", tensor, pays=False)
+    assert Kernels().triton("norm", tensor, pays=True)
+    assert not Kernels().triton("norm", tensor, pays=True, unfit="too wide")
