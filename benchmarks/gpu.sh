@@ -10,7 +10,7 @@ synthetic() {
     shift
     run "$python" scripts/benchmark.py --synthetic "$name" "$@" --json "$out/synthetic-$name-cuda.json"
 }
-run "$python" -m pytest -q -p no:cacheprovider -n 4 tests/test_kernels.py tests/test_kernels_layers.py tests/test_fast.py tests/test_replay.py
+run "$python" -m pytest -q -p no:cacheprovider -n 4 tests/test_kernels.py tests/test_kernels_layers.py tests/test_replayed.py tests/test_runners.py
 run "$python" scripts/benchmark_kernels.py --json "$out/kernels-cuda.json"
 synthetic llamagen-xl --batches 1,8,32 --modes off,auto --steps 12
 synthetic llamagen-3b --batches 1,8 --modes off,auto --steps 12

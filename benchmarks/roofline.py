@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from vargen.cli import guarded
-from vargen.flags import Parser
-from vargen.synthetic import limited, table
+from vargen.commands.flags import Parser
+from vargen.commands.main import guarded
+from vargen.commands.synthetic import limited, table
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Compare methods on one model: python scripts/benchmark.py --methods ar,sjd:window=32 --json FILE. See --help."""
 
-from vargen.bench import command
-from vargen.cli import guarded
+from vargen.commands.bench import command
+from vargen.commands.main import guarded
 
 if __name__ == "__main__":
     guarded(command)

@@ -12,20 +12,20 @@ from typing import Any
 
 import torch
 
-from vargen import core, noise
-from vargen.bench import machine
-from vargen.cli import guarded
-from vargen.core import KVCache, Trace
-from vargen.files import check_writable, write_atomically
-from vargen.flags import Parser
-from vargen.kernels import relax, sample, verify
+from vargen.commands.flags import Parser
+from vargen.commands.main import guarded
+from vargen.core import noise
+from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.dispatch import Kernels, triton
+from vargen.core.machine import machine, versions
+from vargen.core.noise import Purpose, Table, Uniforms
+from vargen.core.types import KVCache, Trace
+from vargen.core.warp import Warp
+from vargen.kernels import gsd, lantern, sample, verify
 from vargen.kernels.attention import Sight, attend
-from vargen.kernels.choice import Kernels, triton
 from vargen.kernels.norm import rms_norm
 from vargen.kernels.rope import Halves, Neighbours, enter
 from vargen.models.chameleon import HeadNorm
-from vargen.noise import Purpose, Table, Uniforms
-from vargen.samplers.warp import Warp
 
 VOCABULARY = 16384  # LlamaGen's
 KEEPS = 1.2  # a kernel stays where it is so many times as fast as torch.compile of its twin
@@ -51,8 +51,8 @@ def cases(width: int, device: torch.device) -> dict[str, Callable[[Kernels], Any
         "sample, law with top-p": partial(sample.law, logits, replace(warp, top_p=0.9)),
         "sample, draw": partial(sample.draw, logits, warp, table, slots, (0, width)),
         "verify": partial(verify.verify, drafts, q, p, uniforms),
-        "shifted": lambda kernels: relax.shifted(drafts, p, near, kernels, delta=0.1),
-        "cluster": partial(relax.cluster, drafts, q, p, codes),
+        "shifted": lambda kernels: lantern.shifted(drafts, p, near, kernels, delta=0.1),
+        "cluster": partial(gsd.cluster, drafts, q, p, codes),
     }
 
 
@@ -116,7 +116,7 @@ def main(argv: list[str]) -> None:
                 gain = min(times["eager"], times["compiled"]) / times["kernel"]
                 rows.append({"kernel": name, "width": width, "ms": times, "gain": round(gain, 2)})
                 print(f"{name}, width {width}: {times} ms, {gain:.2f}x, {'stays' if gain >= KEEPS else 'goes'}")
-    result = {"machine": machine(Trace(versions=core.versions(device))), "rows": rows}
+    result = {"machine": machine(Trace(versions=versions(device))), "rows": rows}
     write_atomically(options.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
 
 

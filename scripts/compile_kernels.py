@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from vargen.cli import guarded
-from vargen.files import check_writable, write_atomically
-from vargen.flags import Parser
+from vargen.commands.flags import Parser
+from vargen.commands.main import guarded
+from vargen.core.atomic import check_writable, write_atomically
 from vargen.kernels import ahead
 
 

@@ -1,7 +1,7 @@
 """A page to play with in the browser: python scripts/demo.py. See --help."""
 
-from vargen.cli import guarded
-from vargen.demo.command import command
+from vargen.commands.demo import command
+from vargen.commands.main import guarded
 
 if __name__ == "__main__":
     guarded(command)

@@ -14,17 +14,19 @@ from typing import Any
 import torch
 
 import vargen
-from vargen import core, generate, quantize, synthetic
-from vargen.bench import machine
-from vargen.cli import guarded
-from vargen.core import Block, Trace
-from vargen.files import check_writable, write_atomically
-from vargen.flags import Parser
-from vargen.loading import find_device
+from vargen.commands import synthetic
+from vargen.commands.flags import Parser
+from vargen.commands.main import guarded
+from vargen.core import quantize
+from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.machine import machine, versions
+from vargen.core.types import Block, Trace
+from vargen.engine import loops
 from vargen.models import pocket
+from vargen.pipelines.loading import find_device
 from vargen.scenes import CLASSES
+from vargen.scenes.dataset import HELD_OUT, labels
 from vargen.training import transformer
-from vargen.training.data import HELD_OUT, labels
 
 SCENES = 200
 
@@ -40,7 +42,7 @@ def forward_ms(models: dict[str, Any], width: int, steps: int) -> dict[str, floa
             cache = model.make_cache(2)
             model.prefill(condition, cache)
             slots = torch.arange(half, half + width, device=device).expand(2, -1)
-            block, clock = Block(torch.zeros_like(slots), slots, half, half + width), generate.Clock(device)
+            block, clock = Block(torch.zeros_like(slots), slots, half, half + width), loops.Clock(device)
             model.decode(block, cache)
             clock.lap("model")
             if step > 1:  # the first are slower
@@ -87,7 +89,7 @@ def main(argv: list[str]) -> None:
     check_writable([options.json])
     device, dtype, kind = find_device(options.device), getattr(torch, options.dtype), options.quantize
     quantize.check(kind, device, dtype)
-    versions = core.versions(device) | {"torchao": quantize.version()}
+    found = versions(device) | {"torchao": quantize.version()}
     result: dict[str, Any] = {"command": f"python scripts/measure_quantize.py {' '.join(argv)}"}
     if options.shape:
         result[options.shape] = speed(options.shape, kind, device, dtype, options.steps)
@@ -97,7 +99,7 @@ def main(argv: list[str]) -> None:
         off = (plain.pop("logits") - other.pop("logits")).abs()
         result["pocket-llamagen"] = {"plain": plain, kind: other}
         result["pocket-llamagen"]["logits_differ"] = {"mean": off.mean().item(), "most": off.max().item()}
-    result |= {"dtype": options.dtype, "machine": machine(Trace(versions=versions))}
+    result |= {"dtype": options.dtype, "machine": machine(Trace(versions=found))}
     write_atomically(options.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
     print(json.dumps(result, indent=2))
 

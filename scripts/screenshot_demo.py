@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from vargen.cli import guarded
-from vargen.files import write_atomically
+from vargen.commands.main import guarded
+from vargen.core.atomic import write_atomically
 
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 MOST = 240_000

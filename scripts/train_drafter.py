@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from vargen.cli import guarded
-from vargen.flags import Parser
+from vargen.commands.flags import Parser
+from vargen.commands.main import guarded
 from vargen.training import drafter
 
 

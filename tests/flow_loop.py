@@ -7,8 +7,8 @@ import synth
 import torch
 from torch import Tensor
 
-from vargen import checkpoints
-from vargen.core import Denoising, Group
+from vargen.core import checkpoints
+from vargen.core.types import Denoising, Group
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ from typing import Any, cast
 import torch
 from scipy.stats import kstest, norm, pearsonr
 
-from vargen import generate
-from vargen.core import Condition, Denoising
-from vargen.models.contract import ContinuousSpec
-from vargen.models.diffusion import Path
+from vargen.core.specs import ContinuousSpec
+from vargen.core.types import Condition, Denoising, DenoisingPath
+from vargen.engine import loops
 from vargen.samplers.continuous import CSDSettings
 from vargen.samplers.contract import LatentTask
 
@@ -45,11 +44,11 @@ class GaussianHead:
             mean = self.gain * x + self.push * z
             taken.append((x, mean, torch.full_like(x, self.noise).square().log()))
             x = mean + self.noise * how.temperature * each[min(step, len(each) - 1)]
-        return Path(*map(torch.stack, zip(*taken, strict=True)))
+        return DenoisingPath(*map(torch.stack, zip(*taken, strict=True)))
 
     def judge(self, z, how, states):
         mean = self.gain * states + self.push * self.guided(z, how, states.shape[1])
-        return Path(states, mean, torch.full_like(states, self.noise).square().log())
+        return DenoisingPath(states, mean, torch.full_like(states, self.noise).square().log())
 
     def sample(self, z, how, noise):
         return self.path(z, how, noise).end
@@ -95,8 +94,8 @@ def images(sampler, settings, *, batch=IMAGES, pair=(LARGE, SMALL), temperature=
         small.condition = condition
         task = LatentTask(SPEC, seeds, GUIDANCE, temperature, small)
         made = sampler(settings, task)
-        clock, counts, large = generate.Clock(Toy.device), generate.Counts(), cast(Any, Toy(*pair[0]))
-        for _ in generate.continuous(large, condition, made, clock, counts):
+        clock, counts, large = loops.Clock(Toy.device), loops.Counts(), cast(Any, Toy(*pair[0]))
+        for _ in loops.continuous(large, condition, made, clock, counts):
             pass
         first = task.order()[:, -1:]  # orders are used up from their end
         out.append(torch.cat([made.values[..., 0].gather(1, first), made.values[..., 0].gather(1, 1 - first)], 1))

@@ -10,7 +10,7 @@ import synth
 import torch
 from torch import Tensor
 
-from vargen import checkpoints
+from vargen.core import checkpoints
 from vargen.models.harmon import LAYOUT, Harmon, HarmonConfig
 from vargen.models.mar import MARConfig
 

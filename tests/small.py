@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import torch
 
-from vargen.continuous import ContinuousPipeline
+from vargen.core.preset import Preset, Recipe
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
 from vargen.models.mar import MAR, MARConfig
 from vargen.models.var import VAR, VARConfig
-from vargen.next_scale import NextScalePipeline
-from vargen.presets.contract import Preset, Recipe
-from vargen.raster import RasterPipeline
+from vargen.pipelines.continuous import ContinuousPipeline
+from vargen.pipelines.next_scale import NextScalePipeline
+from vargen.pipelines.raster import RasterPipeline
 from vargen.tokenizers.kl import KLConfig, KLTokenizer
 from vargen.tokenizers.multiscale_vq import MultiScaleVQConfig, MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQConfig, VQTokenizer

@@ -8,14 +8,14 @@ import pytest
 import torch
 from small import CONFIG, llamagen, pipeline
 
-from vargen import generate
-from vargen.guidance import Guidance
-from vargen.models.contract import RasterSpec
+from vargen.core.specs import RasterSpec
+from vargen.core.warp import Warp
+from vargen.engine import loops
+from vargen.engine.guidance import Guidance
 from vargen.models.llamagen import LlamaGen
 from vargen.samplers.ar import ARSettings, Autoregressive
 from vargen.samplers.contract import Task
 from vargen.samplers.jacobi2d import Jacobi2D, Jacobi2DSettings
-from vargen.samplers.warp import Warp
 from vargen.samplers.zipar import AdaptiveZipAR, ZipAR, ZipARSettings
 
 NAMES = (
@@ -186,8 +186,8 @@ def test_with_newlines_it_is_plain_decoding_as_well(sampler, settings, dtype):
     labels = torch.arange(16) % 5
     condition = model.to(dtype).eval().requires_grad_(False).class_condition(labels, guided=True)
     for made in (sampler(settings, task(model.spec, 16)), Autoregressive(ARSettings(), task(model.spec, 16))):
-        counts = generate.Counts()
-        for _ in generate.raster(model, condition, made, Guidance(2.0), generate.Clock(model.device), counts):
+        counts = loops.Counts()
+        for _ in loops.raster(model, condition, made, Guidance(2.0), loops.Clock(model.device), counts):
             pass
         drawn.append((made.tokens, counts.forwards))
     assert torch.equal(drawn[0][0], drawn[1][0])

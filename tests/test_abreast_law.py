@@ -8,11 +8,11 @@ import torch
 from scipy.stats import chisquare
 from toy import images, p_value
 
-from vargen.models.contract import RasterSpec
-from vargen.samplers import rules
+from vargen.core import rules
+from vargen.core.specs import RasterSpec
+from vargen.core.warp import Warp
 from vargen.samplers.contract import Task
 from vargen.samplers.jacobi2d import Jacobi2D, Jacobi2DSettings
-from vargen.samplers.warp import Warp
 from vargen.samplers.zipar import AdaptiveZipAR, ZipAR, ZipARSettings
 
 LEVEL = 1e-5  # per case; with fixed seeds a case either always passes or always fails

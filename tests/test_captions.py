@@ -7,7 +7,7 @@ import torch
 from vargen.eval.captions import agreement, understood
 from vargen.eval.images import Images
 from vargen.scenes import CLASSES, COLOURS, draw
-from vargen.training.data import HELD_OUT
+from vargen.scenes.dataset import HELD_OUT
 
 SCENES = [draw(i % len(CLASSES), HELD_OUT + i) for i in range(200)]
 

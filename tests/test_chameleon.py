@@ -6,11 +6,11 @@ import pytest
 import torch
 from chameleon import CODES, CONFIG, NAMES, SIZES, decoder, lumina, text
 
-from vargen import noise
-from vargen.core import Block
+from vargen.core import noise
+from vargen.core.types import Block
 from vargen.models.chameleon import Chameleon
 from vargen.models.lumina_mgpt import Anole, Vocabulary, crops
-from vargen.prompting import PromptedPipeline
+from vargen.pipelines.prompted import PromptedPipeline
 
 FIRST, NEWLINE, BEGIN = NAMES["IMGIMGAZ"], NAMES["<reserved08799>"], NAMES["<racm3:break>"]
 PROMPTS = ["a red boat by the sea", "the sea"]

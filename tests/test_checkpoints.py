@@ -11,7 +11,7 @@ import pytest
 import torch
 from small import CONFIG, llamagen, vq
 
-from vargen import checkpoints, files
+from vargen.core import atomic, checkpoints
 from vargen.models.llamagen import LAYOUT, LlamaGen
 
 
@@ -278,7 +278,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        files.write_atomically(path, fail)
+        atomic.write_atomically(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vargen import bench, cli, drawing, registry
-from vargen.raster import RasterPipeline
+from vargen.commands import bench, main, sample
+from vargen.core import registry
+from vargen.pipelines.raster import RasterPipeline
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,8 +21,8 @@ def _small_model(monkeypatch):
     monkeypatch.setitem(registry.MODELS, "small", "small:PRESETS")
 
 
-def run(*argv: object, command=drawing.command) -> None:
-    cli.guarded(command, [str(word) for word in argv])
+def run(*argv: object, command=sample.command) -> None:
+    main.guarded(command, [str(word) for word in argv])
 
 
 def test_grid_singles_texts_and_trace(tmp_path, capsys):

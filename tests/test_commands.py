@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from vargen import cli, memory
-from vargen.drawing import parser as sample_parser
+from vargen.commands import completion, main
+from vargen.commands.plan import command as plan_command
+from vargen.commands.sample import parser as sample_parser
+from vargen.pipelines.plan import plan
 
 SCREEN = 58  # lines
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", main.COMMANDS)
 def test_help_fits_on_a_screen(name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
-    module = importlib.import_module(cli.COMMANDS[name][0])
+    module = importlib.import_module(main.COMMANDS[name][0])
     with pytest.raises(SystemExit):
         module.command(["--help"])
     said = capsys.readouterr().out
@@ -30,7 +32,7 @@ def test_help_fits_on_a_screen(name, monkeypatch, capsys):
 def test_help_of_evaluate(act, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit):
-        importlib.import_module("vargen.eval.command").command([act, "--help"])
+        importlib.import_module("vargen.commands.evaluate").command([act, "--help"])
     said = capsys.readouterr().out
     assert said.startswith(f"usage: vargen evaluate {act}")
     assert len(said.splitlines()) <= SCREEN
@@ -38,18 +40,18 @@ def test_help_of_evaluate(act, monkeypatch, capsys):
 
 def test_usage_names_every_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vargen"])
-    cli.main()
+    main.main()
     said = capsys.readouterr().out
-    assert all(f"  {name} " in said for name in cli.COMMANDS)
+    assert all(f"  {name} " in said for name in main.COMMANDS)
     monkeypatch.setattr(sys, "argv", ["vargen", "draw"])
     with pytest.raises(SystemExit):
-        cli.main()
+        main.main()
     assert "unknown command 'draw'; there are sample, bench" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
 def test_completion(shell, tmp_path, capsys):
-    cli.guarded(cli.command, [shell])
+    main.guarded(completion.command, [shell])
     script = capsys.readouterr().out
     assert "num-images" in script
     assert "train-pocket" in script
@@ -73,13 +75,13 @@ def test_settings_of_the_method_are_flags(capsys):
 
 
 def test_plan(capsys):
-    cli.guarded(memory.command, ["--model", "llamagen-c2i-xl-384", "--method", "ar", "--batch-size", "4"])
-    want = str(memory.plan("llamagen-c2i-xl-384", method="ar", batch=4))
+    main.guarded(plan_command, ["--model", "llamagen-c2i-xl-384", "--method", "ar", "--batch-size", "4"])
+    want = str(plan("llamagen-c2i-xl-384", method="ar", batch=4))
     assert capsys.readouterr().out.strip() == want
     assert "weights 1.4" in want  # 775 M parameters in bfloat16
     for wrong, words in ((["--model", "mar-huge"], "cannot be planned"), (["--batch-size", "0"], "batch size")):
         with pytest.raises(SystemExit):
-            cli.guarded(memory.command, wrong)
+            main.guarded(plan_command, wrong)
         assert words in capsys.readouterr().err
 
 

@@ -12,12 +12,13 @@ import torch
 from scipy.stats import chisquare
 from small import LATENTS, kl, latent_pipeline, mar
 
-from vargen import drafting, registry
-from vargen.continuous import ContinuousPipeline
-from vargen.models.contract import ContinuousSpec
+from vargen.core import registry
+from vargen.core.specs import ContinuousSpec
 from vargen.models.diffusion import DiffusionHead
 from vargen.models.mar import MAR
-from vargen.raster import RasterPipeline
+from vargen.pipelines import choose_drafter
+from vargen.pipelines.continuous import ContinuousPipeline
+from vargen.pipelines.raster import RasterPipeline
 from vargen.samplers.contract import LatentTask
 from vargen.samplers.latent import in_order, masked
 
@@ -242,4 +243,4 @@ def test_a_pipeline_put_together_by_hand():
     with pytest.raises(ValueError, match="got width 32 and 3 heads"):
         MAR(replace(LATENTS, heads=3))
     with pytest.raises(ValueError, match="channels 4 instead of 3"):
-        drafting.check("other", replace(LATENTS, channels=4).spec, LATENTS.spec)
+        choose_drafter.check("other", replace(LATENTS, channels=4).spec, LATENTS.spec)

@@ -8,10 +8,9 @@ from gaussian import LARGE, LEVEL, SMALL, GaussianHead, images, settings
 from scipy.stats import ks_2samp
 from small import randomised
 
-from vargen import generate
-from vargen.core import Denoising
+from vargen.core.types import Denoising, DenoisingPath
+from vargen.engine import loops
 from vargen.models import diffusion
-from vargen.models.diffusion import Path
 from vargen.models.mar import MAR, MARConfig
 from vargen.samplers import continuous
 from vargen.samplers.continuous import ContinuousSpeculative, CSDSettings
@@ -39,7 +38,7 @@ def test_ratio_of_the_papers_rule():
     def path(seed):
         made = torch.Generator().manual_seed(seed)
         states, means, deviations = (torch.randn(3, 2, 1, 2, generator=made).double() for _ in range(3))
-        return Path(states, means, deviations)
+        return DenoisingPath(states, means, deviations)
 
     large, small, x = path(0), path(1), torch.tensor([[[0.3, -0.2]], [[1.0, 0.1]]]).double()
     made = object.__new__(ContinuousSpeculative)
@@ -100,8 +99,8 @@ def real(sampler, chosen, *, drafter, count=8, guidance=1.5):
             return small.head, small.decode(conditions[1], group, None)
 
     task = LatentTask(model.spec, torch.arange(count), guidance, drafter=Drafter())
-    made, counts = sampler(chosen, task), generate.Counts()
-    for _ in generate.continuous(model, conditions[0], made, generate.Clock(model.device), counts):
+    made, counts = sampler(chosen, task), loops.Counts()
+    for _ in loops.continuous(model, conditions[0], made, loops.Clock(model.device), counts):
         pass
     return made, counts
 

@@ -8,9 +8,8 @@ import torch
 from gaussian import IMAGES, LARGE, LEVEL, GaussianHead, images, p_values, settings
 from scipy.stats import kstest, norm
 
-from vargen.core import Denoising
-from vargen.models.diffusion import Path
-from vargen.noise import Purpose
+from vargen.core.noise import Purpose
+from vargen.core.types import Denoising, DenoisingPath
 from vargen.samplers import continuous
 from vargen.samplers.continuous import ContinuousSpeculative
 from vargen.samplers.contract import LatentTask
@@ -82,7 +81,7 @@ def test_planted_bugs_are_caught(bug, monkeypatch):
 
         def ended(self, z, how, states):
             out = judge(self, z, how, states)
-            return Path(out.states, torch.cat([out.means[:-1], 0.7 * states[-1:]]), out.log_variances)
+            return DenoisingPath(out.states, torch.cat([out.means[:-1], 0.7 * states[-1:]]), out.log_variances)
 
         monkeypatch.setattr(GaussianHead, "judge", ended)
     drawn, _ = images(ContinuousSpeculative, settings(5))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vargen import registry
+from vargen.core import registry
+from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
 from vargen.demo import show
 from vargen.demo.limits import MOST, Limits
 from vargen.demo.record import layout, settled
 from vargen.demo.studio import POCKET, Order, Studio
-from vargen.models.contract import ContinuousSpec, RasterSpec, ScaleSpec
 
 pytest.importorskip("gradio", reason="the demo is an extra: pip install 'vargen[demo]'")
 

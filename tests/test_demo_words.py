@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vargen import cli, registry
+from vargen.commands import main
+from vargen.commands.demo import command, parser
+from vargen.core import registry
 from vargen.demo import explain, frontier
-from vargen.demo.command import command, parser
 from vargen.demo.studio import POCKET, Order, Studio
 
 pytest.importorskip("gradio", reason="the demo is an extra: pip install 'vargen[demo]'")
@@ -40,12 +41,12 @@ def test_every_method_is_explained_in_three_sentences():
 def test_papers_are_those_of_the_samplers():
     for each in explain.explanations():
         module = registry.METHODS[each.name].split(":")[0]
-        known = "".join((ROOT / f"{name.replace('.', '/')}.py").read_text() for name in (module, RELAX))
+        known = "".join((ROOT / f"{name.replace('.', '/')}.py").read_text() for name in (module, *RULES))
         if each.name != "ar":  # whose paper is the model's
             assert all(number in known for number in each.papers), each.name
 
 
-RELAX = "vargen.samplers.relax"
+RULES = ("vargen.samplers.lantern", "vargen.samplers.gsd", "vargen.samplers.cool")
 
 
 def test_every_setting_has_words():
@@ -133,12 +134,12 @@ def test_command_complains_in_one_sentence(capsys, monkeypatch):
         (["--device", "tpu"], "unknown device 'tpu'"),
     ):
         with pytest.raises(SystemExit) as stop:
-            cli.guarded(command, argv)
+            main.guarded(command, argv)
         assert stop.value.code == 2
         assert sentence in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit):
-        cli.guarded(command, [])
+        main.guarded(command, [])
     assert "the demo needs Gradio: pip install 'vargen[demo]'" in capsys.readouterr().err
 
 

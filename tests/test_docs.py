@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vargen import registry
-from vargen.core import Trace
+from vargen.core import registry
+from vargen.core.types import Trace
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))

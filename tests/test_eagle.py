@@ -10,19 +10,21 @@ from scipy.stats import chisquare
 from small import CONFIG, PRESETS, llamagen, pipeline, vq
 
 import vargen
-from vargen import checkpoints, drafting, generate, registry
-from vargen.core import Block
-from vargen.drafting import HeadDrafter
-from vargen.guidance import Guidance
+from vargen.core import checkpoints, registry
+from vargen.core.types import Block
+from vargen.core.warp import Warp
+from vargen.engine import loops
+from vargen.engine.drafters import HeadDrafter
+from vargen.engine.guidance import Guidance
 from vargen.models.eagle import EagleHead
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
 from vargen.models.pocket import WEIGHTS
-from vargen.raster import RasterPipeline
+from vargen.pipelines import choose_drafter
+from vargen.pipelines.raster import RasterPipeline
 from vargen.samplers.contract import Task
 from vargen.samplers.dynamic import DynamicSettings, DynamicTree
 from vargen.samplers.speculative import Speculative, SpeculativeSettings
 from vargen.samplers.tree import TreeSettings, TreeSpeculative
-from vargen.samplers.warp import Warp
 from vargen.training import drafter as training
 
 LEVEL = 1e-5  # per case; with fixed seeds a case either always passes or always fails
@@ -63,8 +65,8 @@ def test_law_of_whole_images(name, batch):
         condition = model.class_condition(torch.ones(batch, dtype=torch.int64), guided=True)
         drafter = HeadDrafter(head, model, 2 * batch, GUIDANCE, WARP)
         sampler = sampler_class(settings, Task(model.spec, torch.arange(start, start + batch), WARP, drafter=drafter))
-        clock, counts = generate.Clock(model.device), generate.Counts()
-        for _ in generate.raster(drafter.watch(model), condition, sampler, GUIDANCE, clock, counts):
+        clock, counts = loops.Clock(model.device), loops.Counts()
+        for _ in loops.raster(drafter.watch(model), condition, sampler, GUIDANCE, clock, counts):
             pass
         out.append((sampler.tokens * torch.tensor([64, 16, 4, 1])).sum(-1))
     seen, expected = np.bincount(torch.cat(out).numpy(), minlength=256).astype(float), law() * count
@@ -251,24 +253,24 @@ def test_training_complains_before_it_draws(train, changes, words, monkeypatch):
 def test_a_head_of_another_layout_or_codebook_is_refused(what, value, words, tmp_path):
     """Its tensors would fit: they depend on the model's width alone."""
     pipe, path = pipeline(), tmp_path / "head.safetensors"
-    about = {key: text for key, text in (drafting.described(pipe) | {what: value}).items() if text is not None}
+    about = {key: text for key, text in (choose_drafter.described(pipe) | {what: value}).items() if text is not None}
     checkpoints.save(path, head_for().state_dict(), about)
     with pytest.raises(ValueError, match=words):
-        drafting.load_head(pipe, path)
+        choose_drafter.load_head(pipe, path)
     path = path.with_suffix(".pt")
     torch.save(head_for().state_dict(), path)  # it says nothing at all
     with pytest.raises(ValueError, match="rows None instead of 6"):
-        drafting.load_head(pipe, path)
+        choose_drafter.load_head(pipe, path)
 
 
 def test_heads_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="small comes with no EAGLE head"):
-        drafting.load_head(pipeline(), None)
+        choose_drafter.load_head(pipeline(), None)
     other = LlamaGenConfig(layers=1, heads=2, width=16, side=6, vocabulary=48, classes=5)
     path = tmp_path / "head.safetensors"
     checkpoints.save(path, head_for(other).state_dict())
     with pytest.raises(ValueError, match="does not fit EagleHead"):
-        drafting.load_head(pipeline(), path)
+        choose_drafter.load_head(pipeline(), path)
     pipe = pipeline()
     pipe.drafter = EagleHead(other)
     with pytest.raises(ValueError, match="width 16 instead of 32"):

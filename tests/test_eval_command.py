@@ -11,9 +11,10 @@ from made_up import made_up, save_folder
 from PIL import Image
 from small import PRESETS
 
-from vargen import cli, registry
+from vargen.commands import main
+from vargen.commands.evaluate import command, is_published_setting
+from vargen.core import registry
 from vargen.eval import plan, report
-from vargen.eval.command import command, is_published_setting
 from vargen.eval.images import open_images
 from vargen.eval.measure import pocket_scenes
 
@@ -25,7 +26,7 @@ def small(monkeypatch):
 
 
 def evaluate(*argv):
-    cli.guarded(command, [str(word) for word in argv])
+    main.guarded(command, [str(word) for word in argv])
 
 
 def test_the_whole_way_by_command(small, tmp_path, capsys, cache):

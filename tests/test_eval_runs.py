@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from small import PRESETS, pipeline
 
-from vargen import registry
+from vargen.core import registry
 from vargen.eval import plan, runs
 from vargen.presets import llamagen
 

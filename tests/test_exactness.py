@@ -7,8 +7,9 @@ import pytest
 import torch
 from toy import images, p_value
 
-from vargen.guidance import Guidance
-from vargen.samplers import jacobi, rules
+from vargen.core import rules
+from vargen.engine.guidance import Guidance
+from vargen.samplers import jacobi
 from vargen.samplers.ar import ARSettings, Autoregressive
 from vargen.samplers.sjd import CoupledJacobi, CoupledSettings, SJDSettings, SpeculativeJacobi
 from vargen.samplers.sjd_exact import ExactJacobi, ExactSettings

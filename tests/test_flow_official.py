@@ -7,14 +7,14 @@ import pytest
 import synth
 import torch
 
-from vargen import checkpoints
+from vargen.core import checkpoints
+from vargen.core.preset import Sources
 from vargen.models import flowar, xar
 from vargen.models.flowar import FlowAR
 from vargen.models.xar import XAR
 from vargen.presets import flowar as flowar_presets
 from vargen.presets import mar as mar_presets
 from vargen.presets import xar as xar_presets
-from vargen.presets.contract import Sources
 from vargen.tokenizers import kl
 from vargen.tokenizers.kl import KLConfig, KLTokenizer
 

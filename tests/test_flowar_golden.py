@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from flow_loop import Recorded, relative
 
-from vargen.core import Denoising
+from vargen.core.noise import PathNoise
+from vargen.core.types import Denoising
 from vargen.models import flow, flowar
 from vargen.models.flow import Step
 from vargen.models.flowar import FlowAR, FlowARConfig
-from vargen.noise import PathNoise
 
 CASES = tuple(f"flowar_{kind}_{steps}" for kind in ("v1", "v2") for steps in ("25_25", "25_15", "50_15"))
 

@@ -10,11 +10,11 @@ from harmon_plain import SIZES, SMALL, Plain, official, small, small_file
 from small import randomised
 from torch import Tensor
 
-from vargen import checkpoints, registry
-from vargen.core import Denoising, Group
+from vargen.core import checkpoints, registry
+from vargen.core.noise import PathNoise
+from vargen.core.types import Denoising, Group
 from vargen.models.harmon import LAYOUT, Harmon, HarmonConfig, Rotations
 from vargen.models.mar import MAR
-from vargen.noise import PathNoise
 from vargen.presets import harmon as presets
 from vargen.presets import mar as mar_presets
 from vargen.samplers.continuous import stacked

@@ -11,15 +11,16 @@ from PIL import Image
 from small import randomised
 
 import vargen
-from vargen import checkpoints, cli, drawing, registry
-from vargen.continuous import ContinuousPipeline
+from vargen.commands import main, sample
+from vargen.core import checkpoints, registry
+from vargen.core.preset import Preset, Recipe, Sources
 from vargen.eval import plan, runs
 from vargen.models import harmon
 from vargen.models.harmon import Harmon
 from vargen.models.mar import MAR, MARConfig
+from vargen.pipelines.continuous import ContinuousPipeline
 from vargen.presets import harmon as presets
 from vargen.presets import mar as mar_presets
-from vargen.presets.contract import Preset, Recipe, Sources
 from vargen.tokenizers import kl
 from vargen.tokenizers.kl import KLConfig, KLTokenizer
 
@@ -250,11 +251,11 @@ def test_files_come_from_the_hub(files, words, monkeypatch):
 def test_the_command_line_and_a_sampling_run(pipe, words, files, tmp_path, capsys):
     argv = ["--model", "harmon-1.5b-o", "--checkpoint", str(files), "--text-encoder", str(words), "--device", "cpu"]
     few = ["--method", "mar", "--iterations", "3", "--steps", "2", "--prompt", "a red boat", "--prompt", "the dog"]
-    cli.guarded(drawing.command, [*argv, *few, "--out", str(tmp_path / "a.png")])
+    main.guarded(sample.command, [*argv, *few, "--out", str(tmp_path / "a.png")])
     assert Image.open(tmp_path / "a.png").size == (48, 12)
     assert "4 images by mar" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        cli.guarded(drawing.command, [*argv, "--iterations", "3", "--class", "a"])
+        main.guarded(sample.command, [*argv, "--iterations", "3", "--class", "a"])
     assert "give --prompt" in capsys.readouterr().err
     method = "mar:iterations=3:steps=2"
     wanted = plan.make(PRESET, method, 4, recipe=None, law={}, prompts=tuple(PROMPTS), batch_size=2)
@@ -265,7 +266,7 @@ def test_the_command_line_and_a_sampling_run(pipe, words, files, tmp_path, capsy
 
 
 def test_methods_of_the_benchmark_run(pipe):
-    from vargen.bench import DEFAULT_METHODS, run
+    from vargen.commands.bench import DEFAULT_METHODS, run
 
     names = [name for name in DEFAULT_METHODS[PRESET.plan].split(",") if name != "csd"]
     assert all(name in registry.METHODS for name in (name.split(":")[0] for name in names))

@@ -9,14 +9,13 @@ import small
 import torch
 
 import vargen
-from vargen import noise
-from vargen.kernels import hashed, relax, sample, verify
-from vargen.kernels.choice import Kernels, constexpr, jit, power, tl, triton
-from vargen.noise import Purpose, Table, Uniforms
-from vargen.prompting import PromptedPipeline
-from vargen.raster import RasterPipeline
-from vargen.samplers import rules
-from vargen.samplers.warp import Warp
+from vargen.core import noise
+from vargen.core.dispatch import Kernels, constexpr, jit, power, tl, triton
+from vargen.core.noise import Purpose, Table, Uniforms
+from vargen.core.warp import Warp
+from vargen.kernels import gsd, hashed, lantern, sample, verify
+from vargen.pipelines.prompted import PromptedPipeline
+from vargen.pipelines.raster import RasterPipeline
 
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is not installed for this platform")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -191,9 +190,9 @@ def test_shifted(vocabulary, count, bound):
     generator = torch.Generator().manual_seed(0)
     order = torch.rand(vocabulary, vocabulary, generator=generator).fill_diagonal_(2.0).argsort(-1)
     near = order[:, :count].to(DEVICE)
-    got = relax.shifted(drafts, p, near, ran, **bound)
-    want = rules.shifted(drafts, p.double(), near, **bound)
-    plain = relax.shifted(drafts, p, near, Kernels("torch"), **bound)
+    got = lantern.shifted(drafts, p, near, ran, **bound)
+    want = lantern.plain(drafts, p.double(), near, **bound)
+    plain = lantern.shifted(drafts, p, near, Kernels("torch"), **bound)
     assert ran.ran == {"shifted": "triton"}
     assert (got - want).abs().max() <= max(2 * (plain - want).abs().max(), EPS)
     assert torch.allclose(got.sum(-1), torch.ones(3, 4, device=DEVICE), atol=1e-5)
@@ -209,8 +208,8 @@ def test_cluster(ranks):
     drafts[0, 0], drafts[1, 0], drafts[1, 1] = 12, p[1, 0].argmax(), p[1, 1].argmin()  # and the ends of the order
     codes = torch.randn(37, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     for cut in ({"gap": 0.15, "distance": 2.0}, {"gap": 1.0, "distance": 99.0}, {"gap": 0.0, "distance": 99.0}):
-        got = relax.cluster(drafts, q, p, codes, ran, below=below, above=above, **cut)
-        want = rules.cluster(drafts, q, p, codes, below=below, above=above, **cut)
+        got = gsd.cluster(drafts, q, p, codes, ran, below=below, above=above, **cut)
+        want = gsd.plain(drafts, q, p, codes, below=below, above=above, **cut)
         assert torch.allclose(torch.stack(got), torch.stack(want), atol=1e-6)
     assert ran.ran == {"cluster": "triton"}
 
@@ -222,7 +221,7 @@ def test_what_runs(monkeypatch):
     with pytest.raises(ValueError, match="got impl 'cuda', expected auto, triton or torch"):
         Kernels("cuda")  # pyright: ignore[reportArgumentType]
     with monkeypatch.context() as patch:
-        patch.setattr("vargen.kernels.choice.triton", None)
+        patch.setattr("vargen.core.dispatch.triton", None)
         with pytest.raises(ValueError, match="kernel of sample cannot run: Triton is not installed"):
             sample.law(logits(), Warp(), kernels())
         assert sample.law(logits(), Warp(), Kernels()).isfinite().all()

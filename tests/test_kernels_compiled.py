@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vargen.core.dispatch import triton
 from vargen.kernels.ahead import CASES, TARGETS, compiled
-from vargen.kernels.choice import triton
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is not installed for this platform")

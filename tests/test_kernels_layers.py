@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from vargen.core import KVCache
+from vargen.core.dispatch import Kernels, triton
+from vargen.core.types import KVCache
 from vargen.kernels import attention, rope
 from vargen.kernels.attention import Sight
-from vargen.kernels.choice import Kernels, triton
 from vargen.kernels.norm import rms_norm
 from vargen.models.chameleon import HeadNorm
 

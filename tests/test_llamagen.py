@@ -6,14 +6,15 @@ import pytest
 import torch
 from small import CONFIG, llamagen
 
-from vargen import generate, noise
-from vargen.core import Block
-from vargen.guidance import Guidance
+from vargen.core import noise
+from vargen.core.types import Block
+from vargen.core.warp import Warp
+from vargen.engine import loops
+from vargen.engine.guidance import Guidance
 from vargen.models.llama import RMSNorm, rope_table
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
 from vargen.samplers.ar import ARSettings, Autoregressive
 from vargen.samplers.contract import Task
-from vargen.samplers.warp import Warp
 
 SLOTS = CONFIG.side**2
 LABELS = torch.tensor([1, 4, 0])
@@ -99,8 +100,8 @@ def test_unconditional_rows_are_dropped_when_guidance_ends(interval, doubled, mo
         LlamaGen, "decode", lambda self, block, cache: rows.append(len(block.slots)) or decode(self, block, cache)
     )
     sampler = Autoregressive(ARSettings(), Task(model.spec, torch.tensor([5, 6, 7]), Warp()))
-    condition, clock = model.class_condition(LABELS, guided=True), generate.Clock(model.device)
-    for _ in generate.raster(model, condition, sampler, Guidance(3.0, interval), clock, generate.Counts()):
+    condition, clock = model.class_condition(LABELS, guided=True), loops.Clock(model.device)
+    for _ in loops.raster(model, condition, sampler, Guidance(3.0, interval), clock, loops.Counts()):
         pass
     assert rows == [6] * doubled + [3] * (SLOTS - 1 - doubled)
 
@@ -111,8 +112,8 @@ def test_engine_equals_a_plain_loop(scale):
     guidance = Guidance(scale)
     sampler = Autoregressive(ARSettings(), Task(model.spec, seeds, warp))
     condition = model.class_condition(LABELS, guided=guidance.active)
-    counts = generate.Counts()
-    for _ in generate.raster(model, condition, sampler, guidance, generate.Clock(model.device), counts):
+    counts = loops.Counts()
+    for _ in loops.raster(model, condition, sampler, guidance, loops.Clock(model.device), counts):
         pass
     assert counts.forwards == SLOTS
     tokens = torch.zeros(3, SLOTS, dtype=torch.int64)

@@ -4,12 +4,13 @@ import pytest
 import synth
 import torch
 
-from vargen import checkpoints, generate, registry
-from vargen.core import Block
-from vargen.guidance import Guidance
+from vargen.core import checkpoints, registry
+from vargen.core.types import Block
+from vargen.core.warp import Warp
+from vargen.engine import loops
+from vargen.engine.guidance import Guidance
 from vargen.models.llamagen import LAYOUT, LlamaGen, LlamaGenConfig
 from vargen.samplers.contract import Task
-from vargen.samplers.warp import Warp
 from vargen.tokenizers import vq
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
 
@@ -65,7 +66,7 @@ def build(case):
 def greedy(model, condition, guidance, method):
     sampler, settings = registry.method(method)
     made = sampler(settings, Task(model.spec, torch.arange(2), GREEDY))
-    steps = generate.raster(model, condition, made, guidance, generate.Clock(model.device), generate.Counts())
+    steps = loops.raster(model, condition, made, guidance, loops.Clock(model.device), loops.Counts())
     for _ in steps:
         pass
     return made.tokens

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 import vargen
-from vargen import cli, drawing, registry
-from vargen.core import Block
+from vargen.commands import main, sample
+from vargen.core import registry
+from vargen.core.types import Block
 from vargen.models.llamagen import LAYOUT, LlamaGen
 from vargen.presets import llamagen as presets
 from vargen.tokenizers import vq
@@ -136,7 +137,7 @@ def test_the_command_of_the_manual(files, tmp_path, capsys):
     out = tmp_path / "dog.png"
     argv = ["--model", "llamagen-c2i-b-256", "--checkpoint", files["gpt"], "--tokenizer-checkpoint", files["vq"]]
     argv += ["--method", "sjd-coupled", "--window", 32, "--class", "golden retriever", "--num-images", 1]
-    cli.guarded(drawing.command, [str(word) for word in [*argv, "--out", out, "--device", "cpu"]])
+    main.guarded(sample.command, [str(word) for word in [*argv, "--out", out, "--device", "cpu"]])
     image = Image.open(out)
     assert image.size == (256, 256)
     assert "sjd-coupled" in capsys.readouterr().out

@@ -9,8 +9,8 @@ import torch
 from chameleon import CONFIG, lumina, text, vqgan
 from PIL import Image
 
-from vargen.presets.contract import Preset, Recipe
-from vargen.prompting import PromptedPipeline
+from vargen.core.preset import Preset, Recipe
+from vargen.pipelines.prompted import PromptedPipeline
 
 LATENT = {"output_type": "latent", "seed": 3}
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vargen
-from vargen import drawing
+from vargen.commands import sample
 from vargen.presets import lumina as presets
 
 NAME = "lumina-mgpt-7b-768"
@@ -80,7 +80,7 @@ def test_streaming_and_lantern(official):
 def test_command_line(official, tmp_path, capsys):
     out = tmp_path / "drawn.png"
     flags = ["--checkpoint", str(official), "--tokenizer-checkpoint", str(official), "--device", "cpu"]
-    drawing.command(
+    sample.command(
         [*flags, "--model", NAME, "--prompt", "a red boat", "--height", "32", "--width", "128", "--out", str(out)]
     )
     assert "2 images" in capsys.readouterr().out
@@ -201,7 +201,7 @@ def test_a_picture_is_read(official, tmp_path, capsys):
     flags = ["--checkpoint", str(official), "--tokenizer-checkpoint", str(official), "--device", "cpu", "--model", NAME]
     flags += ["--prompt", "the boat", "--num-images", "2", "--method", "ar"]
     flags += ["--out", str(tmp_path / "drawn.png")]  # not the default: its window hangs on how fast the machine is
-    drawing.command([*flags, "--image", str(tmp_path / "red.png")])
+    sample.command([*flags, "--image", str(tmp_path / "red.png")])
     assert "2 images" in capsys.readouterr().out
     pipe, red = load(official), Image.open(tmp_path / "red.png")
     how = {"prompt": ["the boat"] * 2, "method": "ar", "seed": 0}

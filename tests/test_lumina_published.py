@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import vargen
-from vargen import registry
+from vargen.core import registry
+from vargen.core.warp import Warp
 from vargen.models.chameleon import LAYOUT, Chameleon
 from vargen.models.lumina_mgpt import Anole
 from vargen.presets import lumina as presets
-from vargen.samplers.warp import Warp
 from vargen.tokenizers.vq import VQTokenizer, taming_layout
 
 SHAPES = {  # keys, parameters: 13 tensors a layer, and 3

@@ -8,8 +8,8 @@ from chameleon import CONFIG, NAMES, SIZES, decoder, lumina, vqgan
 from PIL import Image
 from test_chameleon import LAW, pipeline
 
+from vargen.core.image_processor import fit
 from vargen.models.lumina_mgpt import LuminaMGPT, Vocabulary
-from vargen.pictures import fit
 
 
 def test_pictures_are_brought_to_a_size_of_the_model():

@@ -7,8 +7,9 @@ import pytest
 import synth
 import torch
 
-from vargen import checkpoints, generate
-from vargen.core import Denoising, Group
+from vargen.core import checkpoints
+from vargen.core.types import Denoising, Group
+from vargen.engine import loops
 from vargen.models import mar
 from vargen.models.diffusion import kept
 from vargen.models.mar import MAR, MARConfig
@@ -129,8 +130,8 @@ def test_whole_generation(name, tmp_path):
         sampler = MaskedAutoregressive(MARSettings(iterations=6, steps=10), task)
     else:
         sampler = StepAnnealing(DiSASettings(iterations=6, upper=12, lower=4), task)
-    condition, counts = model.class_condition(recorded["labels"], guided=True), generate.Counts()
-    for _ in generate.continuous(model, condition, sampler, generate.Clock(model.device), counts):
+    condition, counts = model.class_condition(recorded["labels"], guided=True), loops.Counts()
+    for _ in loops.continuous(model, condition, sampler, loops.Clock(model.device), counts):
         pass
     assert relative(model.image(sampler.values), recorded["gen_latents"]) < 1e-4
     assert next(task.left, None) is None  # all noise was asked for

@@ -5,8 +5,8 @@ import pytest
 import torch
 from small import LATENTS, kl, latent_pipeline, mar
 
-from vargen.core import Denoising, Group
-from vargen.models.contract import ContinuousSpec
+from vargen.core.specs import ContinuousSpec
+from vargen.core.types import Denoising, Group
 from vargen.models.diffusion import DiffusionHead, kept, solver, tables
 from vargen.samplers.contract import LatentTask
 

@@ -11,8 +11,8 @@ import torch
 from small import LATENT_PRESET, LATENTS
 
 import vargen
-from vargen import registry
-from vargen.checkpoints import Misfit
+from vargen.core import registry
+from vargen.core.checkpoints import Misfit
 from vargen.models.mar import LAYOUT, MAR
 from vargen.presets import mar as presets
 from vargen.tokenizers import kl as autoencoder

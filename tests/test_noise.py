@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from vargen import noise
-from vargen.noise import Purpose
+from vargen.core import noise
+from vargen.core.noise import Purpose
 
 SEEDS = torch.tensor([0, 1, -5, 1 << 62])
 

@@ -5,7 +5,8 @@ import torch
 from small import pipeline
 from toy import images, p_value
 
-from vargen.samplers import pac, rules
+from vargen.core import rules
+from vargen.samplers import pac
 from vargen.samplers.pac import ProactiveJacobi, ProactiveSettings
 from vargen.samplers.sjd import CoupledJacobi, CoupledSettings
 

@@ -6,9 +6,10 @@ import torch
 import vargen
 from vargen.models import pocket
 from vargen.scenes import CLASSES, draw_many
+from vargen.scenes.dataset import HELD_OUT
 from vargen.tokenizers.kl import KLTokenizer
 from vargen.tokenizers.vq import VQTokenizer
-from vargen.training.data import HELD_OUT, to_tensor
+from vargen.training.data import to_tensor
 
 CPU = torch.device("cpu")
 LABELS = [i % len(CLASSES) for i in range(40)]

@@ -12,7 +12,8 @@ from small import latent_pipeline, pipeline, scale_pipeline
 from wrapped import emu_model, janus_model
 
 import vargen
-from vargen import cli, drawing, quantize, registry
+from vargen.commands import main, sample
+from vargen.core import quantize, registry
 from vargen.eval import runs
 
 HERE = importlib.util.find_spec("torchao") is not None
@@ -158,7 +159,7 @@ def test_fingerprints_tell_quantised_weights_apart(pipes):
 @needs_torchao
 def test_flag(tmp_path):
     argv = ["--model", "small", "--method", "sjd-exact:window=4", "--quantize", "int8", "--out", tmp_path / "a.png"]
-    cli.guarded(drawing.command, [str(word) for word in (*argv, "--trace", tmp_path / "a.json")])
+    main.guarded(sample.command, [str(word) for word in (*argv, "--trace", tmp_path / "a.json")])
     trace = json.loads((tmp_path / "a.json").read_text())
     assert trace["settings"]["quantize"] == "int8"
     assert "torchao" in trace["versions"]
@@ -166,7 +167,7 @@ def test_flag(tmp_path):
 
 @needs_torchao
 def test_evaluation_keeps_apart_what_is_quantised(tmp_path):
-    from vargen.eval.command import command
+    from vargen.commands.evaluate import command
 
     argv = ["sample", "--model", "small", "--method", "ar", "--num-images", "4", "--out", str(tmp_path / "run")]
     command([*argv, "--quantize", "int8"])
@@ -210,7 +211,7 @@ def test_without_torchao_the_extra_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "torchao", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "torchao.quantization", raising=False)
     with pytest.raises(SystemExit) as stopped:
-        cli.guarded(drawing.command, ["--model", "small", "--quantize", "int8", "--out", str(tmp_path / "a.png")])
+        main.guarded(sample.command, ["--model", "small", "--quantize", "int8", "--out", str(tmp_path / "a.png")])
     error = capsys.readouterr().err
     assert stopped.value.code == 2
     assert "vargen: quantize needs torchao, pip install 'vargen[quant]'" in error
@@ -220,5 +221,5 @@ def test_without_torchao_the_extra_is_named(monkeypatch, tmp_path, capsys):
 
 def test_unknown_flag(capsys):
     with pytest.raises(SystemExit):
-        cli.guarded(drawing.command, ["--quantize", "int7"])
+        main.guarded(sample.command, ["--quantize", "int7"])
     assert "invalid choice: 'int7'" in capsys.readouterr().err

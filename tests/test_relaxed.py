@@ -8,10 +8,14 @@ import torch
 from small import pipeline
 from toy import images, law, p_value
 
-from vargen import registry
-from vargen.kernels.choice import Kernels
-from vargen.samplers import neighbours, relax, rules
+from vargen.core import registry, rules
+from vargen.core.dispatch import Kernels
+from vargen.kernels import lantern as shift
+from vargen.samplers import neighbours, relax
 from vargen.samplers.contract import Task
+from vargen.samplers.cool import cool
+from vargen.samplers.gsd import gsd
+from vargen.samplers.lantern import lantern
 from vargen.samplers.sjd import CoupledJacobi, CoupledSettings
 
 IDS = 24
@@ -44,17 +48,17 @@ def near(k):
 
 def settled(rule, draft, q, p, u, v, *more, **settings):
     """(kept, token) of a rule."""
-    known = {"kernels": PLAIN} if rule in (relax.lantern, relax.gsd) else {}
+    known = {"kernels": PLAIN} if rule in (lantern, gsd) else {}
     kept, rest = rule(draft, q, p, u, *more, **known, **settings)
     return kept, rules.settle(kept, rest, draft, v)
 
 
 NEUTRAL: dict[str, Any] = {
-    "lantern": lambda a: settled(relax.lantern, *a, near=near(10), delta=0.0),
-    "lantern++": lambda a: settled(relax.lantern, *a, near=near(10), factor=0.0),
-    "gsd": lambda a: settled(relax.gsd, *a, codebook=CODES, below=0, above=0),
-    "gsd-distance": lambda a: settled(relax.gsd, *a, codebook=CODES, distance=0.0),
-    "cool": lambda a: settled(rules.cool, *a, weight=torch.ones(a[0].shape, dtype=torch.float64)),
+    "lantern": lambda a: settled(lantern, *a, near=near(10), delta=0.0),
+    "lantern++": lambda a: settled(lantern, *a, near=near(10), factor=0.0),
+    "gsd": lambda a: settled(gsd, *a, codebook=CODES, below=0, above=0),
+    "gsd-distance": lambda a: settled(gsd, *a, codebook=CODES, distance=0.0),
+    "cool": lambda a: settled(cool, *a, weight=torch.ones(a[0].shape, dtype=torch.float64)),
 }
 
 
@@ -86,7 +90,7 @@ NEAR = torch.tensor([[1, 2, 3], [0, 2, 3], [3, 1, 0], [2, 1, 0]])
     ],
 )
 def test_shifted_by_hand(bound, expected):
-    out = rules.shifted(torch.tensor(0), P, NEAR, **bound)
+    out = shift.plain(torch.tensor(0), P, NEAR, **bound)
     torch.testing.assert_close(out, torch.tensor(expected, dtype=torch.float64))
 
 
@@ -95,7 +99,7 @@ def test_lantern_by_hand():
     u = torch.tensor([0.42, 0.44, 0.44, 0.99], dtype=torch.float64)
     v = torch.tensor([0.0, 0.39, 0.41, 0.99], dtype=torch.float64)
     kept, tokens = settled(
-        relax.lantern, torch.zeros(4, dtype=torch.int64), Q.expand(4, 4), P.expand(4, 4), u, v, NEAR, delta=0.25
+        lantern, torch.zeros(4, dtype=torch.int64), Q.expand(4, 4), P.expand(4, 4), u, v, NEAR, delta=0.25
     )
     assert kept.tolist() == [True, False, False, False]
     assert tokens.tolist() == [0, 2, 3, 3]
@@ -107,12 +111,12 @@ def test_gsd_by_hand():
     q = torch.tensor([0.1, 0.6, 0.25, 0.05], dtype=torch.float64)
     u = torch.tensor([0.40, 0.44], dtype=torch.float64)  # ours: 0.1 + 0.2, theirs: 0.1 + 0.6
     draft, v = torch.tensor([1, 1]), torch.tensor([0.0, 0.0], dtype=torch.float64)
-    kept, tokens = settled(relax.gsd, draft, q.expand(2, 4), P.expand(2, 4), u, v, codes, below=1, above=1)
+    kept, tokens = settled(gsd, draft, q.expand(2, 4), P.expand(2, 4), u, v, codes, below=1, above=1)
     assert kept.tolist() == [True, False]
     assert tokens.tolist() == [1, 2]  # the residual is (0, 0, 0.05, 0.35)
-    alike, _ = settled(relax.gsd, draft, q.expand(2, 4), P.expand(2, 4), u, v, codes, below=1, above=1, gap=0.05)
+    alike, _ = settled(gsd, draft, q.expand(2, 4), P.expand(2, 4), u, v, codes, below=1, above=1, gap=0.05)
     assert alike.tolist() == [False, False]  # 0 is too unlike in probability: 0.2 / 0.6
-    alone, _ = settled(relax.gsd, draft, q.expand(2, 4), P.expand(2, 4), u, v, codes, below=0, above=0)
+    alone, _ = settled(gsd, draft, q.expand(2, 4), P.expand(2, 4), u, v, codes, below=0, above=0)
     assert alone.tolist() == [False, False]
 
 
@@ -121,7 +125,7 @@ def test_cool_by_hand():
     u = torch.tensor([0.28, 0.29, 0.29, 0.29], dtype=torch.float64)
     v = torch.tensor([0.0, 0.16, 0.17, 0.51], dtype=torch.float64)
     draft, two = torch.zeros(4, dtype=torch.int64), torch.full((4,), 2.0, dtype=torch.float64)
-    kept, tokens = settled(rules.cool, draft, Q.expand(4, 4), P.expand(4, 4), u, v, two)
+    kept, tokens = settled(cool, draft, Q.expand(4, 4), P.expand(4, 4), u, v, two)
     assert kept.tolist() == [True, False, False, False]
     assert tokens.tolist() == [0, 1, 2, 3]
 
@@ -129,7 +133,7 @@ def test_cool_by_hand():
 def outcome(q, p, delta, table):
     """The law of LANTERN's token, exactly: sum over drafts of the mass kept and of the residual's share."""
     drafts = torch.arange(IDS)
-    moved = rules.shifted(drafts, p.expand(IDS, IDS), table, delta=delta)  # (V, V)
+    moved = shift.plain(drafts, p.expand(IDS, IDS), table, delta=delta)  # (V, V)
     kept = (moved.diagonal() / q).clamp(max=1)
     rest = rules.residual(moved, q.expand(IDS, IDS))
     share = rest / rest.sum(-1, keepdim=True).clamp(min=1e-300)
@@ -142,7 +146,7 @@ def test_lantern_s_total_variation_bound(delta):
     _, q, p, _, _ = laws(300, seed=5)
     judged, drawn = [], []
     for i in range(300):
-        moved = rules.shifted(torch.arange(IDS), p[i].expand(IDS, IDS), near(IDS - 1), delta=delta)
+        moved = shift.plain(torch.arange(IDS), p[i].expand(IDS, IDS), near(IDS - 1), delta=delta)
         torch.testing.assert_close(moved.sum(-1), torch.ones(IDS, dtype=torch.float64))
         judged.append((moved - p[i]).abs().sum(-1).max().item() / 2)
         token = outcome(q[i], p[i], delta, near(IDS - 1))
@@ -163,10 +167,10 @@ def test_acceptance_grows_with_every_relaxation():
 
     exact = share(rules.keep(draft, q, p, u, v)[0])
     for shares in (
-        [share(settled(relax.lantern, draft, q, p, u, v, near(20), delta=d)[0]) for d in (0.0, 0.1, 0.3, 0.9)],
-        [share(settled(relax.lantern, draft, q, p, u, v, near(20), factor=f)[0]) for f in (0.0, 1.0, 4.0, 99.0)],
+        [share(settled(lantern, draft, q, p, u, v, near(20), delta=d)[0]) for d in (0.0, 0.1, 0.3, 0.9)],
+        [share(settled(lantern, draft, q, p, u, v, near(20), factor=f)[0]) for f in (0.0, 1.0, 4.0, 99.0)],
         [
-            share(settled(rules.cool, draft, q, p, u, v, torch.full((4000,), w, dtype=torch.float64))[0])
+            share(settled(cool, draft, q, p, u, v, torch.full((4000,), w, dtype=torch.float64))[0])
             for w in (1.0, 2.0, 4.0)
         ],
     ):

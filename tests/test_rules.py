@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vargen.samplers import rules
+from vargen.core import rules
 
 
 def laws(count: int = 200, ids: int = 16) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,7 +29,7 @@ from schemathesis import GenerationMode, checks
 from schemathesis.core.result import Ok
 from served import HEADERS, IMAGES, KEY, MODELS, ROOT, Running, descriptors, end, soon
 
-from vargen import drawing
+from vargen.commands import sample
 
 PATHS = (IMAGES, "/v1/models", "/healthz", "/metrics")
 PROMPTS = ("a red lighthouse at night", "snow", "a harbour with three boats under a full moon")
@@ -69,7 +69,7 @@ def drawn(body, folder):
     wide, high = body.get("size", "64x64").split("x")
     size = ["--height", high, "--width", wide] if body["model"] == "pocket-lumina" else []
     rest = ["--seed", str(body["seed"]), "--num-images", str(count), "--batch-size", "1", "--device", "cpu"]
-    drawing.command(["--model", body["model"], "--method", method, *subject, *size, *rest, "--out", str(out)])
+    sample.command(["--model", body["model"], "--method", method, *subject, *size, *rest, "--out", str(out)])
     return [(out if count == 1 else out.with_name(f"{out.stem}-{i}.png")).read_bytes() for i in range(count)]
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from vargen import cli
-from vargen.server import command
+from vargen.commands import main, serve
 from vargen.server.metrics import Metrics
 from vargen.server.options import KEY_VARIABLE, Options
 
@@ -25,7 +24,7 @@ from vargen.server.options import KEY_VARIABLE, Options
 )
 def test_flags(flags, words, capsys):
     with pytest.raises(SystemExit) as ended:
-        cli.guarded(command.command, flags)
+        main.guarded(serve.command, flags)
     said = capsys.readouterr().err
     assert ended.value.code == 2
     assert words in said

@@ -8,9 +8,10 @@ pytest.importorskip("litserve", reason="the server is an extra: pip install 'var
 
 from served import IMAGES, ask, limits, play
 
-from vargen import cli, registry
+from vargen.commands import main
+from vargen.commands.serve import command
+from vargen.core import registry
 from vargen.server import logs
-from vargen.server.command import command
 from vargen.server.options import WORDS, Options
 
 WRONG = [
@@ -134,7 +135,7 @@ def test_keys(tmp_path):
 )
 def test_a_server_that_cannot_be_has_one_sentence(argv, words, capsys):
     with pytest.raises(SystemExit) as stopped:
-        cli.guarded(command, argv)
+        main.guarded(command, argv)
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert len(said.strip().splitlines()) == 1

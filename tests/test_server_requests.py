@@ -17,7 +17,7 @@ pytest.importorskip("litserve", reason="the server is an extra: pip install 'var
 import httpx
 from served import IMAGES, ask, limits, pictures, pipes, play
 
-from vargen import registry
+from vargen.core import registry
 from vargen.server import logs
 from vargen.server.metrics import Histogram
 from vargen.server.threads import application

@@ -8,13 +8,13 @@ from small import CONFIG, PRESETS, llamagen, pipeline, vq
 from toy import WARP, ToyModel, images, p_value
 
 import vargen
-from vargen import registry
-from vargen.drafting import ModelDrafter, from_model
+from vargen.core import registry, rules
+from vargen.engine.drafters import ModelDrafter
+from vargen.engine.guidance import Guidance
 from vargen.eval import plan, runs
-from vargen.guidance import Guidance
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
-from vargen.raster import RasterPipeline
-from vargen.samplers import rules
+from vargen.pipelines.choose_drafter import from_model
+from vargen.pipelines.raster import RasterPipeline
 from vargen.samplers.speculative import Speculative, SpeculativeSettings
 
 LEVEL = 1e-5  # per case; with fixed seeds a case either always passes or always fails

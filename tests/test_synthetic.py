@@ -9,10 +9,12 @@ import pytest
 import small
 import torch
 
-from vargen import bench, cli, generate, registry, synthetic
-from vargen.guidance import Guidance
+from vargen.commands import bench, main, synthetic
+from vargen.core import registry
+from vargen.core.warp import Warp
+from vargen.engine import loops
+from vargen.engine.guidance import Guidance
 from vargen.samplers.contract import Task
-from vargen.samplers.warp import Warp
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,7 +49,7 @@ def test_the_acceptance_is_imposed(tokens, steps):
     sampler: Any = synthetic.ImposedJacobi(4, task, synthetic.Imposed(tokens, steps))
     condition = model.class_condition(torch.tensor([0, 1]), guided=True)
     at = []
-    for _ in generate.raster(model, condition, sampler, guidance, generate.Clock(model.device), generate.Counts()):
+    for _ in loops.raster(model, condition, sampler, guidance, loops.Clock(model.device), loops.Counts()):
         at.append(sampler.settled[0])
         if len(at) > steps:
             break
@@ -94,7 +96,7 @@ def test_bad_flags(tmp_path, capsys):
         (["--synthetic", "dalle"], "invalid choice: 'dalle'"),
     ):
         with pytest.raises(SystemExit):
-            cli.guarded(bench.command, [*flags, *more])
+            main.guarded(bench.command, [*flags, *more])
         assert complaint in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"was not written by scripts/benchmark.py --synthetic"):
         runpy.run_path(str(ROOT / "benchmarks" / "roofline.py"))["main"](

@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from small import CONFIG, llamagen, vq
 
 import vargen
-from vargen import cli, drawing, registry
-from vargen.core import Block
+from vargen.commands import main, sample
+from vargen.core import registry
+from vargen.core.preset import Preset, Recipe, Sources
+from vargen.core.types import Block
 from vargen.models import t5
 from vargen.models.llamagen import CaptionEmbedder, LlamaGen
+from vargen.pipelines.raster import RasterPipeline
 from vargen.presets import llamagen as presets
-from vargen.presets.contract import Preset, Recipe, Sources
-from vargen.raster import RasterPipeline
 from vargen.tokenizers import vq as vq_module
 
 WIDTH, TOKENS = 24, 9
@@ -259,10 +260,10 @@ def test_command_line(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(registry.MODELS, "small-text", "test_text:PRESETS")
     argv = ["--model", "small-text", "--text-encoder", str(folder), "--method", "sjd", "--window", "4"]
     argv += ["--prompt", "a red boat", "--prompt", "the dog", "--out", str(tmp_path / "a.png")]
-    cli.guarded(drawing.command, argv)
+    main.guarded(sample.command, argv)
     assert Image.open(tmp_path / "a.png").size == (48, 12)
     assert "4 images by sjd" in capsys.readouterr().out
     for extra, words in ((["--class", "a"], "no --class"), ([], "give --prompt")):
         with pytest.raises(SystemExit):
-            cli.guarded(drawing.command, ["--model", "small-text", "--text-encoder", str(folder), *extra])
+            main.guarded(sample.command, ["--model", "small-text", "--text-encoder", str(folder), *extra])
         assert words in capsys.readouterr().err

@@ -10,7 +10,7 @@ from torch import nn
 
 from vargen.models.llamagen import LlamaGenConfig
 from vargen.models.mar import MAR, MARConfig
-from vargen.scenes import CLASSES
+from vargen.scenes import CLASSES, dataset
 from vargen.tokenizers.kl import KLConfig, KLTokenizer
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
 from vargen.training import classifier, data, kl, mar, transformer
@@ -66,16 +66,16 @@ def test_cached_tokens_belong_to_their_tokenizer(tmp_path):
 
 
 def test_cached_scenes_of_other_code_are_drawn_again(tmp_path):
-    right = np.array(data.scenes(tmp_path, 20))
+    right = np.array(dataset.scenes(tmp_path, 20))
     np.save(tmp_path / "scenes-0-20.npy", 255 - right)
-    assert (data.scenes(tmp_path, 20) == right).all()
+    assert (dataset.scenes(tmp_path, 20) == right).all()
 
 
 def test_scenes_are_drawn_once_and_held_out_seeds_differ(tmp_path):
-    first = data.scenes(tmp_path, 20)
-    assert (first == data.scenes(tmp_path, 20)).all()
-    assert (first != data.scenes(tmp_path, 20, data.HELD_OUT)).any(axis=(1, 2, 3)).all()
-    assert data.labels(20).tolist() == list(range(len(CLASSES))) * 2
+    first = dataset.scenes(tmp_path, 20)
+    assert (first == dataset.scenes(tmp_path, 20)).all()
+    assert (first != dataset.scenes(tmp_path, 20, dataset.HELD_OUT)).any(axis=(1, 2, 3)).all()
+    assert dataset.labels(20).tolist() == list(range(len(CLASSES))) * 2
     tensor = data.to_tensor(first[:3], CPU)
     assert tensor.shape == (3, 3, 64, 64)
     assert ((tensor + 1) * 127.5).round().permute(0, 2, 3, 1).numpy().astype("uint8").tolist() == first[:3].tolist()
@@ -120,7 +120,7 @@ def test_autoencoder_learns_and_its_latents_get_unit_size(tmp_path):
     model = KLTokenizer(KLConfig((8, 8, 8), 1, 4, norm_groups=4, scale=1.0))
     kl.train(model, tmp_path, name="k", steps=40, batch=8, images=40, seed=0, device=CPU)
     with torch.no_grad():
-        latents = model.encode(data.to_tensor(data.scenes(tmp_path, 40), CPU))
+        latents = model.encode(data.to_tensor(dataset.scenes(tmp_path, 40), CPU))
     assert latents.mean((0, 2, 3)).abs().max() < 0.02
     assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.02
     assert kl.measure(model.eval(), tmp_path, images=50, device=CPU)["psnr_db"] > 12

@@ -8,14 +8,14 @@ from small import CONFIG, llamagen, pipeline
 from test_speculative import small_drafter
 from toy import ToyModel, images, p_value
 
-from vargen.core import Block
-from vargen.kernels.choice import Kernels
-from vargen.models.contract import RasterSpec
-from vargen.samplers import rules
+from vargen.core import rules
+from vargen.core.dispatch import Kernels
+from vargen.core.specs import RasterSpec
+from vargen.core.types import Block
+from vargen.core.warp import Warp
 from vargen.samplers.contract import Task
 from vargen.samplers.dynamic import DynamicSettings, DynamicTree
 from vargen.samplers.tree import TreeSettings, TreeSpeculative, parents_of
-from vargen.samplers.warp import Warp
 
 LEVEL = 1e-5  # per case; with fixed seeds a case either always passes or always fails
 COUNTS = {1: 400, 4: 1600, 16: 6400}

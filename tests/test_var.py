@@ -10,14 +10,15 @@ from PIL import Image
 from scipy.stats import chisquare
 from small import PRESETS, SCALE_PRESET, SCALES, multiscale_vq, scale_pipeline, var
 
-from vargen import drafting, registry, request
-from vargen.guidance import Ramp
+from vargen.core import registry
+from vargen.core.warp import Warp
+from vargen.engine.guidance import Ramp
 from vargen.models.var import VAR
-from vargen.next_scale import NextScalePipeline, kept
-from vargen.raster import RasterPipeline
+from vargen.pipelines import choose_drafter, request
+from vargen.pipelines.next_scale import NextScalePipeline, kept
+from vargen.pipelines.raster import RasterPipeline
 from vargen.samplers.contract import ScaleTask
 from vargen.samplers.var import NextScale, NextScaleSettings
-from vargen.samplers.warp import Warp
 
 SPEC = SCALES.spec
 OPTIONS = ({}, {"guidance_scale": 0.0}, {"cfg_interval": 1}, {"top_k": 5, "top_p": 0.9, "temperature": 1.3})
@@ -247,7 +248,7 @@ def test_a_refiner_of_another_tokenizer_is_refused(pipe):
     with pytest.raises(
         ValueError, match="other cannot refine for small-scales: its image tokenizer has another codebook"
     ):
-        drafting.from_model(pipe, "other", other)
+        choose_drafter.from_model(pipe, "other", other)
     alone = NextScalePipeline(var(), multiscale_vq(), preset=SCALE_PRESET)
     with pytest.raises(ValueError, match="this method needs a refiner, and small-scales has none"):
         alone(["a"], method="code:scales=2")
@@ -296,4 +297,4 @@ def test_counts_tell_who_ran(pipe):
 
 def test_a_head_does_not_refine(pipe):
     with pytest.raises(ValueError, match="an EAGLE head drafts for raster models: small-scales is none"):
-        drafting.by_name(pipe, "eagle")
+        choose_drafter.by_name(pipe, "eagle")

@@ -8,8 +8,9 @@ from made_up import made_up, save_folder
 from PIL import Image
 from small import SCALE_PRESET
 
-from vargen import bench, cli, drawing, registry
-from vargen.eval.command import command as evaluate
+from vargen.commands import bench, main, sample
+from vargen.commands.evaluate import command as evaluate
+from vargen.core import registry
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +19,8 @@ def _small_model(monkeypatch):
     assert SCALE_PRESET.method == "var"
 
 
-def run(*argv: object, command=drawing.command) -> None:
-    cli.guarded(command, ["--model", "small-scales", *(str(word) for word in argv)])
+def run(*argv: object, command=sample.command) -> None:
+    main.guarded(command, ["--model", "small-scales", *(str(word) for word in argv)])
 
 
 def test_sampling_takes_the_model_s_own_method_and_laws_per_scale(tmp_path, capsys):
@@ -102,7 +103,7 @@ def test_benchmark(tmp_path):
 def test_evaluation(tmp_path, cache):
     real = save_folder(made_up(40, size=8, seed=900), tmp_path / "real")
     named = ("--reference", real, "--cache", cache, "--device", "cpu", "--json", tmp_path / "r.json")
-    cli.guarded(
+    main.guarded(
         evaluate,
         [str(x) for x in ("run", "--model", "small-scales", "--num-images", 20, "--batch-size", 8,
                           "--temperature", "1,1,1,0.5", "--out", tmp_path / "run", *named)],

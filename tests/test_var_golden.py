@@ -4,10 +4,10 @@ import pytest
 import synth
 import torch
 
-from vargen import checkpoints
+from vargen.core import checkpoints
 from vargen.models import var
 from vargen.models.var import VAR, VARConfig
-from vargen.next_scale import NextScalePipeline
+from vargen.pipelines.next_scale import NextScalePipeline
 from vargen.tokenizers import multiscale_vq
 from vargen.tokenizers.multiscale_vq import MultiScaleVQConfig, MultiScaleVQTokenizer
 

@@ -9,7 +9,7 @@ import synth
 import torch
 
 import vargen
-from vargen import checkpoints, registry
+from vargen.core import checkpoints, registry
 from vargen.models import var
 from vargen.models.var import VAR, VARConfig
 from vargen.presets import var as presets

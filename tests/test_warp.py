@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from vargen.guidance import Guidance
-from vargen.samplers.warp import Warp
+from vargen.core.warp import Warp
+from vargen.engine.guidance import Guidance
 
 IDS = torch.LongTensor()  # what the processors of transformers ask for and do not read
 LOGITS = torch.randn(50, 40, generator=torch.Generator().manual_seed(1)) * 3

@@ -10,12 +10,12 @@ from transformers import JanusForConditionalGeneration
 from wrapped import CODES, EMU, JANUS, SIDE, emu_model, janus_model, words
 
 import vargen
+from vargen.core.specs import RasterSpec
 from vargen.models import emu3
-from vargen.models.contract import RasterSpec
 from vargen.models.emu3 import Emu3
 from vargen.models.janus import Janus
+from vargen.pipelines.prompted import PromptedPipeline
 from vargen.presets.wrapped import SPECS
-from vargen.prompting import PromptedPipeline
 
 PROMPTS = ["a red boat", "sea"]
 SIZE, SIZES = (32, 48), ((32, 48), (32, 32))

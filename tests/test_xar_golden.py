@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from flow_loop import Recorded, relative
 
-from vargen.core import Denoising
+from vargen.core.noise import PathNoise
+from vargen.core.types import Denoising
 from vargen.models import flow, xar
 from vargen.models.flow import Step, timesteps
 from vargen.models.xar import XAR, XARConfig
-from vargen.noise import PathNoise
 
 CASES = ("xar_10_10", "xar_12_5")
 

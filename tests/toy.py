@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vargen import generate
-from vargen.core import Block, Condition, KVCache
-from vargen.drafting import ModelDrafter
-from vargen.guidance import Guidance
-from vargen.models.contract import RasterSpec
+from vargen.core.specs import RasterSpec
+from vargen.core.types import Block, Condition, KVCache
+from vargen.core.warp import Warp
+from vargen.engine import loops
+from vargen.engine.drafters import ModelDrafter
+from vargen.engine.guidance import Guidance
 from vargen.samplers.contract import Task
-from vargen.samplers.warp import Warp
 
 SIDE, IDS = 2, 4
 SLOTS = SIDE * SIDE
@@ -105,7 +105,7 @@ def images(
         condition = model.class_condition(seeds, guided=True)
         small = ModelDrafter(drafter, condition, guidance, WARP) if drafter else None
         sampler = sampler_class(settings, Task(model.spec, seeds, WARP, drafter=small, codebook=codebook))
-        for _ in generate.raster(model, condition, sampler, guidance, generate.Clock(model.device), generate.Counts()):
+        for _ in loops.raster(model, condition, sampler, guidance, loops.Clock(model.device), loops.Counts()):
             pass
         out.append((sampler.tokens * powers).sum(-1))
     return torch.cat(out).numpy()

@@ -7,17 +7,18 @@ image = pipe(class_labels=["beach"], method="sjd-coupled", seed=0).images[0]
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vargen.core.version import __version__ as __version__
+
 __all__ = ["load", "load_tokenizer", "plan"]
 
 if TYPE_CHECKING:
-    from vargen.loading import load, load_tokenizer
-    from vargen.memory import plan
+    from vargen.pipelines.loading import load, load_tokenizer
+    from vargen.pipelines.plan import plan
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:  # on demand: they bring torch and diffusers with them
-        from vargen import loading, memory
+        from vargen.pipelines import loading, plan
 
-        return getattr(memory if name == "plan" else loading, name)
+        return getattr(plan if name == "plan" else loading, name)
     raise AttributeError(f"module 'vargen' has no attribute {name!r}")

@@ -5,7 +5,7 @@ from typing import Any, get_type_hints
 
 import gradio as gr
 
-from vargen import registry
+from vargen.core import registry
 from vargen.demo.explain import words
 from vargen.samplers.tree import SHAPES
 

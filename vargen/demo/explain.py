@@ -6,7 +6,7 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
-from vargen import registry
+from vargen.core import registry
 
 KINDS = {
     "raster": "Token by token: LlamaGen, Lumina-mGPT, Emu3, Janus",

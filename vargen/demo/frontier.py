@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vargen import registry
+from vargen.core import registry
 
 COPY = Path(__file__).with_name("frontier.json")
 TIMES = ("", "-drafted", "-abreast")  # files of seconds, the first that has a method counts: pocket-var-cpu.json, ...

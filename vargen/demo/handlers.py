@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
 
-from vargen import registry
+from vargen.core import registry
 from vargen.demo import show
 from vargen.demo.studio import Order, Run, Studio
 

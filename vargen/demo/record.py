@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from math import isqrt
 
 import numpy as np
+from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
 
-from vargen.models.contract import ContinuousSpec, RasterSpec, ScaleSpec
-from vargen.pipeline import Partial
+from vargen.pipelines.base import Partial
 
 Spec = RasterSpec | ScaleSpec | ContinuousSpec
 

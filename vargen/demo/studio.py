@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from vargen.core.png import encode_png, texts
+from vargen.core.specs import RasterSpec, ScaleSpec
 
-from vargen import registry, request
+from vargen.core import registry
 from vargen.demo.limits import MOST, MOST_LETTERS, MOST_SEED, Limits
 from vargen.demo.record import Record, Spec
-from vargen.drawing import texts
-from vargen.files import encode_png
-from vargen.models.contract import RasterSpec, ScaleSpec
-from vargen.pipeline import Partial, Pipeline
+from vargen.pipelines import request
+from vargen.pipelines.base import Partial, Pipeline
 
 POCKET = tuple(name for name in registry.MODELS if name.startswith("pocket-"))  # their weights ship
 
@@ -56,7 +56,7 @@ class Studio:
         if name not in self.models:
             raise ValueError(registry.unknown("model", name, self.models))
         if name not in self._pipes:
-            from vargen.loading import load
+            from vargen.pipelines.loading import load
 
             pipe = load(name, device=self._device)
             pipe.set_progress_bar_config(disable=True)

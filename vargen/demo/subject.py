@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from vargen import registry
+from vargen.core import registry
 from vargen.demo.studio import Order, Studio
 from vargen.models.pocket import LUMINA_SIZES
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from vargen import registry
+from vargen.core import registry
 from vargen.demo import explain, frontier, handlers, show
 from vargen.demo.controls import Controls, first, methods, named, suggested
 from vargen.demo.limits import MOST_SEED

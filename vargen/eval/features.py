@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from vargen import checkpoints
+from vargen.core import checkpoints
 from vargen.eval.images import Images
 from vargen.eval.metrics import Array
 

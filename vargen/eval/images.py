@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vargen.files import write_atomically
+from vargen.core.atomic import write_atomically
 
 Pixels = NDArray[np.uint8]
 DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from vargen.core.atomic import write_atomically
 from vargen.eval import metrics
 from vargen.eval.features import Extractor, extract
 from vargen.eval.images import DAMAGE, Images, npz_shapes, open_images
 from vargen.eval.metrics import Frechet, Gaussian, Rows
-from vargen.files import write_atomically
-from vargen.training.data import HELD_OUT, scenes
+from vargen.scenes.dataset import HELD_OUT, scenes
 
 FEWEST = 7  # images up to which precision, recall and KID say nothing
 MOST_FEATURES = 20_000

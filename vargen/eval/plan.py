@@ -12,8 +12,9 @@ from typing import Any, get_origin, get_type_hints
 
 import torch
 
-from vargen import noise, registry, request
-from vargen.presets.contract import Preset
+from vargen.core import noise, registry
+from vargen.core.preset import Preset
+from vargen.pipelines import request
 
 AUTO_WINDOW = 16  # stands in for `auto`, which follows the clock
 

@@ -6,7 +6,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from vargen.files import write_atomically
+from vargen.core.atomic import write_atomically
 
 COLUMNS = {  # heading -> key of a row, format
     "model": ("model", "{}"),

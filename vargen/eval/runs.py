@@ -21,13 +21,14 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
+from vargen.core.png import save_png
+from vargen.pipelines.choose_drafter import chosen
 
-from vargen import quantize, registry
-from vargen.drafting import chosen
+from vargen.core import quantize, registry
+from vargen.core.atomic import write_atomically
 from vargen.eval.images import is_whole_png
 from vargen.eval.plan import Plan, load
-from vargen.files import save_png, write_atomically
-from vargen.loading import find_device
+from vargen.pipelines.loading import find_device
 
 STALE_SECONDS = 3600  # after which a half-written file is nobody's
 

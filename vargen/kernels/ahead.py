@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vargen.kernels import attention, norm, relax, rope, sample, verify
-from vargen.kernels.choice import triton
+from vargen.core.dispatch import triton
+from vargen.kernels import attention, gsd, lantern, norm, rope, sample, verify
 
 TARGETS = (80, 90)
 VOCABULARY, HEAD = 16384, 64
@@ -38,9 +38,9 @@ CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any], int]] = {  # kernel
     "norm": (norm._rows, (BF16, BF16, BF16, INT, FLOAT), {"BLOCK": 2048}, 4),
     "rope, neighbours": (rope._heads, _ROPE, {**_TURNED, "PAIRS": True, "NORM": False}, 1),
     "rope, halves": (rope._heads, _ROPE, {**_TURNED, "PAIRS": False, "NORM": True}, 1),
-    "shifted": (relax._shifted, (I64, F32, I64, F32, INT, INT, FLOAT),
-                {"OWN": True, "BLOCK": relax.CHUNK, "NEAR": 1024}, 4),
-    "cluster": (relax._cluster, (I64, F32, F32, F32, F32, F32, INT, INT, INT, FLOAT, FLOAT),
+    "shifted": (lantern._shifted, (I64, F32, I64, F32, INT, INT, FLOAT),
+                {"OWN": True, "BLOCK": lantern.CHUNK, "NEAR": 1024}, 4),
+    "cluster": (gsd._cluster, (I64, F32, F32, F32, F32, F32, INT, INT, INT, FLOAT, FLOAT),
                 {"DIM": 8, "CHANNELS": 16, "BLOCK": VOCABULARY}, 16),
 }  # fmt: skip
 

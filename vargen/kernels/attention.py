@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vargen.kernels.choice import Kernels, constexpr, jit, on, power, tl
+from vargen.core.dispatch import Kernels, constexpr, jit, on, power, tl
 
 STRETCH = 128  # keys that a program reads
 BLOCK = 32  # of them at a time

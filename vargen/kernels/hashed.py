@@ -1,6 +1,6 @@
-"""The noise of `noise.py` inside kernels: the same bits of (seed, slot, purpose, index)."""
+"""The noise of `core/noise.py` inside kernels: the same bits of (seed, slot, purpose, index)."""
 
-from vargen.kernels.choice import jit, tl
+from vargen.core.dispatch import jit, tl
 
 
 @jit

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vargen.kernels.choice import Kernels, constexpr, jit, on, power, tl
+from vargen.core.dispatch import Kernels, constexpr, jit, on, power, tl
 
 WIDEST = 1 << 15  # channels that a row's registers hold
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from vargen.kernels.choice import Kernels, constexpr, jit, on, power, tl
+from vargen.core.dispatch import Kernels, constexpr, jit, on, power, tl
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:

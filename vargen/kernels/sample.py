@@ -1,4 +1,4 @@
-"""From guided logits to the law that is sampled, and to a token drawn from it: `samplers/warp.py` in one launch.
+"""From guided logits to the law that is sampled, and to a token drawn from it: `core/warp.py` in one launch.
 
 A row of the vocabulary stays in registers. Top-k and top-p look for a threshold by bisection over the bits of the
 scores, which needs no sort; ids that tie with the threshold stay, as in the twin. The draw is argmax(log p + g), its
@@ -8,10 +8,10 @@ noise hashed inside the kernel.
 import torch
 from torch import Tensor
 
+from vargen.core.dispatch import Kernels, constexpr, jit, on, power, tl
+from vargen.core.noise import Table
+from vargen.core.warp import Warp
 from vargen.kernels import hashed
-from vargen.kernels.choice import Kernels, constexpr, jit, on, power, tl
-from vargen.noise import Table
-from vargen.samplers.warp import Warp
 
 WIDEST = 1 << 15  # ids that a row's registers hold
 

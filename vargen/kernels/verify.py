@@ -1,4 +1,4 @@
-"""Keep or replace every draft of a window in one launch: the rule of `samplers/rules.py` that is exact.
+"""Keep or replace every draft of a window in one launch: the rule of `core/rules.py` that is exact.
 
 A draft x ~ q is kept where u q(x) < p(x); else its place is taken by a draw from max(p - q, 0), or, where nothing is
 left of that, it stays. The uniforms are hashed inside the kernel, from (seed, step, purpose, place in the window). Two
@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vargen.core import rules
+from vargen.core.dispatch import Kernels, constexpr, jit, on, power, tl
+from vargen.core.noise import Purpose, Uniforms
 from vargen.kernels import hashed
-from vargen.kernels.choice import Kernels, constexpr, jit, on, power, tl
-from vargen.noise import Purpose, Uniforms
-from vargen.samplers import rules
 
 CHUNK = 2048  # ids that are summed at a time
 

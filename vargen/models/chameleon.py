@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.checkpoints import Layout
-from vargen.core import KVCache
+from vargen.core.checkpoints import Layout
+from vargen.core.types import KVCache
 from vargen.kernels.attention import Sight, attend
 from vargen.kernels.rope import Halves, enter
 from vargen.models.llama import RMSNorm

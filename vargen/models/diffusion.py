@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.core import Denoising
-from vargen.noise import PathNoise
+from vargen.core.noise import PathNoise
+from vargen.core.types import Denoising, DenoisingPath
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -123,20 +123,6 @@ class ResidualBlock(nn.Module):
         return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
 
 
-@dataclass(frozen=True)
-class Path:
-    """A denoising path: where each step starts, and the law of where it leads. Steps are in the order made."""
-
-    states: Tensor  # (T, B, n, C): x before each step
-    means: Tensor  # (T, B, n, C): of x behind it
-    log_variances: Tensor  # (T, B, n, C); that of the last step is not used: it is made without noise
-
-    @property
-    def end(self) -> Tensor:
-        """The tokens (B, n, C)."""
-        return self.means[-1]
-
-
 # A step from x (B, n, C), given what the network is told of its time (W,) and of z (R, n, W), its law (8,) and its
 # noise (B, n, C): mean and log variance of what is behind it, and a draw.
 Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -174,7 +160,9 @@ class DiffusionHead(nn.Module):
             return self.path(z, how, noise, keep=False).end
         return self._solve(z, how, noise)
 
-    def path(self, z: Tensor, how: Denoising, noise: PathNoise, *, keep: bool = True, step: Step | None = None) -> Path:
+    def path(
+        self, z: Tensor, how: Denoising, noise: PathNoise, *, keep: bool = True, step: Step | None = None
+    ) -> DenoisingPath:
         """The path that `sample` takes with solver `ddpm`; without `keep`, its last step alone.
 
         `step` runs in the place of the head's own one, where that is a graph of it.
@@ -187,7 +175,7 @@ class DiffusionHead(nn.Module):
             mean, log_variance, drawn = (step or self.step)(x, *told)
             taken = [*(taken if keep else []), (x, mean, log_variance)]
             x = drawn
-        return Path(*(torch.stack(part) for part in zip(*taken, strict=True)))
+        return DenoisingPath(*(torch.stack(part) for part in zip(*taken, strict=True)))
 
     def step(
         self, x: Tensor, time: Tensor, condition: Tensor, law: Tensor, noise: Tensor
@@ -196,7 +184,7 @@ class DiffusionHead(nn.Module):
         mean, log_variance = self._law(x, time, condition, law)
         return mean, log_variance, mean + torch.exp(0.5 * log_variance) * noise * law[-1]
 
-    def judge(self, z: Tensor, how: Denoising, states: Tensor) -> Path:
+    def judge(self, z: Tensor, how: Denoising, states: Tensor) -> DenoisingPath:
         """The law of every step of somebody else's path, whose states (T, B, n, C) are given.
 
         All in one pass, or in as many as keep it below `ROWS_AT_A_TIME`.
@@ -207,7 +195,7 @@ class DiffusionHead(nn.Module):
         laws: list[tuple[Tensor, Tensor]] = []
         for x, t in zip(states.split(most), order.split(most), strict=True):
             laws.append(self._law(x, time[t][:, None, None], condition, each[t][:, None, None, None]))
-        return Path(states, *(torch.cat(part) for part in zip(*laws, strict=True)))
+        return DenoisingPath(states, *(torch.cat(part) for part in zip(*laws, strict=True)))
 
     def _ready(self, z: Tensor, how: Denoising, like: Any) -> tuple[Tables, Tensor, Tensor]:
         """The tables, and what the network is told of z (R, n, W) and of each step's time (T, W)."""

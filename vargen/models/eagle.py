@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vargen.core import Block, KVCache
+from vargen.core.types import Block, KVCache
 from vargen.models.llama import LlamaGenConfig, RMSNorm, Step, Trunk
 
 

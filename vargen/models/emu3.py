@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.models.contract import RasterSpec
+from vargen.core.specs import RasterSpec
 from vargen.models.prompted import padded
 from vargen.models.wrapped import Wrapped
 

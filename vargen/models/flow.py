@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.core import Condition, Denoising, KVCache
+from vargen.core.specs import ContinuousSpec
+from vargen.core.types import Condition, Denoising, KVCache
 from vargen.kernels.rope import rotate
-from vargen.models.contract import ContinuousSpec
 from vargen.models.llama import RMSNorm
 
 EPS = 1e-6  # of every norm

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.checkpoints import Layout
-from vargen.core import Condition, Denoising, Group, KVCache
+from vargen.core.checkpoints import Layout
+from vargen.core.noise import PathNoise
+from vargen.core.specs import ContinuousSpec
+from vargen.core.types import Condition, Denoising, Group, KVCache
 from vargen.kernels.rope import rotate
-from vargen.models.contract import ContinuousSpec
 from vargen.models.diffusion import TimeEmbedding
 from vargen.models.flow import (
     EPS,
@@ -36,7 +37,6 @@ from vargen.models.flow import (
     timesteps,
 )
 from vargen.models.llama import RMSNorm
-from vargen.noise import PathNoise
 
 HEAD_DIM = 64  # of the velocity network
 

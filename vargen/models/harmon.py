@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.checkpoints import Layout
-from vargen.core import Condition, Group
+from vargen.core.checkpoints import Layout
+from vargen.core.specs import ContinuousSpec
+from vargen.core.types import Condition, Group
 from vargen.models import mar, t5
-from vargen.models.contract import ContinuousSpec
 from vargen.models.diffusion import DiffusionHead
 from vargen.models.mar import MAR, MARConfig, Positions
 

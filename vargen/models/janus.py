@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vargen.models.contract import RasterSpec
+from vargen.core.specs import RasterSpec
 from vargen.models.prompted import padded
 from vargen.models.wrapped import Wrapped
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.core import Block, KVCache
+from vargen.core.dispatch import Kernels
+from vargen.core.specs import RasterSpec
+from vargen.core.types import Block, KVCache
 from vargen.kernels.attention import Sight, attend
-from vargen.kernels.choice import Kernels
 from vargen.kernels.norm import rms_norm
 from vargen.kernels.rope import Neighbours, enter
-from vargen.models.contract import RasterSpec
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.checkpoints import Layout
-from vargen.core import Block, Condition, KVCache
+from vargen.core.checkpoints import Layout
+from vargen.core.types import Block, Condition, KVCache
 from vargen.kernels.attention import causal_mask
 from vargen.models.llama import LlamaGenConfig, RMSNorm, Step, Trunk
 
@@ -55,7 +55,7 @@ class CaptionEmbedder(nn.Module):
 class LlamaGen(Trunk):
     """LlamaGen under the raster contract (`models/contract.py`); shows its states."""
 
-    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `fast.py`
+    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `engine/replayed.py`
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__(config, config.layers, config.condition_tokens)

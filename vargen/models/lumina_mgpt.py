@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vargen import noise
-from vargen.core import Condition, KVCache
+from vargen.core import noise
+from vargen.core.specs import RasterSpec
+from vargen.core.types import Condition, KVCache
 from vargen.kernels.attention import Sight
 from vargen.models.chameleon import Chameleon
-from vargen.models.contract import RasterSpec
 from vargen.models.prompted import Prompted, padded
 
 PICTURE = "<|image|>"  # in a prompt: where a picture stands
@@ -82,7 +82,7 @@ class LuminaMGPT(Prompted):
     """A Chameleon decoder that draws images of one size under the raster contract."""
 
     chooses_size: ClassVar[bool] = True  # whether it may: see `choose_sizes`
-    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `fast.py`
+    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `engine/replayed.py`
 
     def __init__(
         self,

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.checkpoints import Layout
-from vargen.core import Condition, Group
-from vargen.models.contract import ContinuousSpec
+from vargen.core.checkpoints import Layout
+from vargen.core.specs import ContinuousSpec
+from vargen.core.types import Condition, Group
 from vargen.models.diffusion import DiffusionHead
 
 # The official files (`MAR` in models/mar.py and `DiffLoss` in models/diffloss.py): our key to theirs.
@@ -125,7 +125,7 @@ def take(x: Tensor, places: Tensor) -> Tensor:
 class MAR(nn.Module):
     """A masked model of continuous tokens; see `ContinuousModel` in models/contract.py."""
 
-    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `replay.py`
+    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `engine/runners.py`
 
     def __init__(self, config: MARConfig) -> None:
         super().__init__()

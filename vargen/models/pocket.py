@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vargen import checkpoints
+from vargen.core import checkpoints
 from vargen.models.chameleon import Chameleon, ChameleonConfig
 from vargen.models.classifier import Classifier, ClassifierConfig
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vargen.core import Block, Condition, KVCache
+from vargen.core.dispatch import Kernels
+from vargen.core.specs import RasterSpec
+from vargen.core.types import Block, Condition, KVCache
 from vargen.kernels.attention import Sight
-from vargen.kernels.choice import Kernels
-from vargen.models.contract import RasterSpec
 from vargen.models.llama import Standing, behind, sight_over
 
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.checkpoints import Layout
-from vargen.core import Condition, KVCache
-from vargen.models.contract import ScaleSpec
+from vargen.core.checkpoints import Layout
+from vargen.core.specs import ScaleSpec
+from vargen.core.types import Condition, KVCache
 from vargen.tokenizers.multiscale_vq import OFFICIAL_SIDES
 
 # The official files (`VAR` in models/var.py): our key to theirs. Buffers are computed and not loaded.
@@ -132,7 +132,7 @@ class Layer(nn.Module):
 class VAR(nn.Module):
     """A next-scale transformer; see `NextScaleModel` in `models/contract.py`."""
 
-    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `replay.py`
+    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `engine/runners.py`
 
     def __init__(self, config: VARConfig) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.core import KVCache
+from vargen.core.types import KVCache
 from vargen.kernels.attention import Sight
 from vargen.models.prompted import Prompted
 

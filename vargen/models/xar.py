@@ -13,12 +13,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from vargen.checkpoints import Layout
-from vargen.core import Condition, Denoising, Group, KVCache
-from vargen.models.contract import ContinuousSpec
+from vargen.core.checkpoints import Layout
+from vargen.core.noise import PathNoise
+from vargen.core.specs import ContinuousSpec
+from vargen.core.types import Condition, Denoising, Group, KVCache
 from vargen.models.diffusion import TimeEmbedding
 from vargen.models.flow import RENAME, Backbone, BackboneConfig, Step, grid, guidance, guided_velocity, timesteps
-from vargen.noise import PathNoise
 
 LAST = 0.04  # where the last step, which goes to 0, starts
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vargen import checkpoints
-from vargen.checkpoints import Layout
+from vargen.core import checkpoints
+from vargen.core.checkpoints import Layout
+from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import flowar
 from vargen.models.flowar import FlowAR, FlowARConfig
 from vargen.presets import mar
-from vargen.presets.contract import Preset, Recipe, Sources
 from vargen.presets.llamagen import imagenet
 from vargen.tokenizers.kl import KLTokenizer
 
 if TYPE_CHECKING:
-    from vargen.continuous import ContinuousPipeline
+    from vargen.pipelines.continuous import ContinuousPipeline
 
 REPOSITORY = "OliverRen/FlowAR"
 REVISION = "main"  # no revision is known to us: the branch
@@ -68,7 +68,7 @@ def load(transformer: nn.Module, weights: Path, layout: Layout, device: torch.de
 
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "ContinuousPipeline":
     """The pipeline of a preset, from the official files or from `sources`."""
-    from vargen.continuous import ContinuousPipeline
+    from vargen.pipelines.continuous import ContinuousPipeline
 
     weights, images = files(REPOSITORY, file_of(name), sources, device)
     with torch.device("meta"):

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import harmon
 from vargen.models.harmon import Harmon, HarmonConfig
 from vargen.presets import flowar, mar
-from vargen.presets.contract import Preset, Recipe, Sources
 
 if TYPE_CHECKING:
-    from vargen.continuous import ContinuousPipeline
+    from vargen.pipelines.continuous import ContinuousPipeline
 
 REPOSITORY = "wusize/harmon"  # of no revision known to us, as FlowAR's
 FILES = {name: f"{name.replace('-', '_', 1)}.pth" for name in ("harmon-0.5b", "harmon-1.5b", "harmon-1.5b-o")}
@@ -35,7 +35,7 @@ def text_of(name: str) -> str:
 
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "ContinuousPipeline":
     """The pipeline of a preset, from the official files or from `sources`."""
-    from vargen.continuous import ContinuousPipeline
+    from vargen.pipelines.continuous import ContinuousPipeline
 
     words = None
     if not sources.drafts:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vargen import checkpoints
+from vargen.core import checkpoints
+from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import llamagen, t5
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
-from vargen.presets.contract import Preset, Recipe, Sources
 from vargen.tokenizers import vq
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
 
 if TYPE_CHECKING:
-    from vargen.raster import RasterPipeline
+    from vargen.pipelines.raster import RasterPipeline
 
 HUB = {  # kind -> repository, revision
     "c2i": ("FoundationVision/LlamaGen", "81e41139272c038412e4fe8f1c52a51ebbf95b8b"),
@@ -131,7 +131,7 @@ SHAPES = {
 
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "RasterPipeline":
     """The pipeline of a preset, from the official files or from `sources`."""
-    from vargen.raster import RasterPipeline
+    from vargen.pipelines.raster import RasterPipeline
 
     kind, given = "t2i" if SHAPES[name].caption_width else "c2i", sources.checkpoint
     folder = given if given and given.is_dir() else None

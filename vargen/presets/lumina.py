@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vargen.core.specs import RasterSpec
 
-from vargen import checkpoints
+from vargen.core import checkpoints
+from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import chameleon, t5
 from vargen.models.chameleon import Chameleon, ChameleonConfig
-from vargen.models.contract import RasterSpec
 from vargen.models.lumina_mgpt import Anole, LuminaMGPT, Vocabulary, crops, spec_of
-from vargen.presets.contract import Preset, Recipe, Sources
 from vargen.tokenizers import vq
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
 
 if TYPE_CHECKING:
-    from vargen.raster import RasterPipeline
+    from vargen.pipelines.raster import RasterPipeline
 
 TOKENIZERS = {
     "chameleon-vqgan": VQConfig(codes=8192, code_dim=256, sphere=False, attends=False, truncates=True),
@@ -206,7 +206,7 @@ def _check_yaml(path: Path, config: VQConfig) -> None:
 
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "RasterPipeline":
     """The pipeline of a preset, from the official files or from `sources`."""
-    from vargen.prompting import PromptedPipeline
+    from vargen.pipelines.prompted import PromptedPipeline
 
     model, given = MODELS[name], sources.checkpoint
     folder = given if given is not None else checkpoints.fetch(model.repository, "*", REVISION)

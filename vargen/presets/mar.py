@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vargen import checkpoints
+from vargen.core import checkpoints
+from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import mar
 from vargen.models.mar import MAR, MARConfig
-from vargen.presets.contract import Preset, Recipe, Sources
 from vargen.presets.llamagen import imagenet
 from vargen.tokenizers import kl
 from vargen.tokenizers.kl import KLConfig, KLTokenizer
 
 if TYPE_CHECKING:
-    from vargen.continuous import ContinuousPipeline
+    from vargen.pipelines.continuous import ContinuousPipeline
 
 REPOSITORY, REVISION = "wusize/harmon", "main"
 FILE, TOKENIZER_FILE = "checkpoint-last.pth", "kl16.ckpt"
@@ -69,7 +69,7 @@ def autoencoder(sources: Sources, device: torch.device) -> KLTokenizer | None:
 
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "ContinuousPipeline":
     """The pipeline of a preset, from the official files in `sources`."""
-    from vargen.continuous import ContinuousPipeline
+    from vargen.pipelines.continuous import ContinuousPipeline
 
     weights = find(name, sources.checkpoint)
     images = autoencoder(sources, device)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import pocket
 from vargen.models.chameleon import Chameleon
 from vargen.models.llama import LlamaGenConfig
@@ -14,11 +15,10 @@ from vargen.models.llamagen import LlamaGen
 from vargen.models.lumina_mgpt import LuminaMGPT, spec_of
 from vargen.models.mar import MAR, MARConfig
 from vargen.models.var import VAR, VARConfig
-from vargen.presets.contract import Preset, Recipe, Sources
 from vargen.scenes import draw
 
 if TYPE_CHECKING:
-    from vargen.pipeline import Pipeline
+    from vargen.pipelines.base import Pipeline
 
 TOKENIZER = {
     "raster": "pocket-vq",
@@ -39,10 +39,10 @@ RECIPES = {
 
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "Pipeline":
     """The pipeline of a shipped model; the checkpoint may also be a folder with all of them."""
-    from vargen.continuous import ContinuousPipeline
-    from vargen.next_scale import NextScalePipeline
-    from vargen.prompting import PromptedPipeline
-    from vargen.raster import RasterPipeline
+    from vargen.pipelines.continuous import ContinuousPipeline
+    from vargen.pipelines.next_scale import NextScalePipeline
+    from vargen.pipelines.prompted import PromptedPipeline
+    from vargen.pipelines.raster import RasterPipeline
 
     folder = sources.checkpoint if sources.checkpoint and sources.checkpoint.is_dir() else None
     transformer, words = pocket.load(name, sources.checkpoint, device=device, dtype=dtype), {}
@@ -66,7 +66,7 @@ def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> nn.Mo
 
 def captions(count: int) -> list[str]:
     """Captions of held-out scenes, classes in turn."""
-    from vargen.training.data import HELD_OUT
+    from vargen.scenes.dataset import HELD_OUT
 
     return [draw(i % len(pocket.CLASSES), HELD_OUT + i).caption for i in range(count)]
 

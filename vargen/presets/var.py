@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vargen import checkpoints
+from vargen.core import checkpoints
+from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import var
 from vargen.models.var import VAR, VARConfig
-from vargen.presets.contract import Preset, Recipe, Sources
 from vargen.presets.llamagen import imagenet
 from vargen.tokenizers import multiscale_vq
 from vargen.tokenizers.multiscale_vq import OFFICIAL_SIDES, MultiScaleVQConfig, MultiScaleVQTokenizer
 
 if TYPE_CHECKING:
-    from vargen.next_scale import NextScalePipeline
+    from vargen.pipelines.next_scale import NextScalePipeline
 
 REPOSITORY, REVISION = "FoundationVision/var", "367386cbd701447557c18f0ba8fb3ad7d761ba75"
 # Of these no revision is known to us that has them all: the branch.
@@ -82,7 +82,7 @@ def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> Multi
 
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "NextScalePipeline":
     """The pipeline of a preset, from the official files or from `sources`."""
-    from vargen.next_scale import NextScalePipeline
+    from vargen.pipelines.next_scale import NextScalePipeline
 
     given = sources.checkpoint
     weights = find(name, given)  # all files are found, and the small one loaded, before the large one

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vargen.core.specs import RasterSpec
 
-from vargen import checkpoints
+from vargen.core import checkpoints
+from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import emu3, t5
-from vargen.models.contract import RasterSpec
-from vargen.presets.contract import Preset, Recipe, Sources
 
 if TYPE_CHECKING:
     from vargen.models.wrapped import Wrapped
-    from vargen.raster import RasterPipeline
+    from vargen.pipelines.raster import RasterPipeline
 
 REPOSITORIES = {
     "emu3-gen": "BAAI/Emu3-Gen-hf",
@@ -39,7 +39,7 @@ SUMMARIES = {
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "RasterPipeline":
     """The pipeline of a preset, from the official files or from a folder with a copy of them."""
     from vargen.models.wrapped import Images, pretrained
-    from vargen.prompting import PromptedPipeline
+    from vargen.pipelines.prompted import PromptedPipeline
 
     repository, given = REPOSITORIES[name], sources.checkpoint
     folder = given if given is not None else checkpoints.fetch(repository, "*", "main")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import xar
 from vargen.models.xar import XAR, XARConfig
 from vargen.presets import flowar, mar
-from vargen.presets.contract import Preset, Recipe, Sources
 from vargen.presets.llamagen import imagenet
 
 if TYPE_CHECKING:
-    from vargen.continuous import ContinuousPipeline
+    from vargen.pipelines.continuous import ContinuousPipeline
 
 REPOSITORY = "OliverRen/xAR"  # of no revision known to us, as FlowAR's
 SHAPES = {
@@ -36,7 +36,7 @@ def file_of(name: str) -> str:
 
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "ContinuousPipeline":
     """The pipeline of a preset, from the official files or from `sources`."""
-    from vargen.continuous import ContinuousPipeline
+    from vargen.pipelines.continuous import ContinuousPipeline
 
     weights, images = flowar.files(REPOSITORY, file_of(name), sources, device)
     with torch.device("meta"):

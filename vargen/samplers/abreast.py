@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vargen import noise
-from vargen.core import Block
-from vargen.noise import Purpose
+from vargen.core import noise
+from vargen.core.noise import Purpose
+from vargen.core.types import Block
 from vargen.samplers.contract import Task
 
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vargen import noise
-from vargen.core import Block
+from vargen.core import noise
+from vargen.core.types import Block
 from vargen.kernels import sample
 from vargen.samplers.contract import Task
 

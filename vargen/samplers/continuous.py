@@ -26,10 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vargen import noise
-from vargen.core import Denoising, Group
-from vargen.models.diffusion import Path
-from vargen.noise import PathNoise, Purpose
+from vargen.core import noise
+from vargen.core.noise import PathNoise, Purpose
+from vargen.core.types import Denoising, DenoisingPath, Group
 from vargen.samplers.contract import LatentTask
 from vargen.samplers.disa import DiSASettings, StepAnnealing
 from vargen.samplers.latent import put
@@ -92,7 +91,7 @@ class ContinuousSpeculative(StepAnnealing):
 
     def propose(self) -> Group:
         first, last = self._next, len(self._rounds)
-        self._drafted: list[tuple[Law, Path]] = []
+        self._drafted: list[tuple[Law, DenoisingPath]] = []
         if first < round(self._settings.prefill * last):
             return self._group(first, self.values)
         values, groups = self.values.clone(), []
@@ -120,7 +119,7 @@ class ContinuousSpeculative(StepAnnealing):
             if not kept.all():
                 return
 
-    def _judge(self, large: Law, small: Law, path: Path) -> tuple[Tensor, Tensor]:
+    def _judge(self, large: Law, small: Law, path: DenoisingPath) -> tuple[Tensor, Tensor]:
         """Which drafts of the next round are kept (B, n), and the tokens that come of it (B, n, C)."""
         task, how, slots = self._task, self.how(self._next), self._rounds[self._next].slots
         chance = noise.uniform(task.seeds, slots, Purpose.CHECK)[..., 0]
@@ -176,10 +175,10 @@ class ContinuousSpeculative(StepAnnealing):
             excess = self._ratio(path.end, path, small.head.path(small.z, how, fresh))
         return torch.exp(-_number(excess)[:, 0]), path.end[:, 0]
 
-    def _ratio(self, x: Tensor, large: Path, small: Path) -> Tensor:
+    def _ratio(self, x: Tensor, large: DenoisingPath, small: DenoisingPath) -> Tensor:
         """The paper's log p / q (B, n) of tokens x (B, n, C), whose paths took the same noise."""
 
-        def last(path: Path) -> Tensor:
+        def last(path: DenoisingPath) -> Tensor:
             return _normal(x, path.means[-1], path.log_variances[-1], self._settings.inner)
 
         before = 0.5 * (small.log_variances[:-1] - large.log_variances[:-1]).double().sum((0, -1))
@@ -210,7 +209,7 @@ class Attempts:
         return torch.cat([part.steps(count) for part in self.parts], dim=1)
 
 
-def density(path: Path, how: Denoising) -> Tensor:
+def density(path: DenoisingPath, how: Denoising) -> Tensor:
     """Log density (B, n), float64, of the noisy steps of a path under the laws in it."""
     variance = how.temperature**2
     return _normal(path.states[1:], path.means[:-1], path.log_variances[:-1], variance).sum(0)

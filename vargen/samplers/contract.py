@@ -1,4 +1,4 @@
-"""What a sampler is: a few methods around its own state. `generate.py` owns the loops and calls the model."""
+"""What a sampler is: a few methods around its own state. `engine/loops.py` owns the loops and calls the model."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -6,12 +6,12 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from vargen import noise
-from vargen.core import Block, Group
-from vargen.kernels.choice import Kernels
-from vargen.models.contract import ContinuousSpec, RasterSpec, ScaleSpec
-from vargen.noise import PathNoise, Purpose
-from vargen.samplers.warp import Warp
+from vargen.core import noise
+from vargen.core.dispatch import Kernels
+from vargen.core.noise import PathNoise, Purpose
+from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
+from vargen.core.types import Block, Group
+from vargen.core.warp import Warp
 
 
 class Drafter(Protocol):

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vargen.core import Block
+from vargen.core.types import Block
 from vargen.samplers.contract import Task
 from vargen.samplers.relax import DraftedSettings
 from vargen.samplers.tree import MOST_NODES, Tree

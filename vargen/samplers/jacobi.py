@@ -13,11 +13,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vargen import noise
-from vargen.core import Block
+from vargen.core import noise, rules
+from vargen.core.noise import Purpose
+from vargen.core.types import Block
 from vargen.kernels import sample
-from vargen.noise import Purpose
-from vargen.samplers import rules
 from vargen.samplers.contract import Task
 from vargen.samplers.width import WidthPolicy
 from vargen.samplers.window import Window

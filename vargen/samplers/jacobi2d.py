@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vargen.samplers import rules
+from vargen.core import rules
 from vargen.samplers.abreast import Abreast, Step
 from vargen.samplers.contract import Task
 from vargen.samplers.relax import RuleSettings, rule

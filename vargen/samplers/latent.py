@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vargen.core import Denoising, Group
+from vargen.core.types import Denoising, Group
 from vargen.samplers.contract import LatentTask
 
 MOST_STEPS = 1000  # of a head: as many as a diffusion has timesteps

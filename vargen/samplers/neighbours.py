@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vargen.files import write_atomically
+from vargen.core.atomic import write_atomically
 
 BLOCK = 512  # codes whose distances to all others are held at a time
 

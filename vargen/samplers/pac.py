@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vargen.core import Block
+from vargen.core import rules
+from vargen.core.noise import Purpose
+from vargen.core.types import Block
 from vargen.kernels import sample
-from vargen.noise import Purpose
-from vargen.samplers import rules
 from vargen.samplers.contract import Task
 from vargen.samplers.jacobi import WindowSettings
 from vargen.samplers.relax import RuleSettings

@@ -1,20 +1,22 @@
 """Which rule decides on a draft: the settings that every drafting method shares, and the rule that they ask for.
 
-LANTERN (arXiv 2410.03355), LANTERN++ (2502.06352), GSD (2508.07747), COOL-SD (2601.09212); see `rules.py`. Only
+`lantern.py`, `gsd.py` and `cool.py` beside this have a rule each; the exact one is in `core/rules.py`. Only
 `exact`, and each of the others at its neutral setting, leaves the law of plain decoding as it is.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vargen.kernels.choice import Kernels
-from vargen.kernels.relax import cluster, shifted
-from vargen.samplers import neighbours, rules
+from vargen.core import rules
+from vargen.core.rules import Rule
+from vargen.samplers import neighbours
 from vargen.samplers.contract import Task
-from vargen.samplers.rules import Rule
+from vargen.samplers.cool import cool
+from vargen.samplers.gsd import gsd
+from vargen.samplers.lantern import lantern
 
 RuleName = Literal["exact", "lantern", "lantern++", "gsd", "cool"]
 
@@ -60,10 +62,10 @@ def rule(settings: RuleSettings, task: Task) -> Rule:
         return lambda draft, q, p, u, offset: rules.exact(draft, q, p, u)
     if name == "cool":
 
-        def cool(draft: Tensor, q: Tensor, p: Tensor, u: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-            return rules.cool(draft, q, p, u, settings.tolerance * torch.exp(-settings.decay * offset))
+        def falling(draft: Tensor, q: Tensor, p: Tensor, u: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+            return cool(draft, q, p, u, settings.tolerance * torch.exp(-settings.decay * offset))
 
-        return cool
+        return falling
     if task.codebook is None:
         raise ValueError(f"rule {name} needs the codes of the image tokenizer, which this model does not tell")
     if len(task.codebook) != task.spec.vocabulary:
@@ -77,24 +79,3 @@ def rule(settings: RuleSettings, task: Task) -> Rule:
     near = neighbours.table(task.codebook, settings.k)
     bound = {"delta": settings.delta} if name == "lantern" else {"factor": settings.factor}
     return lambda draft, q, p, u, offset: lantern(draft, q, p, u, near, kernels, **bound)
-
-
-def lantern(
-    draft: Tensor, q: Tensor, p: Tensor, u: Tensor, near: Tensor, kernels: Kernels, **bound: float
-) -> tuple[Tensor, Tensor]:
-    """(kept, rest) under `rules.shifted`: `rules.exact` with a draft's neighbours (V, k) counted as the draft.
-
-    `bound` is its `delta` or `factor`.
-    """
-    return rules.exact(draft, q, shifted(draft, p, near, kernels, **bound), u)
-
-
-def gsd(
-    draft: Tensor, q: Tensor, p: Tensor, u: Tensor, codebook: Tensor, kernels: Kernels, **cut: Any
-) -> tuple[Tensor, Tensor]:
-    """(kept, rest) of grouped speculative decoding: a draft is kept on the ratio of its `rules.cluster`'s masses.
-
-    `cut` says what is in a cluster. With no ranks beside its own, it is the draft and the rule is `rules.exact`.
-    """
-    ours, theirs = cluster(draft, q, p, codebook, kernels, **cut)
-    return u * theirs < ours, rules.residual(p, q)

@@ -22,9 +22,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vargen.core import rules
+from vargen.core.noise import Purpose
 from vargen.kernels.verify import verify
-from vargen.noise import Purpose
-from vargen.samplers import rules
 from vargen.samplers.contract import Task
 from vargen.samplers.jacobi import JacobiWindow, WindowSettings
 from vargen.samplers.relax import RuleSettings, rule

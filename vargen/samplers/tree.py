@@ -18,10 +18,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vargen.core import Block
+from vargen.core import rules
+from vargen.core.noise import Purpose
+from vargen.core.types import Block
 from vargen.kernels import sample
-from vargen.noise import Purpose
-from vargen.samplers import rules
 from vargen.samplers.contract import Task
 from vargen.samplers.relax import DraftedSettings, RuleSettings, rule
 from vargen.samplers.window import Window

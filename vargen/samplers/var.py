@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vargen import noise
-from vargen.noise import Purpose
-from vargen.samplers import rules
+from vargen.core import noise, rules
+from vargen.core.noise import Purpose
 from vargen.samplers.contract import ScaleTask
 
 

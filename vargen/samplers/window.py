@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from vargen import noise
-from vargen.noise import Purpose
+from vargen.core import noise
+from vargen.core.noise import Purpose
 from vargen.samplers.contract import Task
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vargen.noise import Purpose
-from vargen.samplers import rules
+from vargen.core import rules
+from vargen.core.noise import Purpose
 from vargen.samplers.abreast import Abreast, Step
 from vargen.samplers.contract import Task
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 import vargen
-from vargen import registry
+from vargen.core import registry
 from vargen.server import answers, reading
 from vargen.server.desk import Desk, Engine, Job, described
 from vargen.server.errors import Refusal, answer

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from vargen import registry
-from vargen.kernels.choice import Kernels
+from vargen.core import registry
+from vargen.core.dispatch import Kernels
 
 POCKET = ("pocket-llamagen", "pocket-var", "pocket-lumina")  # they ship, and an image takes less than a second
 KEY_VARIABLE = "VARGEN_API_KEY"

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from vargen.core.png import encode_png, texts
 
-from vargen.drawing import texts
-from vargen.files import encode_png
 from vargen.models import pocket
-from vargen.pipeline import Partial, Pipeline
+from vargen.pipelines.base import Partial, Pipeline
 from vargen.server.options import parsed
 from vargen.server.orders import Batch, Card, Done, Ended, Failed, Order, Shown
 

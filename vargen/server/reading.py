@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from vargen import registry, request
-from vargen.presets.contract import LAW, Preset, Recipe
+from vargen.core import registry
+from vargen.core.preset import LAW, Preset, Recipe
+from vargen.pipelines import request
 from vargen.server.errors import Refusal
 from vargen.server.options import Options
 from vargen.server.orders import Card, Order

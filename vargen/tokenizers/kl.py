@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vargen.checkpoints import Layout
+from vargen.core.checkpoints import Layout
 from vargen.tokenizers import taming
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.checkpoints import Layout
+from vargen.core.checkpoints import Layout
 from vargen.tokenizers import taming
 
 OFFICIAL_SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # at 256 pixels

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.checkpoints import Layout
+from vargen.core.checkpoints import Layout
 from vargen.tokenizers import taming
 
 # The official files of VQ-8 and VQ-16 (`VQModel` in tokenizer/tokenizer_image/vq_model.py): our key to theirs.

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vargen.models.classifier import Classifier
 from vargen.scenes import CLASSES
-from vargen.training.data import HELD_OUT, colours, labels, pick, scenes, to_tensor
+from vargen.scenes.dataset import HELD_OUT, colours, labels, scenes
+from vargen.training.data import pick, to_tensor
 from vargen.training.fit import Schedule, fit
 
 

@@ -1,4 +1,4 @@
-"""Scenes as training data: drawn once, kept as uint8, cut into batches."""
+"""Scenes as training data: cut into batches, encoded once."""
 
 import hashlib
 from pathlib import Path
@@ -8,39 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vargen.files import write_atomically
-from vargen.scenes import CLASSES, COLOURS, draw, draw_many
+from vargen.core.atomic import write_atomically
+from vargen.scenes.dataset import scenes
 
 CLASS_DROPOUT = 0.1  # share of images trained without their class, for guidance
-HELD_OUT = 1 << 30  # seeds from here on are never trained on
-
-
-def scenes(folder: Path, count: int, first_seed: int = 0) -> np.ndarray:
-    """`count` scenes (count, 64, 64, 3) uint8, memory-mapped; scene i has label i mod 10 and seed `first_seed` + i."""
-    path = folder / f"scenes-{first_seed}-{count}.npy"
-    seeds = np.arange(first_seed, first_seed + count)
-    classes = seeds - first_seed
-    few = min(count, len(CLASSES))
-    probe = draw_many(classes[:few] % len(CLASSES), seeds[:few])
-    if not path.exists() or not np.array_equal(np.load(path, mmap_mode="r")[:few], probe):  # none, or of other code
-        images = draw_many(classes % len(CLASSES), seeds)
-        write_atomically(path, lambda temporary: np.save(temporary, images))
-    return np.load(path, mmap_mode="r")
-
-
-def labels(count: int) -> Tensor:
-    """The labels of `scenes`, (count,) int64."""
-    return torch.arange(count) % len(CLASSES)
-
-
-def colours(folder: Path, count: int, first_seed: int = 0) -> Tensor:
-    """Which of `scenes.COLOURS`, a class and the colour that its caption names, each of `scenes` is, (count,) int64."""
-    path = folder / f"colours-{first_seed}-{count}.npy"
-    if not path.exists():
-        found = [draw(i % len(CLASSES), first_seed + i).attributes for i in range(count)]
-        index = [COLOURS.index((each["scene"], each["colour"])) for each in found]
-        write_atomically(path, lambda temporary: np.save(temporary, np.array(index)))
-    return torch.from_numpy(np.load(path))
 
 
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:

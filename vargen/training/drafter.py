@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from vargen.pipelines.choose_drafter import described
 
-from vargen import checkpoints
-from vargen.drafting import described
-from vargen.files import check_writable, write_atomically
-from vargen.guidance import Guidance
-from vargen.loading import load
+from vargen.core import checkpoints
+from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.warp import Warp
+from vargen.engine.guidance import Guidance
 from vargen.models.contract import embed
 from vargen.models.eagle import EagleHead
 from vargen.models.llama import Step
 from vargen.models.llamagen import LlamaGen
-from vargen.raster import RasterPipeline
-from vargen.request import method, seeds, whole
-from vargen.samplers.warp import Warp
+from vargen.pipelines.loading import load
+from vargen.pipelines.raster import RasterPipeline
+from vargen.pipelines.request import method, seeds, whole
 from vargen.training.fit import Schedule, fit
 
 PORTION = 64  # images drawn between saves

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vargen.files import write_atomically
+from vargen.core.atomic import write_atomically
 
 Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]  # one step's randomness -> loss, figures to show
 

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vargen.scenes.dataset import HELD_OUT, scenes
 from vargen.tokenizers.kl import KLTokenizer
 from vargen.tokenizers.vq import VQTokenizer
-from vargen.training.data import HELD_OUT, pick, psnr, scenes, to_tensor
+from vargen.training.data import pick, psnr, to_tensor
 from vargen.training.fit import Schedule, fit
 from vargen.training.vq import EDGES, edges
 

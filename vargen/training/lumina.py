@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vargen.files import write_atomically
+from vargen.core.atomic import write_atomically
 from vargen.models.chameleon import Chameleon
 from vargen.models.lumina_mgpt import GRID, LuminaMGPT
 from vargen.models.pocket import LUMINA_SIZES, WORDS, lumina, reader
 from vargen.scenes import CLASSES, draw
+from vargen.scenes.dataset import HELD_OUT
 from vargen.tokenizers.vq import VQTokenizer
-from vargen.training.data import CLASS_DROPOUT, HELD_OUT, pick, to_tensor
+from vargen.training.data import CLASS_DROPOUT, pick, to_tensor
 from vargen.training.fit import Schedule, fit
 
 BRIEF = 0.3  # share of captions that leave the clouds out

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vargen.core import Group
+from vargen.core.types import Group
 from vargen.models.diffusion import DiffusionHead, cumulative, tables
 from vargen.models.mar import MAR
+from vargen.scenes.dataset import HELD_OUT, labels
 from vargen.tokenizers.kl import KLTokenizer
-from vargen.training.data import HELD_OUT, encoded, labels, pick_labelled
+from vargen.training.data import encoded, pick_labelled
 from vargen.training.fit import Schedule, fit
 
 TIMES = 2  # at which every masked token is denoised in a step; published: 4

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from vargen import checkpoints
+from vargen.core import checkpoints
+from vargen.core.preset import Sources
 from vargen.models.chameleon import Chameleon
 from vargen.models.classifier import Classifier
 from vargen.models.llamagen import LlamaGen
 from vargen.models.mar import MAR
 from vargen.models.pocket import WEIGHTS, WORDS_FILE, build, load
 from vargen.models.var import VAR
-from vargen.presets.contract import Sources
 from vargen.presets.pocket import build as pipeline
 from vargen.tokenizers.kl import KLTokenizer
 from vargen.tokenizers.multiscale_vq import MultiScaleVQTokenizer

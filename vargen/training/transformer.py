@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vargen.models.llamagen import LlamaGen
+from vargen.scenes.dataset import HELD_OUT, labels
 from vargen.tokenizers.multiscale_vq import MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQTokenizer
-from vargen.training.data import HELD_OUT, encoded, labels, pick_labelled
+from vargen.training.data import encoded, pick_labelled
 from vargen.training.fit import Schedule, fit
 
 

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vargen.models.var import VAR, Layer
+from vargen.scenes.dataset import HELD_OUT, labels
 from vargen.tokenizers.multiscale_vq import MultiScaleVQTokenizer
-from vargen.training.data import HELD_OUT, labels, pick_labelled
+from vargen.training.data import pick_labelled
 from vargen.training.fit import Schedule, fit
 from vargen.training.transformer import tokens
 

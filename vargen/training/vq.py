@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.training.data import HELD_OUT, pick, psnr, scenes, to_tensor
+from vargen.scenes.dataset import HELD_OUT, scenes
+from vargen.training.data import pick, psnr, to_tensor
 from vargen.training.fit import Schedule, fit
 
 WARM_STEPS = 100  # the autoencoder alone, before there are codes

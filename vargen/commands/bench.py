@@ -1,0 +1,165 @@
+"""Benchmark: several methods on one model, interleaved in one process, so that all meet the same machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vargen.commands import flags, sample
+from vargen.core import registry
+from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.machine import machine
+from vargen.core.types import Generation, Trace
+
+DEFAULT_METHODS = {  # by the kind of model; of continuous ones, by their plan
+    "raster": "ar,sjd:window=32,sjd-coupled:window=64:guess=above,sjd-coupled",
+    "next-scale": "var,code:scales=6,code:scales=7,code:scales=8,code:scales=9",
+    "masked": "mar,mar:iterations=64:steps=50,disa,csd",
+    "scales": "flowar,disa",
+    "cells": "xar,disa",
+}
+PLAIN = ("ar", "var", "mar", "flowar", "xar")  # what speed-ups are measured against
+
+
+def command(argv: list[str]) -> None:
+    """Run the benchmark from flags."""
+    if any(word.startswith("--synthetic") for word in argv):
+        from vargen.commands import synthetic
+
+        synthetic.command(argv)
+        return
+    options = parser().parse_args(argv)
+    preset = registry.preset(options.model)
+    usual = DEFAULT_METHODS[preset.plan]
+    if not (preset.drafter or options.drafter):
+        usual = usual.removesuffix(",csd")
+    methods = [name.strip() for name in (options.methods or usual).split(",")]
+    if not all(methods):
+        raise ValueError(f"got an empty name in --methods {options.methods}")
+    if len(set(methods)) < len(methods):
+        raise ValueError(f"a method stands twice in --methods {options.methods}")
+    flags.check(options, [(name, {}) for name in methods])
+    chosen = flags.subjects(options, preset)
+    if options.json.suffix == ".png":
+        raise ValueError(f"got --json {options.json}, but the chart takes that name: use .json")
+    check_writable([options.json, options.json.with_suffix(".png")])
+    pipe = flags.load(options)
+    pipe.set_progress_bar_config(disable=True)
+    drawn = run(pipe, chosen, methods, options.num_images, options.batch_size, options.seed, flags.law(options))
+    result = {
+        "model": options.model,
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "quantize": pipe.quantize,
+        "images": options.num_images,
+        "batch_size": options.batch_size,
+        "nats_per_token": pipe.nats_per_token,
+        "machine": machine(drawn[methods[0]][0]),
+        "command": f"python scripts/benchmark.py {' '.join(argv)}",
+        "rows": rows(drawn),
+    }
+    write_atomically(options.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+    print(table(result))
+    chart(result, options.json.with_suffix(".png"))
+
+
+def parser() -> flags.Parser:
+    """The flags."""
+    made = flags.Parser(prog="vargen bench", description="Compare methods on one model, in one process, in turn.")
+    flags.add_law(made)
+    made.set_defaults(batch_size=1)
+    flags.add_subjects(made)
+    made.add_argument("--methods", help="separated by commas; settings after colons")
+    made.add_argument("--num-images", type=int, default=20, help="per method")
+    made.add_argument("--json", type=Path, required=True, help="results; a bar chart goes beside it as PNG")
+    made.add_argument("--synthetic", help="a published shape, with random weights: flags of its own, see its --help")
+    return made
+
+
+def run(
+    pipe: Any, chosen: list[Any], methods: list[str], images: int, batch: int, seed: int, law: dict[str, Any]
+) -> dict[str, tuple[Trace, Tensor]]:
+    """Trace and tokens per method, over the same subjects and seeds; all methods draw a batch before the next."""
+    wanted = sample.inputs(pipe, chosen)
+
+    def draw(spec: str, start: int) -> Generation:
+        part = range(start, min(start + batch, images))
+        seeds = [seed + i for i in part]
+        return pipe(**wanted([i % len(chosen) for i in part]), method=spec, seed=seeds, batch_size=batch, **law)
+
+    for spec in methods:  # warm-up; where a width is chosen, this measures the costs
+        for start in {0, (images - 1) // batch * batch}:
+            draw(spec, start)
+    drawn: dict[str, list[Generation]] = {spec: [] for spec in methods}
+    for turn, start in enumerate(tqdm(range(0, images, batch), disable=None)):
+        shift = turn % len(methods)  # nobody is always first
+        for spec in methods[shift:] + methods[:shift]:
+            drawn[spec].append(draw(spec, start))
+    return {
+        spec: (Trace.merge([g.trace for g in parts]), torch.cat([g.tokens for g in parts]).flatten(1))
+        for spec, parts in drawn.items()
+    }
+
+
+def rows(drawn: dict[str, tuple[Trace, Tensor]]) -> list[dict[str, Any]]:
+    """A row per method. Against plain decoding in the same run: `speedup` in seconds, and the share of equal images."""
+    plain = next((pair for spec, pair in drawn.items() if spec.split(":")[0] in PLAIN), None)
+    out = []
+    for spec, (trace, tokens) in drawn.items():
+        seconds = trace.seconds["total"] / trace.images
+        speedup = equal = None
+        if plain is not None:
+            speedup = round(plain[0].seconds["total"] / trace.images / seconds, 3)
+            equal = round((tokens == plain[1]).all(-1).double().mean().item(), 4)
+        out.append(
+            {
+                "method": spec,
+                "forwards_per_image": round(trace.forwards_per_image, 3),
+                "tokens_per_forward": round(trace.tokens_per_forward, 3),
+                "seconds_per_image": round(seconds, 5),
+                "speedup": speedup,
+                "images_equal_to_ar": equal,
+                "acceptance": round(trace.drafts_kept / trace.drafts, 4) if trace.drafts else None,
+                "drafter_forwards_per_image": round(trace.drafter_forwards / trace.images, 3),
+                "cache_bytes": trace.cache_bytes,
+                "peak_memory_bytes": trace.peak_memory_bytes,
+                "seconds": {key: round(value / trace.images, 5) for key, value in trace.seconds.items()},
+                "windows": trace.windows,
+            }
+        )
+    return out
+
+
+def table(result: dict[str, Any]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| method | forwards per image | seconds per image | speedup | acceptance |", "|---|---|---|---|---|"]
+    for row in result["rows"]:
+        speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}x"
+        name, forwards = row["method"], row["forwards_per_image"]
+        kept = "" if row["acceptance"] is None else f"{row['acceptance']:.0%}"
+        lines.append(f"| {name} | {forwards:.1f} | {row['seconds_per_image']:.3f} | {speedup} | {kept} |")
+    nats = result["nats_per_token"]
+    note = "" if nats is None else f", {nats:.2f} nats per token"
+    stored = result.get("quantize")
+    kind = f"{stored} in {result['dtype']}" if stored else result["dtype"]
+    head = f"{result['model']}, {kind}, batch {result['batch_size']}, {result['images']} images{note}"
+    return "\n".join([head, "", *lines])
+
+
+def chart(result: dict[str, Any], path: Path) -> None:
+    """Forwards and seconds per image as bars."""
+    from matplotlib.figure import Figure
+
+    rows = result["rows"][::-1]
+    names = [row["method"] for row in rows]
+    figure = Figure(figsize=(10, 1.2 + 0.45 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axis, key, colour in ((left, "forwards_per_image", "#4c72b0"), (right, "seconds_per_image", "#dd8452")):
+        bars = axis.barh(names, [row[key] for row in rows], color=colour)
+        axis.bar_label(bars, fmt="%.3g", padding=3)
+        axis.margins(x=0.15)
+        axis.set_xlabel(key.replace("_", " "))
+    figure.suptitle(table(result).splitlines()[0])
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))

@@ -1,0 +1,151 @@
+"""Flags that several commands share, and what they ask for: a model, a law, what is drawn."""
+
+import argparse
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vargen.core import registry
+
+if TYPE_CHECKING:  # torch is slow to import, and many complaints need no model
+    from vargen.core.preset import Preset
+
+DEFAULT_MODEL = "pocket-llamagen"
+
+
+class Help(argparse.HelpFormatter):
+    """Help that fits on a screen: a line a flag where the terminal is wide enough."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=min(shutil.get_terminal_size().columns, 120))
+
+    def add_usage(self, usage: Any, actions: Iterable[Any], groups: Any, prefix: str | None = None) -> None:
+        """The command, what stands behind it, and no flags, which are listed below."""
+        named = [action for action in actions if not action.option_strings]
+        super().add_usage(usage, named, [], prefix)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        kind = getattr(action.type, "__name__", "")
+        return {"int": "N", "float": "X", "Path": "FILE"}.get(kind, "NAME")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose complaints are one sentence, and whose help is short."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": Help, **options})
+
+    def error(self, message: str) -> Any:
+        raise ValueError(message)
+
+
+def add_law(parser: argparse.ArgumentParser) -> None:
+    """Flags that every sampling command has."""
+    law = parser.add_argument_group("model and law")
+    law.add_argument("--model", default=DEFAULT_MODEL, help="name of a model, see vargen models")
+    law.add_argument("--preset", help="a published recipe of the model (default: the first)")
+    law.add_argument("--guidance-scale", type=float, help="classifier-free guidance; off at 1 (next-scale models: 0)")
+    law.add_argument("--cfg-interval", type=int, help="last token (or scale) to be guided; -1: all")
+    law.add_argument("--temperature", type=_values(float), help="next-scale models: or a value for each, 1.1,1,1")
+    law.add_argument("--top-k", type=_values(int), help="0 is off; the same")
+    law.add_argument("--top-p", type=_values(float), help="the same")
+    law.add_argument("--seed", type=int, default=0, help="of the first image; image i has seed + i")
+    files = parser.add_argument_group("files, in the place of published ones")
+    files.add_argument("--checkpoint", type=Path, help="weights of the transformer")
+    files.add_argument("--tokenizer-checkpoint", type=Path, help="weights of the image tokenizer")
+    files.add_argument("--text-encoder", help="folder or repository of a T5 encoder, or of a model's text tokenizer")
+    files.add_argument("--no-ema", action="store_true", help="take a file's plain weights, not the averaged ones")
+    files.add_argument("--drafter", help="model that drafts, or refines, where a method wants one (default: its own)")
+    files.add_argument("--drafter-checkpoint", type=Path, help="its weights file")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    machine.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the transformer")
+    machine.add_argument("--fast", choices=["auto", "off", "triton"], default="auto", help="off: without kernels")
+    machine.add_argument(
+        "--quantize", choices=["int8", "int4"], help="store the layers' weights so; int4 on CUDA alone"
+    )
+    machine.add_argument("--batch-size", type=int, default=16, help="images decoded together")
+
+
+def _values(kind: type) -> Callable[[str], Any]:
+    """Reads one number, or several with commas between them."""
+
+    def read(text: str) -> Any:
+        found = [kind(part) for part in text.split(",")]
+        return found if len(found) > 1 else found[0]
+
+    read.__name__ = kind.__name__  # as argparse's complaints call it
+    return read
+
+
+def add_subjects(parser: argparse.ArgumentParser) -> None:
+    """Flags that say what is drawn."""
+    parser.add_argument("--class", dest="classes", action="append", help="name or index; repeat for several")
+    parser.add_argument("--prompt", action="append", help="for a model that takes text; repeat for several")
+
+
+def load(options: argparse.Namespace) -> Any:
+    """The pipeline that the flags ask for."""
+    import torch
+
+    import vargen
+
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    named = ("checkpoint", "tokenizer_checkpoint", "text_encoder", "drafter", "drafter_checkpoint")
+    rest = {key: getattr(options, key) for key in (*named, "fast", "quantize")}
+    return vargen.load(options.model, device=options.device, dtype=dtype, ema=not options.no_ema, **rest)
+
+
+def law(options: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of the pipeline from the flags of `add_law`."""
+    from vargen.core.preset import LAW
+
+    return {"preset": options.preset, **{name: getattr(options, name) for name in LAW}}
+
+
+def check(options: argparse.Namespace, methods: list[tuple[str, dict[str, Any]]]) -> None:
+    """Refuse what can be refused before a model is loaded."""
+    from vargen.pipelines import request
+
+    preset = registry.preset(options.model)
+    recipe = preset.choose(options.preset)
+    for name, settings in methods:
+        request.asked(name, recipe, law(options), settings, preset.spec)
+    request.image_size(getattr(options, "image_size", None), recipe)
+    for flag in ("num_images", "batch_size"):
+        if getattr(options, flag) is not None:
+            request.whole(getattr(options, flag), f"--{flag.replace('_', '-')}", least=1)
+
+
+def subjects(options: argparse.Namespace, preset: "Preset") -> list[Any]:
+    """The class indices or the prompts that the flags ask for."""
+    from vargen.pipelines import request
+
+    if preset.classes:
+        if options.prompt:
+            raise ValueError(f"{preset.name} draws classes and takes no --prompt: give --class")
+        names, least = preset.names(), 0 if preset.kind == "raster" else -1
+        return [request.label(value, names, preset.classes, least) for value in options.classes or preset.examples]
+    if preset.captions and not options.classes and not options.prompt:
+        return list(preset.captions(getattr(options, "num_images", None) or 10))
+    if options.classes or not options.prompt:
+        raise ValueError(f"{preset.name} draws what a prompt says: give --prompt" + " and no --class")
+    return request.prompts(options.prompt)
+
+
+def repainting(options: argparse.Namespace) -> dict[str, Any]:
+    """The picture and the mask that the flags name, if they do."""
+    from PIL import Image
+
+    named = {key: path for key in ("image", "mask_image") if (path := getattr(options, key))}
+    preset = registry.preset(options.model)
+    reads = preset.kind == "raster" and not preset.classes and "mask_image" not in named
+    if named and not reads and registry.preset(options.model).kind != "next-scale":
+        raise ValueError(f"{options.model} repaints no pictures: next-scale models do, such as var-d36")
+    if len(named) == 1 and not reads:
+        raise ValueError("give both --image and --mask-image: what is repainted, and where")
+    try:
+        return {key: Image.open(path).copy() for key, path in named.items()}
+    except OSError as error:
+        raise ValueError(f"cannot read a picture: {error}") from None

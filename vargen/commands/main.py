@@ -1,0 +1,58 @@
+"""The command line, `vargen COMMAND [flags]`; the scripts are doors to the same functions."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from vargen.core.version import __version__
+
+COMMANDS = {  # name -> the module that has `command(argv)` and its `parser()`, and what it does
+    "sample": ("vargen.commands.sample", "draw images"),
+    "bench": ("vargen.commands.bench", "compare methods in seconds, in one process"),
+    "evaluate": ("vargen.commands.evaluate", "draw many images, measure them, compare runs"),
+    "demo": ("vargen.commands.demo", "a page to play with, in the browser"),
+    "serve": ("vargen.commands.serve", "an image server"),
+    "models": ("vargen.commands.models", "names of models and methods"),
+    "plan": ("vargen.commands.plan", "memory that a model will need, before anything is loaded"),
+    "train-pocket": ("vargen.commands.train_pocket", "train the models that ship, from scratch"),
+    "completion": ("vargen.commands.completion", "a script that completes all this in bash, zsh or tcsh"),
+}
+
+
+def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
+    """Run a command; bad input ends it with one sentence and status 2, Ctrl-C with status 130."""
+    try:
+        run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # a reader that has gone shows here, and not where nobody catches it
+    except BrokenPipeError:  # the reader of our output has gone; the files are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        print(f"vargen: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("vargen: stopped; what was finished is kept", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def usage() -> str:
+    """Every command, a line each."""
+    lines = [f"  {name:14} {does}" for name, (_, does) in COMMANDS.items()]
+    return "\n".join(["usage: vargen COMMAND [flags]; each command takes --help", "", *lines])
+
+
+def main() -> None:
+    """The console script."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+
+    def run(argv: list[str]) -> None:
+        if name in ("-h", "--help"):
+            print(usage())
+        elif name == "--version":
+            print(__version__)
+        elif name in COMMANDS:
+            importlib.import_module(COMMANDS[name][0]).command(argv)
+        else:
+            raise ValueError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}")
+
+    guarded(run, sys.argv[2:])

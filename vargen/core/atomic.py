@@ -1,0 +1,54 @@
+"""Writing files whole or not at all, and finding out early what cannot be written."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it there: a reader never sees half a file.
+
+    Folders are made; a link is followed, so that what it points to is replaced.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(paths: list[Path]) -> None:
+    """ValueError where files at `paths` could not all be written. Makes nothing."""
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise ValueError(f"cannot write {path} twice: the outputs need names of their own")
+        seen.add(path.resolve())
+    tried: set[Path] = set()
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"cannot write {path}: it is there and is no file")
+        parent = next(p for p in path.resolve().parents if p.exists())
+        if not parent.is_dir():
+            raise ValueError(f"cannot write to {path.parent}: {parent} is no folder")
+        if parent in tried:
+            continue
+        tried.add(parent)
+        try:
+            with tempfile.TemporaryFile(dir=parent):
+                pass
+        except OSError as error:
+            raise ValueError(f"cannot write to {path.parent}: {os.strerror(error.errno or 0)}") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,52 @@
+"""The machine that something ran on: its memory, its name, the versions of what ran."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vargen.core.types import Trace
+from vargen.core.version import __version__
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting anew, where the device counts."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that CUDA allocated since the last reset; on a CPU, the most that the process ever held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: `ru_maxrss` would count what the parent process held
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource  # Unix only
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What ran, and on what."""
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "vargen": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": f"{device.type}: {machine}, {torch.get_num_threads()} threads",
+    }
+
+
+def machine(trace: Trace) -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system(), **trace.versions}

@@ -1,0 +1,221 @@
+"""What passes between the rooms: a block of tokens, the key-value cache, a condition, the trace and the result.
+
+Slots are the coordinate system of the whole library. Slot s is the s-th image token in raster order; the condition
+(class or text) takes `condition_tokens` rows in front, so slot s lives in cache row `condition_tokens + s`. The logits
+computed at slot s are the law of slot s + 1, and those of the last condition token the law of slot 0.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vargen.core.dispatch import Kernels
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tokens for one forward pass.
+
+    `first` and `stop` are bounds on the slots that the host knows without reading the device: no slot lies below
+    `first` or at or beyond `stop`. They spare work (a shorter cache, no mask, no unconditional rows where guidance has
+    ended) and never change a result. From block to block `first` never falls, but for a drafter, which takes a few
+    tokens up again.
+    """
+
+    tokens: Tensor  # (B, n) int64
+    slots: Tensor  # (B, n) int64: where each token stands, and the cache row that it writes
+    first: int
+    stop: int
+    sees: Tensor | None = None  # (B, n, S) bool over places; None: causal by slot
+    # A tree's branches share slots, so that each token has a place of its own in the cache, behind the slots in use.
+    # With places, `sees` is given, and `stop` bounds them. `moves` (source, target), both (B, m), are places whose rows
+    # are copied before the block runs: a path that was accepted goes to the slots it stands for.
+    places: Tensor | None = None  # (B, n); None: the slots
+    parents: Tensor | None = None  # (B, n): the place of the token before each; None: the slot before
+    moves: tuple[Tensor, Tensor] | None = None
+
+    def twice(self) -> "Block":
+        """The same block for the conditional and the unconditional rows, (2B, n)."""
+
+        def double(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.repeat(2, *[1] * (value.dim() - 1))
+
+        return replace(
+            self,
+            tokens=self.tokens.repeat(2, 1),
+            slots=self.slots.repeat(2, 1),
+            sees=double(self.sees),
+            places=double(self.places),
+            parents=double(self.parents),
+            moves=None if self.moves is None else (self.moves[0].repeat(2, 1), self.moves[1].repeat(2, 1)),
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tokens of a continuous model that are drawn together, and what is there when they are."""
+
+    slots: Tensor  # (B, n) int64: what is to be drawn
+    known: Tensor  # (B, m) int64, ascending: what is there
+    values: Tensor  # (B, S, C) float32: the tokens, read at `known` only
+    hidden: Tensor | None = None  # (B, m) bool: entries of `known` that stand for nothing; None: none does
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """How a head draws: which heads read which of these, they say."""
+
+    steps: int
+    guidance: float = 1.0  # u + s (c - u); 1 is off
+    temperature: float = 1.0  # of the noise of each step
+    solver: str = "ddpm"
+    highest: int = 999  # diffusion timesteps above it are brought down to it
+    guidance_high: float = 1.0  # flow times above it are not guided
+
+
+@dataclass(frozen=True)
+class DenoisingPath:
+    """A denoising path: where each step starts, and the law of where it leads. Steps are in the order made."""
+
+    states: Tensor  # (T, B, n, C): x before each step
+    means: Tensor  # (T, B, n, C): of x behind it
+    log_variances: Tensor  # (T, B, n, C); that of the last step is not used: it is made without noise
+
+    @property
+    def end(self) -> Tensor:
+        """The tokens (B, n, C)."""
+        return self.means[-1]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the image is conditioned on, embedded: (R, T, d), R the conditional rows, then the unconditional ones."""
+
+    embedding: Tensor
+    padding: Tensor | None = None  # (R, T) bool: rows of the condition that nobody may see
+
+
+class KVCache:
+    """Keys and values of every layer, (layers, R, S, heads, head_dim), allocated once and written by row.
+
+    A rejected token needs no roll-back: it lies behind every later query until the next write covers it. A block of
+    fewer rows than the cache has uses its first ones.
+    """
+
+    padding: Tensor | None = None  # of the condition, see `Condition`; set by the prefill
+    shift: Tensor | None = None  # (R, 1): padded rows in front, where positions count from the first that is not
+    front: int = 0  # rows of the condition, where the model takes conditions of any length; set with the cache
+
+    def __init__(
+        self, layers: int, batch: int, rows: int, heads: int, dim: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (layers, batch, rows, heads, dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.kernels = Kernels()
+        self._offset = torch.arange(batch, device=device)[:, None] * rows
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held."""
+        return 2 * self.keys.numel() * self.keys.element_size()
+
+    def flat(self, rows: Tensor) -> Tensor:
+        """Index (R * n,) into batch and rows together, for `write`, from cache rows (R, n)."""
+        return (rows + self._offset[: len(rows)]).flatten()
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copy rows `source` (R, m) to rows `target` (R, m) in every layer."""
+        batch = torch.arange(len(source), device=source.device)[:, None]
+        for part in (self.keys, self.values):
+            part[:, batch, target] = part[:, batch, source]
+
+    def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]:
+        """Write k and v (R, n, heads, dim) at `flat`; return the layer's first `stop` rows, (R, stop, heads, dim)."""
+        assert flat is not None
+        keys, values = self.keys[layer], self.values[layer]
+        keys.view(-1, *k.shape[2:]).index_copy_(0, flat, k.flatten(0, 1))
+        values.view(-1, *v.shape[2:]).index_copy_(0, flat, v.flatten(0, 1))
+        return self.seen(layer, len(k), stop)
+
+    def seen(self, layer: int, batch: int, stop: int) -> tuple[Tensor, Tensor]:
+        """A layer's first `stop` keys and values of the first `batch` rows, (batch, stop, heads, dim)."""
+        return self.keys[layer][:batch, :stop], self.values[layer][:batch, :stop]
+
+    def join(self, layer: int, first: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k and v (R, n, heads, dim) behind row `first`; return them behind all that was before.
+
+        What has no room is returned and not kept.
+        """
+        out = []
+        for part, new in ((self.keys[layer], k), (self.values[layer], v)):
+            kept = min(new.shape[1], part.shape[1] - first)
+            part[: len(new), first : first + kept] = new[:, :kept]
+            there = part[: len(new), : first + kept]
+            out.append(there if kept == new.shape[1] else torch.cat([there, new[:, kept:]], dim=1))
+        return out[0], out[1]
+
+
+@dataclass
+class Trace:
+    """What a run did: everything that a figure needs to be trusted. Seconds are wall time on this machine."""
+
+    model: str = ""
+    method: str = ""
+    images: int = 0
+    forwards: int = 0  # calls of the large model, the prefill included
+    drafter_forwards: int = 0  # calls of the small model, where one drafts or refines
+    drafts: int = 0  # tokens that the small model drafted for unfinished images, and that were verified
+    drafts_kept: int = 0  # of these, those that stand in the images
+    forwards_per_image: float = 0.0  # mean over images of the calls during which that image was being decoded
+    tokens_per_forward: float = 0.0  # tokens of an image over its forwards, mean over images
+    seconds: dict[str, float] = field(
+        default_factory=dict
+    )  # total, model, sampler, decode; some: text, head, calibration
+    peak_memory_bytes: int = 0
+    cache_bytes: int = 0  # the most that keys and values took at a time
+    seeds: list[int] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    windows: dict[int, int] = field(default_factory=dict)  # width of the block -> forwards that had it
+    kernels: dict[str, str] = field(default_factory=dict)  # operation -> triton or torch, whichever ran
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def json(self) -> str:
+        """The trace as JSON text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def merge(cls, traces: "list[Trace]") -> "Trace":
+        """One trace for several batches of one run: sums, and means weighted by images."""
+        first, total = traces[0], sum(trace.images for trace in traces)
+        out = cls(first.model, first.method, total, settings=first.settings, versions=first.versions)
+        for trace in traces:
+            out.forwards += trace.forwards
+            out.drafter_forwards += trace.drafter_forwards
+            out.drafts, out.drafts_kept = out.drafts + trace.drafts, out.drafts_kept + trace.drafts_kept
+            out.forwards_per_image += trace.forwards_per_image * trace.images / total
+            out.tokens_per_forward += trace.tokens_per_forward * trace.images / total
+            out.peak_memory_bytes = max(out.peak_memory_bytes, trace.peak_memory_bytes)
+            out.cache_bytes = max(out.cache_bytes, trace.cache_bytes)
+            out.seeds = out.seeds + trace.seeds
+            out.seconds = _added(out.seconds, trace.seconds)
+            out.windows, out.kernels = _added(out.windows, trace.windows), out.kernels | trace.kernels
+        return out
+
+
+def _added(a: dict, b: dict) -> dict:
+    return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Images, how they came about, and their tokens: ids (B, rows, columns), or (B, slots) of all scales, or vectors
+    (B, slots, channels).
+    """
+
+    images: Any  # a list of PIL images, or a tensor or array, as `output_type` asks
+    tokens: Any  # a tensor; a list of them where images differ in size
+    trace: Trace

@@ -1,0 +1,128 @@
+"""Drafters: what proposes tokens for a large model to verify. They keep their own cache and count their forwards.
+
+The small model that refines what a large next-scale model began (`code`) is found here by name as well.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vargen.core.dispatch import Kernels
+from vargen.core.types import Block, Condition, Group, KVCache
+from vargen.core.warp import Warp
+from vargen.engine.guidance import Guidance
+from vargen.kernels.sample import law
+from vargen.models.contract import ContinuousModel, RasterModel
+from vargen.models.eagle import EagleHead
+
+
+class ModelDrafter:
+    """A small model of the same vocabulary and grid, under the large one's guidance and truncation."""
+
+    def __init__(self, model: RasterModel, condition: Condition, guidance: Guidance, warp: Warp) -> None:
+        self._model, self._condition, self._guidance, self._warp = model, condition, guidance, warp
+        self.forwards, self.kernels = 0, Kernels()
+
+    def watch(self, model: RasterModel) -> RasterModel:
+        """`model` as it is to be run: a small model drafts from tokens alone."""
+        return model
+
+    def reserve(self, extra: int) -> None:
+        """Begin, with so many places in the cache behind the image's slots."""
+        rows, front, _ = self._condition.embedding.shape
+        self._cache = self._model.make_cache(rows, extra, front)
+        self._cache.kernels = self.kernels
+        self._model.prefill(self._condition, self._cache)
+        self.forwards = 1
+
+    def laws(self, block: Block) -> Tensor:
+        """Laws (B, n, V) of the slots behind a block of tokens, which enters the drafter's cache."""
+        self.forwards += 1
+        logits = self._model.decode(self._guidance.spread(replace(block, moves=None)), self._cache)
+        given = self._model.spec.given(self._guidance.mix(logits, block), block.slots + 1)
+        return law(given, self._warp, self.kernels)
+
+
+class LatentModelDrafter:
+    """A small model of continuous tokens of the same layout, under the large one's guidance."""
+
+    def __init__(self, model: ContinuousModel, condition: Condition) -> None:
+        self._model, self._condition, self._cache = model, condition, model.make_cache(len(condition.embedding))
+        self.forwards = 0
+
+    def law(self, group: Group) -> tuple[Any, Any]:
+        """Its head, and what that needs to draw the group."""
+        self.forwards += 1
+        return self._model.head, self._model.decode(self._condition, group, self._cache)
+
+
+class HeadDrafter:
+    """An EAGLE head on the large model itself. It keeps the state of every place: the model's where the model has run
+    (`see`), its own predictions where it has not.
+    """
+
+    def __init__(self, head: EagleHead, model: Any, rows: int, guidance: Guidance, warp: Warp) -> None:
+        self._head, self._model, self._rows, self._guidance, self._warp = head, model, rows, guidance, warp
+        self.forwards, self.kernels = 0, Kernels()
+
+    def watch(self, model: RasterModel) -> RasterModel:
+        """`model` as it is to be run, so that its states are seen."""
+        return Watched(model, self)
+
+    def reserve(self, extra: int) -> None:
+        """Begin, with so many places in the cache behind the image's slots."""
+        self._cache = self._head.make_cache(self._rows, extra)
+        self._cache.kernels = self.kernels
+        places = 1 + self._head.spec.slots + extra  # row 0 has the state of the condition, row 1 + s that of place s
+        width = self._head.config.width
+        self._states = torch.zeros(self._rows, places, width, dtype=self._head.dtype, device=self._head.device)
+        self.forwards = 0
+
+    def see(self, states: Tensor, places: Tensor | None = None) -> None:
+        """Keep the model's states (R, n, d) of `places` (R, n), or that of the condition."""
+        self._keep(states, torch.full_like(states[..., 0], -1, dtype=torch.int64) if places is None else places)
+
+    def laws(self, block: Block) -> Tensor:
+        """Laws (B, n, V) of the slots behind a block of tokens, which enters the drafter's cache.
+
+        Where the tokens follow one another, only the last one's state is predicted: the model has run the others.
+        """
+        self.forwards += 1
+        rows = self._guidance.spread(block)
+        if rows.moves is not None:
+            source, target = rows.moves
+            self._keep(self._at(source), target)
+        before = rows.slots - 1 if rows.parents is None else rows.parents
+        tokens = self._model.embed(rows.tokens)
+        states = self._head.decode(tokens, self._at(before), replace(rows, moves=None), self._cache)
+        places = rows.slots if rows.places is None else rows.places
+        predicted = slice(-1, None) if rows.parents is None else slice(None)
+        self._keep(states[:, predicted], places[:, predicted])
+        return law(self._guidance.mix(self._model.logits(states), block), self._warp, self.kernels)
+
+    def _at(self, places: Tensor) -> Tensor:
+        """The states (R, n, d) of `places` (R, n), -1 being the condition."""
+        return self._states[torch.arange(len(places), device=places.device)[:, None], places + 1]
+
+    def _keep(self, states: Tensor, places: Tensor) -> None:
+        self._states[torch.arange(len(places), device=places.device)[:, None], places + 1] = states
+
+
+class Watched:
+    """A raster model whose states an EAGLE head sees as it runs."""
+
+    def __init__(self, model: Any, drafter: HeadDrafter) -> None:
+        self._model, self._drafter = model, drafter
+        self.spec, self.device, self.make_cache = model.spec, model.device, model.make_cache
+
+    def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
+        states = self._model.prefill_states(condition, cache)
+        self._drafter.see(states)
+        return self._model.logits(states)
+
+    def decode(self, block: Block, cache: KVCache) -> Tensor:
+        states = self._model.decode_states(block, cache)
+        self._drafter.see(states, block.slots if block.places is None else block.places)
+        return self._model.logits(states)

@@ -1,0 +1,82 @@
+"""Classifier-free guidance (arXiv 2207.12598): conditional and unconditional rows in one batch, mixed in float32."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vargen.core.types import Block
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """`u + (c - u) * scale`. At scale 1 or below there is no guidance: unconditional rows are never computed.
+
+    `interval` ends guidance early, as LlamaGen's `cfg_interval` does: tokens 0 to interval + 1 are guided (published
+    so: token 0 is not counted), those behind are not; -1 guides all. Once every row of a batch is past the end, the
+    unconditional rows are dropped.
+    """
+
+    scale: float = 1.0
+    interval: int = -1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale <= 1000:
+            raise ValueError(f"got guidance scale {self.scale}, expected a number from 0 to 1000")
+        if self.interval < -1:
+            raise ValueError(f"got cfg interval {self.interval}, expected -1 (off) or more")
+
+    @property
+    def active(self) -> bool:
+        return self.scale > 1.0
+
+    def spread(self, block: Block) -> Block:
+        """The block for every model row: doubled where guidance shapes the law behind one of its slots."""
+        ended = 0 <= self.interval < block.first
+        return block.twice() if self.active and not ended else block
+
+    def mix(self, logits: Tensor, block: Block | None = None) -> Tensor:
+        """Logits (R, n, V) of all rows to guided logits (B, n, V), float32, for `block` or for the prefill."""
+        if not self.active or (block is not None and len(logits) == len(block.slots)):
+            return logits.float()
+        conditional, unconditional = logits.float().chunk(2)
+        mixed = unconditional.lerp(conditional, self.scale)
+        if block is None or self.interval < 0:
+            return mixed
+        last = min(self.interval, block.stop)  # any number is allowed, also one that no integer tensor holds
+        return torch.where((block.slots <= last)[..., None], mixed, conditional)
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Guidance of next-scale models, which grows from scale to scale: (1 + t) c - t u, t = scale s / (S - 1).
+
+    At scale 0 there is none, and its number starts at 0, not at 1. `interval` is the last scale to be guided, -1 for
+    all: behind it the unconditional rows are dropped.
+    """
+
+    scale: float
+    scales: int
+    interval: int = -1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale <= 1000:
+            raise ValueError(f"got guidance scale {self.scale}, expected a number from 0 (off) to 1000")
+        if self.interval < -1:
+            raise ValueError(f"got cfg interval {self.interval}, expected -1 (off) or a scale")
+
+    @property
+    def active(self) -> bool:
+        return self.scale > 0 and self.interval != 0
+
+    def guided(self, scale: int) -> bool:
+        """Whether a scale is run with unconditional rows."""
+        return self.active and (self.interval < 0 or scale <= self.interval)
+
+    def mix(self, logits: Tensor, scale: int) -> Tensor:
+        """Logits (R, n, V) of all rows of a scale to guided logits (B, n, V), float32."""
+        if not self.guided(scale):
+            return logits.float()
+        conditional, unconditional = logits.float().chunk(2)
+        t = self.scale * scale / max(1, self.scales - 1)
+        return conditional.mul(1 + t).sub_(unconditional, alpha=t)

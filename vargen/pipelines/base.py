@@ -1,0 +1,219 @@
+"""What a user touches: `vargen.load(name)` gives a diffusers pipeline that draws, or streams, images.
+
+Here is what all kinds of model share; `raster.py`, `next_scale.py` and `continuous.py` add how theirs are drawn.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vargen.core import quantize, registry
+from vargen.core.machine import peak_memory, reset_peak_memory, versions
+from vargen.core.preset import Preset, custom
+from vargen.core.types import Generation, Trace
+from vargen.engine import loops
+from vargen.engine.runners import Runners
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A batch in the making. `tokens` (B, slots) is a live view; in decoding order, row b is final up to `settled[b]`.
+
+    `trace` is filled when the last image is done.
+    """
+
+    tokens: Tensor
+    settled: list[int]
+    forwards: int
+    trace: Trace
+    pipeline: "Pipeline"
+    image_size: int | None = None
+    features: Tensor | None = None  # what the image is decoded from, where that is not the tokens
+    committed: Any = None  # (B, slots) bool, where the tokens that are final are not the first ones
+
+    @torch.inference_mode()
+    def images(self, output_type: str = "pil") -> Any:
+        """The pictures so far: unsettled tokens are shown as their drafts."""
+        if self.features is None:
+            return self.pipeline.decode(self.tokens, output_type, self.image_size)
+        return self.pipeline.finish(self.pipeline.tokenizer.decode_latents(self.features), output_type, self.image_size)
+
+
+class Pipeline(DiffusionPipeline):
+    """Components `transformer` and `tokenizer` (of images) as in any diffusers pipeline, and `text_encoder` with
+    `text_tokenizer` where the model takes prompts.
+    """
+
+    kind: ClassVar[str]  # of the models that it draws with
+    _optional_components: ClassVar = ["text_encoder", "text_tokenizer"]
+    model_cpu_offload_seq = "text_encoder->transformer->tokenizer"
+
+    def __init__(
+        self,
+        transformer: Any,
+        tokenizer: nn.Module | None,
+        text_encoder: nn.Module | None = None,
+        text_tokenizer: Any = None,
+        *,
+        preset: Preset | None = None,
+    ) -> None:
+        super().__init__()
+        if transformer.spec.kind != self.kind:
+            raise ValueError(
+                f"a {type(self).__name__} draws with {self.kind} models, not with a {transformer.spec.kind} one"
+            )
+        self.register_modules(
+            transformer=transformer, tokenizer=tokenizer, text_encoder=text_encoder, text_tokenizer=text_tokenizer
+        )
+        self.preset = preset or custom(transformer)
+        self.nats_per_token: float | None = None  # cross-entropy on held-out images, where it is known
+        self.drafter: nn.Module | None = None  # what drafts, or refines, where a method wants that and names none
+        self.drafters: dict[str, nn.Module] = {}  # by name
+        self.fast = "auto"  # kernels where they can run; off: plain PyTorch; triton: kernels, or an error
+        self.quantize: str | None = None  # how the transformer's layers are stored, where they were quantised
+        self._runners = Runners()
+        self._costs: dict[Any, dict[int, float]] = {}  # measured seconds per step, by all that they depend on
+        self._processor = VaeImageProcessor()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The transformer's."""
+        return self.transformer.dtype
+
+    def to(self, *arguments: Any, **options: Any) -> Any:
+        """Move to a device, cast to a dtype. Only the transformer is cast: the image tokenizer works in float32.
+
+        ValueError where a quantised transformer would be cast: it is loaded in the dtype that is wanted.
+        """
+        kinds = [value for value in (*arguments, *options.values()) if isinstance(value, torch.dtype)]
+        places = [value for value in arguments if not isinstance(value, torch.dtype)]
+        options = {key: value for key, value in options.items() if not isinstance(value, torch.dtype)}
+        if self.quantize is not None and any(kind != self.dtype for kind in kinds):
+            raise ValueError(
+                f"a transformer in {self.quantize} is not cast: load it anew with the dtype that is wanted"
+            )
+        self._runners.clear()  # graphs read the weights where they are
+        if places or options:
+            super().to(*places, **options)
+        for kind in kinds:
+            self.transformer.to(kind)
+        return self
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """What runs, and on what."""
+        stored = {} if self.quantize is None else {"torchao": quantize.version()}
+        return versions(self.transformer.device) | stored
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called; empty where they have no names or the model takes prompts."""
+        return tuple(self.preset.names())
+
+    @abstractmethod
+    def __call__(self, *arguments: Any, **options: Any) -> Generation:
+        """Draw images."""
+
+    @abstractmethod
+    def stream(self, *arguments: Any, **options: Any) -> Iterator[Partial]:
+        """As a call, for one batch, but yields a `Partial` after each forward; stop iterating to cancel."""
+
+    @property
+    @abstractmethod
+    def pixels(self) -> int:
+        """Of an image along one side, as decoded."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """The same as `vargen.load`; `torch_dtype` is another name of `dtype`, as in diffusers."""
+        if "torch_dtype" in kwargs:
+            kwargs["dtype"] = kwargs.pop("torch_dtype")
+        return registry.resolve(registry.LOADER)(pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(self, *arguments: Any, **options: Any) -> None:
+        """Not offered: weights are kept in the format in which they were published."""
+        raise ValueError("a vargen pipeline is not saved as a folder: keep the checkpoint it was loaded from")
+
+    @abstractmethod
+    def _decode(
+        self, method: Any, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
+    ) -> Iterator[Partial]:
+        """Decode one batch: `inputs` have a row per image."""
+
+    def _draw(
+        self,
+        method: Any,
+        inputs: tuple[Tensor, ...],
+        seeds: list[int],
+        *,
+        batch_size: int,
+        image_size: int | None,
+        output_type: str,
+    ) -> Generation:
+        """Decode all images, `batch_size` at a time."""
+        if self.tokenizer is None and output_type != "latent":
+            raise ValueError(f"{self.preset.name} has no image tokenizer here: only output_type latent can be had")
+        spec, parts = self.transformer.spec, []
+        with tqdm(total=len(seeds) * spec.slots, unit="token", **self._bar()) as bar:
+            for start in range(0, len(seeds), batch_size):
+                final, some = None, slice(start, start + batch_size)
+                for final in self._decode(method, tuple(part[some] for part in inputs), seeds[some], image_size):
+                    bar.update(start * spec.slots + sum(final.settled) - bar.n)
+                assert final is not None
+                parts.append(self._finish(final, output_type))
+        images = _join([part.images for part in parts], output_type)
+        return Generation(images, torch.cat([p.tokens for p in parts]), Trace.merge([p.trace for p in parts]))
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor, output_type: str, image_size: int | None = None) -> Any:
+        """Images of tokens (B, slots), resized to `image_size` pixels a side if it is given."""
+        return self.finish(self.tokenizer.decode(tokens), output_type, image_size)
+
+    def finish(self, images: Tensor, output_type: str, image_size: int | None = None) -> Any:
+        """Images (B, 3, H, W) in [-1, 1] as they are given out."""
+        images = images.float()
+        if image_size is not None and images.shape[-2:] != (image_size, image_size):
+            images = F.interpolate(images, size=(image_size, image_size), mode="bicubic")  # before rounding: published
+        return self._processor.postprocess(images, output_type=output_type)
+
+    def _bar(self) -> dict[str, Any]:
+        return {"leave": False, "disable": None, **getattr(self, "_progress_bar_config", {})}
+
+    def _begin(self, method: Any, seeds: list[int]) -> Trace:
+        """A batch's trace; memory is counted from here on."""
+        reset_peak_memory(self.transformer.device)
+        stored = {} if self.quantize is None else {"quantize": self.quantize}
+        return Trace(self.preset.name, method.name, len(seeds), seeds=seeds, settings=method.described | stored)
+
+    def _fill(self, trace: Trace, clock: loops.Clock, counts: loops.Counts) -> None:
+        """What the loop counted."""
+        slots, each = self.transformer.spec.slots, counts.per_image
+        trace.forwards, trace.windows, trace.cache_bytes = counts.forwards, counts.widths, counts.cache_bytes
+        trace.kernels = dict(counts.kernels.ran)
+        trace.forwards_per_image = sum(each) / len(each)
+        trace.tokens_per_forward = sum(slots / n for n in each if n) / len(each)
+        trace.seconds, trace.versions = clock.seconds(), self.versions
+
+    def _finish(self, final: Partial, output_type: str) -> Generation:
+        trace, clock = final.trace, loops.Clock(self.transformer.device)
+        images = final.tokens if output_type == "latent" else final.images(output_type)
+        clock.lap("decode")
+        seconds = trace.seconds | clock.seconds()
+        trace.seconds = {**seconds, "total": sum(seconds.values())}
+        trace.peak_memory_bytes = peak_memory(self.transformer.device)
+        return Generation(images, final.tokens, trace)
+
+
+def _join(images: list[Any], output_type: str) -> Any:
+    if output_type == "pil":
+        return [image for part in images for image in part]
+    tensors = [torch.as_tensor(part) for part in images]
+    return torch.cat(tensors).numpy() if output_type == "np" else torch.cat(tensors)

@@ -1,0 +1,94 @@
+"""Models and image tokenizers by name: `vargen.load`, `vargen.load_tokenizer`."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vargen.core import quantize as quantized
+from vargen.core import registry
+from vargen.core.dispatch import Kernels
+from vargen.core.preset import Sources
+from vargen.pipelines import choose_drafter
+from vargen.pipelines.base import Pipeline
+
+
+def load(
+    name: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    checkpoint: str | Path | None = None,
+    tokenizer_checkpoint: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    drafter: str | None = None,
+    drafter_checkpoint: str | Path | None = None,
+    ema: bool = True,
+    fast: str = "auto",
+    quantize: str | None = None,
+) -> Pipeline:
+    """A pipeline by the model's name. ValueError lists names, or names the file that does not load.
+
+    `device` defaults to CUDA where there is one. `dtype` is the transformer's, cast to while loading (default: float32
+    on a CPU, bfloat16 on CUDA); the image tokenizer stays in float32. The official files are downloaded (at a pinned
+    revision where one is known) unless named: `checkpoint` and `tokenizer_checkpoint` are files or folders with
+    them, `text_encoder` a folder or repository with a T5 encoder and its tokenizer (of models that read prompts
+    themselves, a text tokenizer alone).
+    `drafter`, for the methods that draft with one (and for `code`, which refines with one), is another model by name,
+    of the same vocabulary, grid and image tokenizer; or `eagle`, a head on this model that was trained by
+    `scripts/train_drafter.py`: the one in the file `drafter_checkpoint`, or the one that ships. MAR's files have
+    averaged weights beside plain ones; `ema=False` takes the plain ones. `fast` is auto (Triton's kernels on CUDA,
+    where there are any), off (plain PyTorch) or triton (kernels, or an error); the trace says which ran.
+    `quantize`, int8 or int4, stores the weights of the transformer's layers so once they are loaded:
+    less memory, and another law. Drafters are not quantised.
+    """
+    Kernels.of(fast)
+    preset, where = registry.preset(name), find_device(device)
+    if text_encoder is not None and preset.classes:
+        raise ValueError(f"{name} draws classes and takes no text encoder")
+    kind = dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
+    if kind not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"got dtype {kind}, expected float32, bfloat16 or float16")
+    quantized.check(quantize, where, kind)
+    text = None if text_encoder is None else str(Path(text_encoder).expanduser())
+    pipe = preset.build(Sources(_path(checkpoint), _path(tokenizer_checkpoint), text, ema), where, kind)
+    if drafter is None and drafter_checkpoint is not None:
+        raise ValueError("got a drafter's checkpoint and no drafter: name the model that it is of")
+    if drafter is not None:
+        given = Sources(_path(drafter_checkpoint), _path(tokenizer_checkpoint), text, ema)
+        pipe.drafter = pipe.drafters[drafter] = choose_drafter.by_name(pipe, drafter, given)
+    if quantize is not None:
+        quantized.apply(pipe.transformer, quantize)
+    pipe.fast, pipe.quantize = fast, quantize
+    return pipe
+
+
+def load_tokenizer(
+    name: str, *, device: str | torch.device | None = None, checkpoint: str | Path | None = None
+) -> nn.Module:
+    """An image tokenizer by name, in float32; `encode` and `decode` go between images and ids."""
+    build = registry.find(registry.TOKENIZERS, name, "tokenizer")
+    return build(name, _path(checkpoint), find_device(device))
+
+
+def _path(value: str | Path | None) -> Path | None:
+    if value is not None and not isinstance(value, str | Path):
+        raise ValueError(f"got checkpoint {value!r}, expected a path")
+    return None if value is None else Path(value).expanduser()
+
+
+def find_device(name: str | torch.device | None) -> torch.device:
+    """ValueError where there is no such device, or where it is neither CPU nor CUDA."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"unknown device {str(name)!r}, expected cpu, cuda or cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name} was asked for, but torch finds {torch.cuda.device_count() or 'no'} CUDA device"
+        )
+    return device

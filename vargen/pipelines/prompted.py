@@ -1,0 +1,108 @@
+"""Drawing with raster models that read prompts themselves (`models/prompted.py`): many sizes, pictures in prompts."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vargen.core import image_processor
+from vargen.core.preset import Preset
+from vargen.core.types import Generation, Trace
+from vargen.models.prompted import Prompted
+from vargen.pipelines import request
+from vargen.pipelines.raster import RasterPipeline
+from vargen.pipelines.request import Method
+
+
+class PromptedPipeline(RasterPipeline):
+    """Draws what prompts say with a `Prompted` model; the same weights draw every size."""
+
+    def __init__(
+        self,
+        transformer: Any,
+        tokenizer: Any,
+        text_encoder: Any = None,
+        text_tokenizer: Any = None,
+        *,
+        preset: Preset | None = None,
+    ) -> None:
+        super().__init__(transformer, tokenizer, text_encoder, text_tokenizer, preset=preset)
+        if not isinstance(self.transformer, Prompted):
+            raise ValueError(f"{type(self.transformer).__name__} reads no prompts itself: use a RasterPipeline")
+        self._sized: dict[tuple[int, int], PromptedPipeline] = {}
+
+    def at(self, height: int | None = None, width: int | None = None) -> "PromptedPipeline":
+        """This pipeline, with the same weights, for images of another size in pixels: one of the model's own.
+
+        ValueError names those nearest to a size that is none.
+        """
+        size = self._size(height, width, self.transformer.size, self.transformer.sizes)
+        if size == self.transformer.size:
+            return self
+        found, parts = self._sized.get(size), (self.tokenizer, self.text_tokenizer)
+        if found is None or (found.tokenizer, found.text_tokenizer) != parts:
+            found = PromptedPipeline(self.transformer.at(size), parts[0], None, parts[1], preset=self.preset)
+            self._sized[size] = found
+        for other in (self, *self._sized.values()):
+            if other is not found:
+                other._runners.release()  # caches of another size
+        found.fast, found.quantize = self.fast, self.quantize
+        found._progress_bar_config = getattr(self, "_progress_bar_config", {})
+        for name, module in self.drafters.items():
+            if isinstance(module, Prompted) and name not in found.drafters and size in module.sizes:
+                found.drafters[name] = module.at(size)
+        named = [name for name, module in self.drafters.items() if module is self.drafter]
+        found.drafter = found.drafters.get(named[0], self.drafter) if named else self.drafter
+        return found
+
+    def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
+        """Token ids (B, 2, T), of prompts and of what guidance is against, and their mask, for images of this size.
+
+        `image` is one PIL image for each prompt, or a list of them, where the model reads pictures.
+        """
+        if self.text_tokenizer is None:
+            raise ValueError(f"{self.preset.name} has no text tokenizer here: it was never loaded")
+        texts = request.prompts(prompt)
+        if not all(text.strip() for text in texts):
+            raise ValueError("got an empty prompt: say what to draw")
+        if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+            raise ValueError("got a prompt that is no text: it holds half of a character")
+        if image is None:
+            return self.transformer.tokenize(texts, self.text_tokenizer)
+        if not hasattr(self.transformer, "picture"):
+            raise ValueError(f"{self.preset.name} reads no pictures")
+        if self.tokenizer is None:
+            raise ValueError(f"{self.preset.name} has no image tokenizer here, which an image is read with")
+        shown = image_processor.encoded(image, len(texts), self.tokenizer, self.transformer.sizes)
+        return self.transformer.tokenize(texts, self.text_tokenizer, shown)
+
+    def release_text_encoder(self) -> None:
+        """Nothing to give back: the transformer itself reads prompts, and a tokenizer is small."""
+
+    def _checked(self, states: Any, mask: Any) -> tuple[Tensor, Tensor]:
+        return self.transformer.checked(states, mask)
+
+    def _draw_freely(
+        self, method: Method, inputs: tuple[Tensor, ...], seeds: list[int], how: dict[str, Any]
+    ) -> Generation:
+        """Draw images whose sizes the model chooses, those of one size together; they come in the order asked for."""
+        model, step = self.transformer, how["batch_size"]
+        if not getattr(model, "chooses_size", False) or how["output_type"] != "pil" or how["image_size"] is not None:
+            raise ValueError("free_size is for models that choose a size, and gives PIL images as they are decoded")
+        ids, sizes = torch.tensor(seeds, device=model.device), []
+        for start in range(0, len(seeds), step):
+            some = (part[start : start + step] for part in (*inputs, ids))
+            sizes += model.choose_sizes(*some, method.warp.temperature)
+        images, tokens, traces = {}, {}, []
+        for size in dict.fromkeys(sizes):
+            which = [i for i, one in enumerate(sizes) if one == size]
+            pipe, some = self.at(*size), tuple(part[which] for part in inputs)
+            out = pipe._draw(method, some, [seeds[i] for i in which], **how)
+            images |= dict(zip(which, out.images, strict=True))
+            tokens |= dict(zip(which, pipe._codes(out.tokens), strict=True))
+            traces.append(out.trace)
+        order = range(len(seeds))
+        trace = replace(Trace.merge(traces), seeds=seeds)
+        return Generation([images[i] for i in order], [tokens[i] for i in order], trace)
