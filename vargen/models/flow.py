@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Denoising, KVCache
 from vargen.kernels.rope import rotate
+from vargen.models.contract import Model
 from vargen.models.llama import RMSNorm
 
 EPS = 1e-6  # of every norm
@@ -172,7 +173,7 @@ class BackboneConfig(ABC):
         """The image's layout."""
 
 
-class Backbone(nn.Module):
+class Backbone(Model):
     """An encoder and a decoder over groups of tokens that come in order."""
 
     def __init__(self, config: BackboneConfig) -> None:

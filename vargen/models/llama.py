@@ -18,6 +18,7 @@ from vargen.core.types import Block, KVCache
 from vargen.kernels.attention import Sight, attend
 from vargen.kernels.norm import rms_norm
 from vargen.kernels.rope import Neighbours, enter
+from vargen.models.contract import Model
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,11 @@ class Layer(nn.Module):
 class Memory(Protocol):
     """What attention reads: the cache, or what stands for it in training."""
 
+    @property
+    def kernels(self) -> Kernels | None:
+        """Which kernels run over it; None: plain PyTorch."""
+        ...
+
     def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]:
         """Keep k and v (R, n, heads, dim); all keys and values to be seen. See `KVCache`."""
         ...
@@ -148,10 +154,10 @@ class Step:
     @property
     def kernels(self) -> Kernels | None:
         """Those of the cache, if it has any."""
-        return getattr(self.cache, "kernels", None)
+        return None if self.cache is None else self.cache.kernels
 
 
-class Trunk(nn.Module):
+class Trunk(Model):
     """Layers over the image's slots, behind `front` rows of a condition."""
 
     def __init__(self, config: LlamaGenConfig, layers: int, front: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vargen.core.checkpoints import Layout
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Group
+from vargen.models.contract import Model
 from vargen.models.diffusion import DiffusionHead
 
 # The official files (`MAR` in models/mar.py and `DiffLoss` in models/diffloss.py): our key to theirs.
@@ -122,10 +123,10 @@ def take(x: Tensor, places: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device)[:, None], places]
 
 
-class MAR(nn.Module):
+class MAR(Model):
     """A masked model of continuous tokens; see `ContinuousModel` in models/contract.py."""
 
-    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `engine/runners.py`
+    replays: ClassVar[bool] = True
 
     def __init__(self, config: MARConfig) -> None:
         super().__init__()
@@ -151,6 +152,10 @@ class MAR(nn.Module):
     @property
     def spec(self) -> ContinuousSpec:
         return self.config.spec
+
+    @property
+    def side(self) -> int:
+        return self.config.side
 
     @property
     def device(self) -> torch.device:

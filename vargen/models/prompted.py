@@ -7,19 +7,20 @@ positions from its own first token.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vargen.core.dispatch import Kernels
 from vargen.core.specs import RasterSpec
 from vargen.core.types import Block, Condition, KVCache
 from vargen.kernels.attention import Sight
+from vargen.models.contract import Model
 from vargen.models.llama import Standing, behind, sight_over
 
 
-class Prompted(nn.Module, ABC):
+class Prompted(Model, ABC):
     """The raster contract (`models/contract.py`) around a decoder that a subclass knows how to run."""
 
     spec: RasterSpec
@@ -27,6 +28,8 @@ class Prompted(nn.Module, ABC):
     sizes: tuple[tuple[int, int], ...]  # that it can draw
     words: int  # of the text vocabulary
     context: int  # positions that it knows
+    chooses_size: ClassVar[bool] = False  # whether it may: `choose_sizes`
+    reads_pictures: ClassVar[bool] = False  # whether `tokenize` takes the codes of pictures behind the tokenizer
 
     @abstractmethod
     def at(self, size: tuple[int, int]) -> "Prompted":

@@ -111,6 +111,10 @@ class XAR(Backbone):
         self.output = nn.Linear(config.width, config.channels)
 
     @property
+    def side(self) -> int:
+        return self.config.side
+
+    @property
     def head(self) -> VelocityHead:
         return VelocityHead(self)
 
