@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
+
     from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
 
 

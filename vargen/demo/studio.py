@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from vargen.core.png import encode_png, texts
-from vargen.core.specs import RasterSpec, ScaleSpec
 
 from vargen.core import registry
+from vargen.core.png import encode_png, texts
+from vargen.core.specs import RasterSpec, ScaleSpec
 from vargen.demo.limits import MOST, MOST_LETTERS, MOST_SEED, Limits
 from vargen.demo.record import Record, Spec
 from vargen.pipelines import request

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from vargen.core.specs import RasterSpec
 
 from vargen.core.dispatch import Kernels
+from vargen.core.specs import RasterSpec
 from vargen.core.types import Block, Condition, KVCache
 from vargen.engine.caches import Caches, Held
 from vargen.engine.graphs import Capture, Tensors

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from vargen.core.png import encode_png, texts
 
+from vargen.core.png import encode_png, texts
 from vargen.models import pocket
 from vargen.pipelines.base import Partial, Pipeline
 from vargen.server.options import parsed

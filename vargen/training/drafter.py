@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from vargen.pipelines.choose_drafter import described
 
 from vargen.core import checkpoints
 from vargen.core.atomic import check_writable, write_atomically
@@ -24,6 +23,7 @@ from vargen.models.contract import embed
 from vargen.models.eagle import EagleHead
 from vargen.models.llama import Step
 from vargen.models.llamagen import LlamaGen
+from vargen.pipelines.choose_drafter import described
 from vargen.pipelines.loading import load
 from vargen.pipelines.raster import RasterPipeline
 from vargen.pipelines.request import method, seeds, whole
