@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor, nn
 
 from vargen.core.specs import ContinuousSpec
@@ -56,7 +57,8 @@ def grid(side: int, extent: int, head_dim: int, device: torch.device) -> Tensor:
     """
     with torch.inference_mode(False):
         places = torch.arange(side, device="cpu").float() / side * extent
-        return rotations(places.repeat_interleave(side), places.repeat(side), head_dim).to(device)
+        rows, columns = repeat(places, "h -> (h w)", w=side), repeat(places, "w -> (h w)", h=side)
+        return rotations(rows, columns, head_dim).to(device)
 
 
 def timesteps(times: Sequence[float], device: torch.device) -> Tensor:

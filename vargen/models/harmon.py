@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from vargen.core.checkpoints import Layout
@@ -146,7 +147,7 @@ class Harmon(Model):
         They are embedded where they are read, in the first `decode`.
         """
         known = ids.to(self.device).masked_fill(~mask.to(self.device, torch.bool), -1)
-        return Condition(torch.cat(known.unbind(1) if guided else (known[:, 0],))[..., None])
+        return Condition(rearrange(known[:, : 1 + guided], "b part t -> (part b) t 1"))
 
     def tokenize(self, prompts: Sequence[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
         """Token ids (B, 2, T) of each prompt and of what guidance is against, and the mask (B, 2, T) of the words."""
@@ -218,7 +219,7 @@ def copied(x: Tensor, copies: int, images: int) -> Tensor:
     """Rows (R, ...) for several groups of every image, one below the other; unconditional rows stay behind."""
     if copies == 1:
         return x
-    return torch.cat([part.repeat(copies, *[1] * (x.dim() - 1)) for part in x.split(images)])
+    return repeat(x, "(part b) ... -> (part copies b) ...", b=images, copies=copies)
 
 
 def tokenize(prompts: Sequence[str], tokenizer: Any) -> tuple[Tensor, Tensor]:

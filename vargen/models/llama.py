@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor, nn
 
 from vargen.core.dispatch import Kernels
@@ -64,9 +65,8 @@ def rope_table(config: LlamaGenConfig, front: int) -> Tensor:
     half = config.head_dim // 2
     frequencies = config.rope_base ** (-torch.arange(0, half, 2, device="cpu")[: half // 2].float() / half)
     cells = torch.arange(config.side, device="cpu").float()[:, None] * frequencies  # (side, half / 2)
-    rows = cells[:, None].expand(-1, config.side, -1)
-    columns = cells[None].expand(config.side, -1, -1)
-    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    rows, columns = repeat(cells, "h d -> (h w) d", w=config.side), repeat(cells, "w d -> (h w) d", h=config.side)
+    angles = torch.cat([rows, columns], dim=-1)
     rotations = torch.polar(torch.ones_like(angles), angles)
     return torch.cat([rotations.new_zeros(front, rotations.shape[-1]), rotations])
 

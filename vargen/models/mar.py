@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vargen.core.checkpoints import Layout
@@ -72,9 +73,9 @@ class Positions:
 def stretched(table: Tensor, buffer: int, side: int) -> Tensor:
     """A table (buffer + n^2, d) for side^2 tokens, bilinear between their centres; the buffer's rows stay."""
     trained = math.isqrt(len(table) - buffer)
-    grid = table[buffer:].float().T.unflatten(1, (trained, trained))
-    grid = F.interpolate(grid[None], size=(side, side), mode="bilinear")[0]  # (d, side, side)
-    return torch.cat([table[:buffer], grid.flatten(1).T.to(table.dtype)])
+    grid = rearrange(table[buffer:].float(), "(h w) d -> 1 d h w", h=trained)
+    grid = F.interpolate(grid, size=(side, side), mode="bilinear")
+    return torch.cat([table[:buffer], rearrange(grid, "1 d h w -> (h w) d").to(table.dtype)])
 
 
 class Attention(nn.Module):
@@ -217,6 +218,7 @@ class MAR(Model):
 
     def image(self, values: Tensor) -> Tensor:
         """Latents (B, C, side, side) of tokens (B, S, C)."""
+        # rearrange would give one image other strides, convolutions another path, and pixels other last bits.
         return values.transpose(1, 2).unflatten(2, (self.config.side, self.config.side))
 
     def _places(self, group: Group) -> Tensor:

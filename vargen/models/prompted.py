@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from vargen.core.dispatch import Kernels
@@ -87,7 +88,7 @@ class Prompted(Model, ABC):
 
     def text_condition(self, states: Tensor, mask: Tensor, *, guided: bool) -> Condition:
         """Embed ids (B, 2, T) under their mask, as `tokenize` gives them, as (B, T', d), or (2B, T', d) if `guided`."""
-        ids, words = (part[:, : 1 + guided].transpose(0, 1).flatten(0, 1) for part in (states, mask))
+        ids, words = (rearrange(part[:, : 1 + guided], "b part t -> (part b) t") for part in (states, mask))
         count = words.sum(1, keepdim=True)  # (R, 1)
         longest = int(count.max())
         place = torch.arange(longest, device=ids.device)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from vargen.core import registry
 
@@ -90,8 +91,7 @@ def labels(values: Any, each: Any, names: Sequence[str], count: int, *, uncondit
 def picture(value: Any, side: int, channels: int) -> Tensor:
     """A picture as (1, C, side, side) in [0, 1], from a PIL image or a tensor (C, H, W), or (H, W) where C is 1."""
     if isinstance(value, Image.Image):
-        found = torch.from_numpy(np.array(value.convert("RGB" if channels == 3 else "L"))).float() / 255
-        found = found.permute(2, 0, 1) if channels == 3 else found[None]
+        found = pil_to_tensor(value.convert("RGB" if channels == 3 else "L")) / 255
     elif isinstance(value, Tensor):
         found = value.float()[None] if value.dim() == 2 else value.float()
     else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vargen.core.checkpoints import Layout
@@ -88,6 +89,7 @@ class ResidualQuantizer(nn.Module):
     def added(self, codes: Tensor, scale: int) -> Tensor:
         """What codes (B, n, D) of a scale add to the features, (B, D, H, H)."""
         side, whole = self.sides[scale], self.sides[-1]
+        # rearrange would give one image other strides, convolutions another path, and features other last bits.
         h = codes.transpose(1, 2).unflatten(2, (side, side))
         if scale < len(self.sides) - 1:
             h = F.interpolate(h, size=(whole, whole), mode="bicubic")
@@ -97,7 +99,7 @@ class ResidualQuantizer(nn.Module):
         """Features (B, D, H, H) as a scale has them, (B, n, D): what the transformer takes, or quantisation stores."""
         if scale < len(self.sides) - 1:
             features = F.interpolate(features, size=(self.sides[scale],) * 2, mode="area")
-        return features.flatten(2).transpose(1, 2)
+        return rearrange(features, "b d h w -> b (h w) d")
 
 
 class MultiScaleVQTokenizer(ImageTokenizer):

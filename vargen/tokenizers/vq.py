@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vargen.core.checkpoints import Layout
@@ -136,11 +137,12 @@ class VQTokenizer(ImageTokenizer):
             raise ValueError(f"got images {tuple(images.shape)} {images.dtype}, expected (B, 3, H, W) in [-1, 1]")
         if images.shape[-2] % f or images.shape[-1] % f:
             raise ValueError(f"got an image of {tuple(images.shape[-2:])} pixels, expected multiples of {f}")
-        return self.quantize.nearest(self.latents(images).permute(0, 2, 3, 1))
+        return self.quantize.nearest(rearrange(self.latents(images), "b d h w -> b h w d"))
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images (B, 3, H, W), nominally in [-1, 1] and not clamped, of ids (B, h, w)."""
-        return self.decode_latents(F.embedding(tokens, self.quantize.codebook()).permute(0, 3, 1, 2))
+        codes = F.embedding(tokens, self.quantize.codebook())
+        return self.decode_latents(rearrange(codes, "b h w d -> b d h w"))
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Images (B, 3, H, W) of codes `z` (B, D, h, w)."""
