@@ -120,7 +120,7 @@ class Table:
         self.seed, self.purpose = seed, purpose
         self._kind, self._size, self._ahead = kind, size, ahead
         self._first = self._stop = 0
-        self._values = torch.empty(len(seed), 0, size, device=seed.device)
+        self._values = torch.empty(len(seed), 0, size, dtype=torch.float32, device=seed.device)
 
     def between(self, first: int, stop: int) -> Tensor:
         """Values (B, stop - first, size) of slots `first` to `stop` - 1; `first` never goes back."""
