@@ -16,10 +16,10 @@ import vargen
 from vargen.commands import main, sample
 from vargen.core import registry
 from vargen.core.types import Block
-from vargen.models.llamagen import LAYOUT, LlamaGen
+from vargen.models.llamagen import LAYOUT, LlamaGen, LlamaGenConfig
 from vargen.presets import llamagen as presets
 from vargen.tokenizers import vq
-from vargen.tokenizers.vq import VQTokenizer
+from vargen.tokenizers.vq import VQConfig, VQTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +118,7 @@ def test_a_size_that_was_never_published():
 def test_full_size_b_cached_equals_uncached(files):
     pipe = vargen.load("llamagen-c2i-b-256", checkpoint=files["gpt"], tokenizer_checkpoint=files["vq"], device="cpu")
     model, labels = pipe.transformer, torch.tensor([207])
-    assert torch.equal(model.tok_embeddings.weight, synth.tensor("tok_embeddings.weight", (16384, 768)))
+    assert torch.equal(model.tok_embeddings.weight, official.tensor("tok_embeddings.weight", (16384, 768)))
     ids = torch.randint(16384, (1, 256), generator=torch.Generator().manual_seed(0))
     condition = model.class_condition(labels, guided=False)
     with torch.inference_mode():
@@ -133,9 +133,15 @@ def test_full_size_b_cached_equals_uncached(files):
     assert torch.isfinite(decoded).all()
 
 
-def test_the_command_of_the_manual(files, tmp_path, capsys):
+def test_the_command_of_the_manual(tmp_path, capsys, monkeypatch):
+    """On files of two layers and few channels: those of the published size are loaded, run and decoded above."""
+    monkeypatch.setitem(official.GPT, "b", (2, 2, 64, 256, 0, 0))
+    monkeypatch.setitem(presets.SHAPES, "llamagen-c2i-b-256", LlamaGenConfig(2, 2, 64, 16))
+    monkeypatch.setitem(presets.TOKENIZERS, "llamagen-vq-16-c2i", VQConfig(channels=(32,) * 5))
+    gpt = official.write(tmp_path / "c2i_B_256.pt", official.gpt("b"))
+    images = official.write(tmp_path / "vq_ds16_c2i.pt", official.vq(32, (1,) * 5, 256, 16384, 8))
     out = tmp_path / "dog.png"
-    argv = ["--model", "llamagen-c2i-b-256", "--checkpoint", files["gpt"], "--tokenizer-checkpoint", files["vq"]]
+    argv = ["--model", "llamagen-c2i-b-256", "--checkpoint", gpt, "--tokenizer-checkpoint", images]
     argv += ["--method", "sjd-coupled", "--window", 32, "--class", "golden retriever", "--num-images", 1]
     main.guarded(sample.command, [str(word) for word in [*argv, "--out", out, "--device", "cpu"]])
     image = Image.open(out)
@@ -171,7 +177,7 @@ def test_host_memory_while_loading(files, dtype):
     code = f"""
         import torch
         from pathlib import Path
-        from vargen import checkpoints
+        from vargen.core import checkpoints
         from vargen.core import peak_memory
         from vargen.models.llamagen import LAYOUT, LlamaGen
         from vargen.presets import llamagen
