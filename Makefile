@@ -11,6 +11,9 @@ sample: .venv/installed
 test: .venv/installed-dev .venv/quant
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/deptry vargen tests scripts benchmarks
+	$(BIN)/deptry vargen --optional-dependencies-dev-groups dev --ignore DEP002
+	$(BIN)/python scripts/check_imports.py
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest -n auto --dist loadfile
 	PYTHONPATH=.venv/quant $(BIN)/python -m pytest tests/test_quantize.py

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import torch
-from vargen.core.machine import peak_memory
 
 from vargen.commands.flags import Parser
 from vargen.commands.main import guarded
 from vargen.core import checkpoints
+from vargen.core.machine import peak_memory
 from vargen.models.llamagen import LAYOUT, LlamaGen
 from vargen.presets.llamagen import SHAPES
 

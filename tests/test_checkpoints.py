@@ -288,7 +288,7 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
     path.write_text("old")
     code = f"""
         import os, pathlib, signal
-        from vargen.files import write_atomically
+        from vargen.core.atomic import write_atomically
         def write(temporary):
             temporary.write_text("ha")
             os.kill(os.getpid(), signal.SIGKILL)

@@ -145,6 +145,8 @@ def test_command_complains_in_one_sentence(capsys, monkeypatch):
 
 def test_flags_are_made_without_gradio_and_torch():
     assert parser().parse_args(["--max-queue", "3"]).max_queue == 3
-    code = "import sys; from vargen.demo.command import parser; parser(); print({'gradio', 'torch'} & set(sys.modules))"
+    code = (
+        "import sys; from vargen.commands.demo import parser; parser(); print({'gradio', 'torch'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr

@@ -165,7 +165,7 @@ def test_memory_is_flat():
     code = """
         import sys, tempfile, numpy as np, torch
         from pathlib import Path
-        from vargen.core import peak_memory
+        from vargen.core.machine import peak_memory
         from vargen.eval import features
         from vargen.eval.images import Images
         from vargen.eval.measure import measure, reference

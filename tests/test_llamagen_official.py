@@ -178,7 +178,7 @@ def test_host_memory_while_loading(files, dtype):
         import torch
         from pathlib import Path
         from vargen.core import checkpoints
-        from vargen.core import peak_memory
+        from vargen.core.machine import peak_memory
         from vargen.models.llamagen import LAYOUT, LlamaGen
         from vargen.presets import llamagen
         with torch.device("meta"):

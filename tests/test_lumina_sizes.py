@@ -24,6 +24,7 @@ def test_pictures_are_brought_to_a_size_of_the_model():
     assert (clear == 1).all()
     assert (fit(Image.new("RGBa", (50, 50)), SIZES) == 1).all()
     assert fit(Image.new("L", (1, 3000), 255), SIZES).shape == (1, 3, 96, 32)
+    assert fit(Image.new("RGB", (100, 98)), SIZES).shape == (1, 3, 64, 64)  # 64 / (64 / 98) is more than 98
     for wrong, complaint in (("boat.png", "expected a PIL image"), (Image.new("I", (9, 9)), "8 bits a channel")):
         with pytest.raises(ValueError, match=complaint):
             fit(wrong, SIZES)

@@ -201,7 +201,7 @@ def test_numbers_of_other_libraries(pipe):
 
 
 def test_bad_input_to_a_stream_is_refused_at_the_call(pipe):
-    with pytest.raises(ValueError, match="no setting 'output_type'"):
+    with pytest.raises(ValueError, match="it takes no output_type"):
         pipe.stream(["a"], method="ar", output_type="np")
 
 

@@ -6,8 +6,8 @@ import torch
 import vargen
 from vargen.eval.captions import understood
 from vargen.models import pocket
-from vargen.presets.pocket import captions
 from vargen.scenes import COLOURS
+from vargen.scenes.dataset import captions
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from vargen.eval import captions, clip, features, plan, prompts, report, runs
 from vargen.eval.images import Images, open_images, pack
 from vargen.eval.measure import measure, reference
 from vargen.pipelines.loading import find_device
-from vargen.scenes import CLASSES
+from vargen.scenes import CLASSES, dataset
 
 CACHE = Path("out/evaluation-cache")
 
@@ -64,7 +64,7 @@ def _sample_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_law(parser)
     parser.add_argument("--method", help="with settings after colons (default: the model's)")
     parser.add_argument("--num-images", type=int, default=50_000)
-    parser.add_argument("--image-size", type=int, help="resize to so many pixels a side (default: as the preset says)")
+    flags.add_options(parser, "image_size")
     parser.add_argument("--prompts", type=Path, help="prompt file, for a model that takes text")
     parser.add_argument("--out", type=Path, help="folder of the run (default: out/evaluation/MODEL-METHOD)")
     parser.set_defaults(act=sample)
@@ -85,12 +85,12 @@ def _measure_flags(parser: argparse.ArgumentParser) -> None:
 def make_plan(options: argparse.Namespace) -> plan.Plan:
     """The plan that the flags ask for."""
     found = [prompt.text for prompt in prompts.read(options.prompts)] if options.prompts else []
-    own = registry.preset(options.model).captions
-    if own and not options.prompts:
-        found = own(options.num_images)
+    preset = registry.preset(options.model)
+    if preset.scenes and not preset.classes and not options.prompts:
+        found = dataset.captions(options.num_images)
     law = flags.law(options) | {"image_size": options.image_size}
     return plan.make(
-        registry.preset(options.model),
+        preset,
         options.method,
         options.num_images,
         recipe=law.pop("preset"),
@@ -163,7 +163,7 @@ def measure_one(options: argparse.Namespace) -> None:
         if options.clip and wanted.prompts:
             texts = [wanted.prompt(i) for i in range(wanted.count)]
             result["clip_score"] = clip.score(images, texts, options.clip, made.device)
-        if preset and preset.captions and all(captions.understood(text) for text in wanted.prompts):
+        if preset and preset.scenes and wanted.prompts and all(map(captions.understood, wanted.prompts)):
             texts = [wanted.prompt(i) for i in range(wanted.count)]
             result["caption_agreement"] = captions.agreement(images, texts, made.device)
     low, high = result["fid_interval"]

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vargen.core import registry
+from vargen.core.preset import LAW
+from vargen.pipelines.options import about
 
 if TYPE_CHECKING:  # torch is slow to import, and many complaints need no model
     from vargen.core.preset import Preset
@@ -26,8 +28,8 @@ class Help(argparse.HelpFormatter):
         super().add_usage(usage, named, [], prefix)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        kind = getattr(action.type, "__name__", "")
-        return {"int": "N", "float": "X", "Path": "FILE"}.get(kind, "NAME")
+        kind: Any = action.type
+        return {"int": "N", "float": "X", "Path": "FILE"}.get("" if kind is None else kind.__name__, "NAME")
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,13 +46,8 @@ def add_law(parser: argparse.ArgumentParser) -> None:
     """Flags that every sampling command has."""
     law = parser.add_argument_group("model and law")
     law.add_argument("--model", default=DEFAULT_MODEL, help="name of a model, see vargen models")
-    law.add_argument("--preset", help="a published recipe of the model (default: the first)")
-    law.add_argument("--guidance-scale", type=float, help="classifier-free guidance; off at 1 (next-scale models: 0)")
-    law.add_argument("--cfg-interval", type=int, help="last token (or scale) to be guided; -1: all")
-    law.add_argument("--temperature", type=_values(float), help="next-scale models: or a value for each, 1.1,1,1")
-    law.add_argument("--top-k", type=_values(int), help="0 is off; the same")
-    law.add_argument("--top-p", type=_values(float), help="the same")
-    law.add_argument("--seed", type=int, default=0, help="of the first image; image i has seed + i")
+    add_options(law, "preset", *LAW)
+    add_options(law, "seed", default=0)
     files = parser.add_argument_group("files, in the place of published ones")
     files.add_argument("--checkpoint", type=Path, help="weights of the transformer")
     files.add_argument("--tokenizer-checkpoint", type=Path, help="weights of the image tokenizer")
@@ -65,7 +62,16 @@ def add_law(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--quantize", choices=["int8", "int4"], help="store the layers' weights so; int4 on CUDA alone"
     )
-    machine.add_argument("--batch-size", type=int, default=16, help="images decoded together")
+    add_options(machine, "batch_size", default=16)
+
+
+def add_options(parser: Any, *names: str, default: Any = None) -> None:
+    """Flags for options of a call, as `pipelines/options.py` has them."""
+    for name in names:
+        known = about(name)
+        assert known.text is not None, f"{name} is nothing that text can say"
+        read = _values(known.text) if known.many else known.text
+        parser.add_argument(f"--{name.replace('_', '-')}", type=read, default=default, help=known.words)
 
 
 def _values(kind: type) -> Callable[[str], Any]:
@@ -99,39 +105,39 @@ def load(options: argparse.Namespace) -> Any:
 
 def law(options: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of the pipeline from the flags of `add_law`."""
-    from vargen.core.preset import LAW
-
     return {"preset": options.preset, **{name: getattr(options, name) for name in LAW}}
 
 
 def check(options: argparse.Namespace, methods: list[tuple[str, dict[str, Any]]]) -> None:
     """Refuse what can be refused before a model is loaded."""
-    from vargen.pipelines import request
+    from vargen.pipelines import request, values
 
     preset = registry.preset(options.model)
     recipe = preset.choose(options.preset)
     for name, settings in methods:
         request.asked(name, recipe, law(options), settings, preset.spec)
-    request.image_size(getattr(options, "image_size", None), recipe)
+    request.image_size(vars(options).get("image_size"), recipe)
     for flag in ("num_images", "batch_size"):
         if getattr(options, flag) is not None:
-            request.whole(getattr(options, flag), f"--{flag.replace('_', '-')}", least=1)
+            values.whole(getattr(options, flag), f"--{flag.replace('_', '-')}", least=1)
 
 
 def subjects(options: argparse.Namespace, preset: "Preset") -> list[Any]:
     """The class indices or the prompts that the flags ask for."""
-    from vargen.pipelines import request
+    from vargen.pipelines import values
 
     if preset.classes:
         if options.prompt:
             raise ValueError(f"{preset.name} draws classes and takes no --prompt: give --class")
         names, least = preset.names(), 0 if preset.kind == "raster" else -1
-        return [request.label(value, names, preset.classes, least) for value in options.classes or preset.examples]
-    if preset.captions and not options.classes and not options.prompt:
-        return list(preset.captions(getattr(options, "num_images", None) or 10))
+        return [values.label(value, names, preset.classes, least) for value in options.classes or preset.examples]
+    if preset.scenes and not options.classes and not options.prompt:
+        from vargen.scenes.dataset import captions
+
+        return list(captions(options.num_images or 10))
     if options.classes or not options.prompt:
         raise ValueError(f"{preset.name} draws what a prompt says: give --prompt" + " and no --class")
-    return request.prompts(options.prompt)
+    return values.prompts(options.prompt)
 
 
 def repainting(options: argparse.Namespace) -> dict[str, Any]:

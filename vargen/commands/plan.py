@@ -2,6 +2,7 @@
 
 import torch
 
+from vargen.commands import flags
 from vargen.commands.flags import DEFAULT_MODEL, Parser
 from vargen.pipelines.plan import plan
 
@@ -13,12 +14,11 @@ def parser() -> Parser:
     )
     made.add_argument("--model", default=DEFAULT_MODEL, help="name of a raster model, see vargen models")
     made.add_argument("--method", help="with its settings (default: the model's)")
-    made.add_argument("--batch-size", type=int, default=1, help="images decoded together")
-    made.add_argument("--preset", help="a published recipe of the model (default: the first)")
+    flags.add_options(made, "batch_size", default=1)
+    flags.add_options(made, "preset")
     made.add_argument("--guidance-scale", type=float, help="off at 1: half of the cache")
     made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
-    made.add_argument("--height", type=int, help="in pixels, for a model with several sizes")
-    made.add_argument("--width", type=int, help="the same")
+    flags.add_options(made, "height", "width")
     return made
 
 

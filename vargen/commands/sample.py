@@ -43,14 +43,12 @@ def wanted_method(argv: list[str]) -> str:
 def parser(method: str = "sjd-coupled") -> flags.Parser:
     """The flags, those of the method's settings among them."""
     made = flags.Parser(prog="vargen sample", description="Draw images.")
-    made.add_argument("--method", help="a method with its settings, sjd:window=16, see vargen models")
+    flags.add_options(made, "method")
     flags.add_subjects(made)
     made.add_argument("--num-images", type=int, help="in all; classes or prompts take turns (default: two of each)")
-    made.add_argument("--height", type=int, help="in pixels, for a model with several sizes")
-    made.add_argument("--width", type=int, help="the same")
-    made.add_argument("--image-size", type=int, help="resize to so many pixels a side (default: as the preset says)")
+    flags.add_options(made, "height", "width", "image_size")
     made.add_argument("--image", type=Path, help="a picture to repaint, with --mask-image, or to read with the prompt")
-    made.add_argument("--mask-image", type=Path, help="where it is repainted (next-scale models): white; black stays")
+    flags.add_options(made, "mask_image")
     made.add_argument("--out", type=Path, default=Path("out/sample.png"), help="the grid; single files beside it")
     made.add_argument("--trace", type=Path, help="write what was measured as JSON")
     made.add_argument("--list", action="store_true", help="show models and methods")
@@ -74,7 +72,7 @@ def _settings(method: str) -> dict[str, Any]:
 def _hint(method: str, setting: str) -> Any:
     from typing import get_type_hints
 
-    return get_type_hints(registry.find(registry.METHODS, method, "method").Settings)[setting]
+    return get_type_hints(registry.sampler(method).Settings)[setting]
 
 
 def draw(options: argparse.Namespace, load: Callable[[Any], Any], arguments: dict[str, Any], chosen: list[Any]) -> None:
@@ -113,7 +111,7 @@ def sized(pipe: Any, options: argparse.Namespace) -> Any:
     """The pipeline for images of the size that the flags ask for."""
     if options.height is None and options.width is None:
         return pipe
-    if not hasattr(pipe, "at"):
+    if pipe.kind != "raster":
         raise ValueError(f"{options.model} draws one size: --height and --width are for models with several")
     return pipe.at(options.height, options.width)
 

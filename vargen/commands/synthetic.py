@@ -252,7 +252,8 @@ def whole(name: str, model: Any, batch: int, method: str, fast: str) -> dict[str
     pipe.fast = fast
     how = {"method": method, "guidance_scale": 2.0, "output_type": "latent", "batch_size": batch, "seed": 0}
     out = [pipe([0] * batch, **how) for _ in range(3)][-1]
-    trace, head = out.trace, sum(p.numel() for p in getattr(model, "head", nn.Module()).parameters())
+    drawing = model.head if model.spec.kind == "continuous" else nn.Module()
+    trace, head = out.trace, sum(p.numel() for p in drawing.parameters())
     steps = trace.seconds.get("head", trace.seconds["sampler"])
     size, counted = torch.empty((), dtype=model.dtype).element_size(), sum(p.numel() for p in model.parameters())
     return {

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 
 def fit(picture: Any, sizes: Sequence[tuple[int, int]]) -> Tensor:
@@ -33,11 +33,10 @@ def fit(picture: Any, sizes: Sequence[tuple[int, int]]) -> Tensor:
     while picture.width >= 2 * width and picture.height >= 2 * height:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = max(width / picture.width, height / picture.height)
-    shown, left = (width / scale, height / scale), (picture.width - width / scale) / 2
-    top = (picture.height - shown[1]) / 2
+    shown = (min(width / scale, picture.width), min(height / scale, picture.height))  # rounding may make it larger
+    left, top = (picture.width - shown[0]) / 2, (picture.height - shown[1]) / 2
     box = (left, top, min(left + shown[0], picture.width), min(top + shown[1], picture.height))
-    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box=box), dtype=np.float32)
-    return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
+    return pil_to_tensor(picture.resize((width, height), Image.Resampling.BICUBIC, box=box))[None] / 127.5 - 1
 
 
 @torch.inference_mode()

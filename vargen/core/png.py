@@ -11,14 +11,11 @@ from vargen.core.types import Trace
 
 def grid(images: list[Any], columns: int = 10) -> Any:
     """PIL images of one size side by side, at most `columns` in a row."""
-    from PIL import Image
+    from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+    from torchvision.utils import make_grid
 
-    columns = min(columns, len(images))
-    width, height = images[0].size
-    sheet = Image.new("RGB", (width * columns, height * -(-len(images) // columns)), "white")
-    for index, image in enumerate(images):
-        sheet.paste(image, (index % columns * width, index // columns * height))
-    return sheet
+    sheet = make_grid([pil_to_tensor(image) for image in images], nrow=columns, padding=0, pad_value=255)
+    return to_pil_image(sheet)
 
 
 def encode_png(image: Any, texts: dict[str, str]) -> bytes:

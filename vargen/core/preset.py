@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
+
     from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
 
 
@@ -58,7 +59,7 @@ class Preset:
     usual: str | None = None  # its method, where that is not the one of its kind
     skeleton: Callable[[], Any] | None = None  # its transformer with fresh weights, of its published shapes
     head: Path | None = None  # weights of an EAGLE head that drafts for this one
-    captions: Callable[[int], list[str]] | None = None  # so many prompts, to be drawn when none is asked for
+    scenes: bool = False  # trained on pocket scenes, whose captions are drawn when no prompt is given
 
     @property
     def kind(self) -> str:
@@ -68,7 +69,7 @@ class Preset:
     @property
     def plan(self) -> str:
         """The same, but of continuous models the plan."""
-        return getattr(self.spec, "plan", self.kind)
+        return self.kind if self.spec is None else self.spec.plan
 
     @property
     def method(self) -> str:

@@ -114,8 +114,8 @@ def method(spec: str, defaults: Mapping[str, Mapping[str, Any]] | None = None, *
     `defaults` are, by method, settings that take effect where neither names them.
     """
     name, *parts = spec.split(":")
-    sampler = find(METHODS, name, "method")
-    hints = {field.name: get_type_hints(sampler.Settings)[field.name] for field in dataclasses.fields(sampler.Settings)}
+    made = sampler(name)
+    hints = {field.name: get_type_hints(made.Settings)[field.name] for field in dataclasses.fields(made.Settings)}
     values: dict[str, Any] = {}
     for part in parts:
         key, equals, text = part.partition("=")
@@ -129,7 +129,7 @@ def method(spec: str, defaults: Mapping[str, Mapping[str, Any]] | None = None, *
     if unknown:
         has = ", ".join(hints) or "none"
         raise ValueError(f"method {name} has no setting {unknown[0]!r}; its settings: {has}")
-    return sampler, sampler.Settings(**{key: convert(value, hints[key], key) for key, value in values.items()})
+    return made, made.Settings(**{key: convert(value, hints[key], key) for key, value in values.items()})
 
 
 def convert(value: Any, hint: Any, name: str) -> Any:
@@ -169,25 +169,25 @@ def _parse(value: Any, kind: type) -> Any:
         return None
 
 
+def sampler(name: str) -> Any:
+    """The class of a method."""
+    return find(METHODS, name, "method")
+
+
 def settings_of(name: str) -> list[dataclasses.Field]:
     """The settings that a method has."""
-    return list(dataclasses.fields(find(METHODS, name, "method").Settings))
-
-
-def kind(sampler: type) -> str:
-    """Which kind of model a sampler draws with."""
-    return getattr(sampler, "kind", "raster")
+    return list(dataclasses.fields(sampler(name).Settings))
 
 
 def methods(of: str, plan: str | None = None) -> list[str]:
     """The methods that draw with models of a kind, and of a plan where that kind has several."""
-    found = {name: find(METHODS, name, "method") for name in METHODS}
+    found = {name: sampler(name) for name in METHODS}
     fits = (None, plan)
-    return [name for name, made in found.items() if kind(made) == of and getattr(made, "plan", None) in fits]
+    return [name for name, made in found.items() if made.kind == of and made.plan in fits]
 
 
 def summary(name: str) -> str:
     """One line on a method: whether it is exact, and what it does."""
-    sampler = find(METHODS, name, "method")
-    doc = (sampler.__doc__ or "").strip().splitlines()[0]
-    return f"{'exact' if sampler.exact else 'approximate'}: {doc}"
+    made = sampler(name)
+    doc = (made.__doc__ or "").strip().splitlines()[0]
+    return f"{'exact' if made.exact else 'approximate'}: {doc}"

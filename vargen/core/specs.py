@@ -5,6 +5,8 @@ from typing import Literal
 
 from torch import Tensor
 
+Kind = Literal["raster", "next-scale", "continuous"]
+
 
 @dataclass(frozen=True)
 class RasterSpec:
@@ -17,9 +19,14 @@ class RasterSpec:
     newline: int | None = None  # the id that ends each row, in its last column; it is given, and stands nowhere else
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """Which methods draw it."""
         return "raster"
+
+    @property
+    def plan(self) -> str:
+        """The same: all models of the kind draw in one way."""
+        return self.kind
 
     @property
     def slots(self) -> int:
@@ -52,9 +59,14 @@ class ScaleSpec:
             raise ValueError(f"got sides {self.sides}, expected each scale larger than the one before")
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """Which methods draw it."""
         return "next-scale"
+
+    @property
+    def plan(self) -> str:
+        """The same: all models of the kind draw in one way."""
+        return self.kind
 
     @property
     def slots(self) -> int:
@@ -85,6 +97,6 @@ class ContinuousSpec:
             raise ValueError(f"got groups {self.groups} of {self.slots} slots, which do not fit plan {self.plan}")
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """Which methods draw it."""
         return "continuous"

@@ -29,7 +29,7 @@ PARTNERS = ("drafter", "refiner")
 @cache
 def hints(method: str) -> dict[str, Any]:
     """The type of each setting of a method."""
-    settings = registry.find(registry.METHODS, method, "method").Settings
+    settings = registry.sampler(method).Settings
     found = get_type_hints(settings)
     return {field.name: found[field.name] for field in registry.settings_of(method)}
 
@@ -44,16 +44,12 @@ def methods(model: str) -> list[str]:
     """The methods that draw with a model, without those that want a second model where it comes with none."""
     preset = registry.preset(model)
     found = registry.methods(preset.kind, preset.plan)
-    return [
-        name
-        for name in found
-        if preset.drafter or not hasattr(registry.find(registry.METHODS, name, "method"), "partner")
-    ]
+    return [name for name in found if preset.drafter or registry.sampler(name).partner is None]
 
 
 def named(model: str) -> list[tuple[str, str]]:
     """The same for a list: each as it is shown, with whether it is exact, and its name."""
-    exact = {name: registry.find(registry.METHODS, name, "method").exact for name in methods(model)}
+    exact = {name: registry.sampler(name).exact for name in methods(model)}
     return [(f"{name} · {'exact' if exact[name] else 'approximate'}", name) for name in exact]
 
 

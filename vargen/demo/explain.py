@@ -31,10 +31,8 @@ def explanations() -> tuple[Explanation, ...]:
     """Of every method, in the order in which they are registered."""
     out = []
     for name, entry in _data("methods.json").items():
-        sampler = registry.find(registry.METHODS, name, "method")
-        out.append(
-            Explanation(name, registry.kind(sampler), sampler.exact, tuple(entry["says"]), tuple(entry["papers"]))
-        )
+        sampler = registry.sampler(name)
+        out.append(Explanation(name, sampler.kind, sampler.exact, tuple(entry["says"]), tuple(entry["papers"])))
     return tuple(out)
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from math import isqrt
 
 import numpy as np
-from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
 
+from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
 from vargen.pipelines.base import Partial
 
 Spec = RasterSpec | ScaleSpec | ContinuousSpec

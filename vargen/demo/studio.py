@@ -5,19 +5,19 @@ other models, which a method may name as drafters, by those on offer. The page l
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from vargen.core.png import encode_png, texts
-from vargen.core.specs import RasterSpec, ScaleSpec
 
 from vargen.core import registry
+from vargen.core.png import encode_png, texts
+from vargen.core.specs import RasterSpec, ScaleSpec
 from vargen.demo.limits import MOST, MOST_LETTERS, MOST_SEED, Limits
 from vargen.demo.record import Record, Spec
-from vargen.pipelines import request
+from vargen.pipelines import request, values
 from vargen.pipelines.base import Partial, Pipeline
 
 POCKET = tuple(name for name in registry.MODELS if name.startswith("pocket-"))  # their weights ship
@@ -68,12 +68,12 @@ class Studio:
         if order.model not in self.models:
             raise ValueError(registry.unknown("model", order.model, self.models))
         preset, limits = registry.preset(order.model), self.limits
-        if not 1 <= request.whole(order.images, "number of images") <= limits.images:
+        if not 1 <= values.whole(order.images, "number of images") <= limits.images:
             raise ValueError(f"got {order.images} images, expected 1 to {limits.images}")
-        if not 0 <= request.whole(order.seed, "seed") <= MOST_SEED:
+        if not 0 <= values.whole(order.seed, "seed") <= MOST_SEED:
             raise ValueError(f"got seed {order.seed}, expected 0 to {MOST_SEED}")
         if preset.classes:
-            request.label(order.subject[:100], preset.names(), preset.classes)
+            values.label(order.subject[:100], preset.names(), preset.classes)
         elif not order.subject.strip():
             raise ValueError("got an empty prompt: say what to draw")
         elif len(order.subject) > limits.prompt:
@@ -84,10 +84,10 @@ class Studio:
 
     def _bounded(self, method: Any) -> Any:
         for name, most in MOST.items():
-            value = getattr(method.settings, name, 0)
+            value = asdict(method.settings).get(name, 0)
             if isinstance(value, int) and value > most:
                 raise ValueError(f"got {name} {value}, expected at most {most} here")
-        partner = getattr(method.sampler, "partner", "")
+        partner = method.sampler.partner
         named = getattr(method.settings, partner) if partner else ""
         if named not in ("", "eagle", *self.models):
             raise ValueError(registry.unknown(partner, named, ("eagle", *self.models)))

@@ -8,6 +8,7 @@ import gradio as gr
 from vargen.core import registry
 from vargen.demo.studio import Order, Studio
 from vargen.models.pocket import LUMINA_SIZES
+from vargen.scenes.dataset import captions
 
 SIZES = {"pocket-lumina": [f"{wide}x{high}" for high, wide in LUMINA_SIZES]}
 
@@ -28,7 +29,7 @@ class Subject:
         """What the parts show for a model."""
         preset, sizes = registry.preset(model), SIZES.get(model, [])
         names = list(preset.names()) or [str(i) for i in range(preset.classes)]
-        prompt = preset.captions(1)[0] if preset.captions else "a lighthouse in a storm, oil on canvas"
+        prompt = captions(1)[0] if preset.scenes else "a lighthouse in a storm, oil on canvas"
         return {
             "label": {"choices": names, "value": names[0] if names else None, "visible": bool(names)},
             "prompt": {"value": prompt, "visible": not names},

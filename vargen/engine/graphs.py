@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vargen.core.dispatch import on
 
@@ -134,6 +135,6 @@ def weights(model: nn.Module) -> tuple[int, ...]:
 
 
 def _places(value: Any) -> list[int]:
-    if not hasattr(value, "__tensor_flatten__"):
+    if not is_traceable_wrapper_subclass(value):
         return [value.data_ptr()]
     return [place for name in value.__tensor_flatten__()[0] for place in _places(getattr(value, name))]  # quantised

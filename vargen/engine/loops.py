@@ -87,7 +87,7 @@ def raster(
 ) -> Iterator[None]:
     """Decode a batch; yields after each forward, when `sampler` holds what is settled. Stop iterating to cancel."""
     spec, (rows, front, _) = model.spec, condition.embedding.shape
-    cache, slots = model.make_cache(rows, getattr(sampler, "extra", 0), front), spec.slots
+    cache, slots = model.make_cache(rows, sampler.extra, front), spec.slots
     counts.cache_bytes, cache.kernels = cache.bytes, counts.kernels
     logits = guidance.mix(model.prefill(condition, cache))
     logits = spec.given(logits, torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device))
@@ -156,7 +156,7 @@ def continuous(
         clock.lap("sampler")
         z = model.decode(_repeated(condition, images, len(group.slots) // images), group, cache)
         counts.note(group.slots.shape[1], [True] * images)
-        counts.cache_bytes = getattr(cache, "bytes", 0)
+        counts.cache_bytes = 0 if cache is None else cache.bytes
         clock.lap("model")
         sampler.accept(model.head, z)
         clock.lap("head")

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from vargen.core.specs import RasterSpec
 
 from vargen.core.dispatch import Kernels
+from vargen.core.specs import RasterSpec
 from vargen.core.types import Block, Condition, KVCache
 from vargen.engine.caches import Caches, Held
 from vargen.engine.graphs import Capture, Tensors
@@ -35,6 +35,10 @@ class Replayed:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def release(self) -> None:
+        """Give up caches that nobody uses."""
+        self.caches.forget()
 
     def make_cache(self, batch: int, extra: int = 0, front: int = 1) -> KVCache:
         """A cache as the model makes it, of zeros."""

@@ -43,6 +43,10 @@ class ReplayedScales:
     def device(self) -> torch.device:
         return self.model.device
 
+    def release(self) -> None:
+        """Give up caches that nobody uses."""
+        self.caches.forget()
+
     def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
         """The model's."""
         return self.model.class_condition(labels, guided=guided)
@@ -70,10 +74,14 @@ class ReplayedLatents:
 
     def __init__(self, model: Any, capture: Capture | None = None) -> None:
         self.model: ContinuousModel = model
+        self.replays: bool = model.replays
         self.kernels, capture = Kernels(), capture or Capturing()
         self.steps = Recorder(model.device, capture, most=STEPS)
         # As many shapes as rounds: who draws but once would wait for graphs and never see them replayed.
         self.groups = Recorder(model.device, capture, most=GROUPS, patience=1)
+
+    def release(self) -> None:
+        """Nothing to give up: what it replays keeps no caches."""
 
     def noting(self, kernels: Kernels) -> "ReplayedLatents":
         """The same, with the same graphs; what is replayed is noted in `kernels`."""
@@ -105,7 +113,7 @@ class ReplayedLatents:
 
     def decode(self, condition: Condition, group: Group, cache: Any) -> Tensor:
         """The model's `z`."""
-        if not getattr(self.model, "replays", False):
+        if not self.replays:
             return self.model.decode(condition, group, cache)
         given = {"condition": condition.embedding, "slots": group.slots, "known": group.known, "values": group.values}
         if group.hidden is not None:
@@ -179,9 +187,7 @@ class Runners:
     def release(self) -> None:
         """Give up caches that nobody uses."""
         for _, runner in self._kept.values():
-            caches = getattr(runner, "caches", None)
-            if caches is not None:
-                caches.forget()
+            runner.release()
 
     def clear(self) -> None:
         """Give up all graphs, and the caches that they read, unless they are in use."""
@@ -190,7 +196,7 @@ class Runners:
 
 def _made(model: Any) -> Callable[[Any, Capture | None], Any] | None:
     """What replays a model; None where nothing does."""
-    if model.spec.kind in ("raster", "next-scale") and getattr(model, "replays", False):
+    if model.spec.kind in ("raster", "next-scale") and model.replays:
         return Replayed if model.spec.kind == "raster" else ReplayedScales
     if model.spec.kind == "continuous" and isinstance(model.head, DiffusionHead):
         return ReplayedLatents

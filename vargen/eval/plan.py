@@ -14,7 +14,7 @@ import torch
 
 from vargen.core import noise, registry
 from vargen.core.preset import Preset
-from vargen.pipelines import request
+from vargen.pipelines import request, values
 
 AUTO_WINDOW = 16  # stands in for `auto`, which follows the clock
 
@@ -46,7 +46,7 @@ class Plan:
         """The class of an image: in turn, or drawn uniformly."""
         if self.labels == "balanced":
             return index % self.classes
-        seed, slot = torch.tensor(request.seeds(1, self.seed, None)), torch.tensor([[index]])
+        seed, slot = torch.tensor(values.seeds(1, self.seed, None)), torch.tensor([[index]])
         return int(noise.uniform(seed, slot, noise.Purpose.LABEL).item() * self.classes)
 
     def prompt(self, index: int) -> str:
@@ -91,8 +91,8 @@ def make(
     name = recipe or next(iter(preset.recipes))
     request.asked(method, chosen, law, {}, preset.spec)
     request.image_size(law.get("image_size"), chosen)
-    _, settings = registry.method(method, chosen.settings)
-    if getattr(settings, "window", None) == "auto":
+    sampler, settings = registry.method(method, chosen.settings)
+    if sampler.block_width(settings) is None:
         method = ":".join([p for p in method.split(":") if not p.startswith("window=")] + [f"window={AUTO_WINDOW}"])
     if bool(prompts) == bool(preset.classes):
         raise ValueError(
@@ -100,9 +100,9 @@ def make(
             if preset.classes
             else f"{preset.name} draws what prompts say: name a file of them"
         )
-    request.whole(rest.get("seed", 0), "seed")
+    values.whole(rest.get("seed", 0), "seed")
     for key, value in (("number of images", count), ("batch size", rest.get("batch_size", 1))):
-        request.whole(value, key, least=1)
+        values.whole(value, key, least=1)
     given = {key: value for key, value in law.items() if value is not None}
     return Plan(
         preset.name,

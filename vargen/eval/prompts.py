@@ -101,6 +101,7 @@ def export(images: list[Path], prompts: list[Prompt], layout: str, out: Path) ->
 
 def _grid(paths: list[Path], out: Path) -> None:
     from PIL import Image
+
     from vargen.core.png import grid, save_png
 
     save_png(out, grid([Image.fromarray(read_image(path)) for path in paths], columns=2), {})

@@ -21,13 +21,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
-from vargen.core.png import save_png
-from vargen.pipelines.choose_drafter import chosen
 
 from vargen.core import quantize, registry
 from vargen.core.atomic import write_atomically
+from vargen.core.png import save_png
 from vargen.eval.images import is_whole_png
 from vargen.eval.plan import Plan, load
+from vargen.pipelines.choose_drafter import chosen
 from vargen.pipelines.loading import find_device
 
 STALE_SECONDS = 3600  # after which a half-written file is nobody's

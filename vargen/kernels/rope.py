@@ -66,6 +66,9 @@ class HeadNorm(Protocol):
 class Cache(Protocol):
     """What keys and values enter; see `KVCache`."""
 
+    @property
+    def kernels(self) -> Kernels | None: ...
+
     def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]: ...
 
 
@@ -84,7 +87,7 @@ def enter(
 
     k, turned, and v are written at `flat` (R * n,) rows of a layer of the cache. `norms` are of q and k.
     """
-    kernels: Kernels | None = getattr(cache, "kernels", None)
+    kernels = cache.kernels
     if kernels is not None and kernels.triton("rope", q, pays=kernels.captured):
         held: Any = cache
         out = _launch(q, k, v, turns, held.keys[layer], held.values[layer], flat, norms)

@@ -1,13 +1,20 @@
 """What a model must offer to be decoded: one Protocol per kind of model."""
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vargen.core.noise import PathNoise
 from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
 from vargen.core.types import Block, Condition, Denoising, Group, KVCache
+
+
+class Model(nn.Module):
+    """Where models begin: what they need not offer, and do where they say so."""
+
+    replays: ClassVar[bool] = False  # its forwards may be captured and replayed: see `engine/runners.py`
+    shows_states: ClassVar[bool] = False  # it is `ShowsStates`
 
 
 class ClassConditional(Protocol):
@@ -20,6 +27,11 @@ class ClassConditional(Protocol):
 
 class TextConditional(Protocol):
     """A model that draws what a text encoder has read."""
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """Tokens, and numbers in the state of each, of a text as the model takes it."""
+        ...
 
     def text_condition(self, states: Tensor, mask: Tensor, *, guided: bool) -> Condition:
         """Embed text states (B, T, C), of which `mask` (B, T) names the words; (2B, T, d) with `guided`."""
@@ -53,7 +65,7 @@ class ShowsStates(Protocol):
 class RasterModel(Protocol):
     """A next-token model over image tokens in raster order (LlamaGen, Lumina-mGPT, Emu3, Janus).
 
-    It is `ClassConditional` where its spec has classes, else `TextConditional`.
+    It is `ClassConditional` where its spec has classes, else `TextConditional`, or it reads prompts (`prompted.py`).
     """
 
     @property
@@ -83,6 +95,11 @@ class NextScaleModel(ClassConditional, Protocol):
 
     @property
     def spec(self) -> ScaleSpec: ...
+
+    @property
+    def code_dim(self) -> int:
+        """Numbers in a code, as its inputs have them."""
+        ...
 
     @property
     def device(self) -> torch.device: ...
@@ -119,6 +136,11 @@ class ContinuousModel(Protocol):
 
     @property
     def spec(self) -> ContinuousSpec: ...
+
+    @property
+    def side(self) -> int:
+        """Latents along one side of an image."""
+        ...
 
     @property
     def device(self) -> torch.device: ...

@@ -12,11 +12,13 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor, nn
 
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Denoising, KVCache
 from vargen.kernels.rope import rotate
+from vargen.models.contract import Model
 from vargen.models.llama import RMSNorm
 
 EPS = 1e-6  # of every norm
@@ -55,7 +57,8 @@ def grid(side: int, extent: int, head_dim: int, device: torch.device) -> Tensor:
     """
     with torch.inference_mode(False):
         places = torch.arange(side, device="cpu").float() / side * extent
-        return rotations(places.repeat_interleave(side), places.repeat(side), head_dim).to(device)
+        rows, columns = repeat(places, "h -> (h w)", w=side), repeat(places, "w -> (h w)", h=side)
+        return rotations(rows, columns, head_dim).to(device)
 
 
 def timesteps(times: Sequence[float], device: torch.device) -> Tensor:
@@ -172,7 +175,7 @@ class BackboneConfig(ABC):
         """The image's layout."""
 
 
-class Backbone(nn.Module):
+class Backbone(Model):
     """An encoder and a decoder over groups of tokens that come in order."""
 
     def __init__(self, config: BackboneConfig) -> None:

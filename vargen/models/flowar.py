@@ -239,6 +239,10 @@ class FlowAR(Backbone):
         self.positions = nn.Parameter(torch.zeros(1, config.spec.slots, config.width))
         self.head = FlowHead(config)
 
+    @property
+    def side(self) -> int:
+        return self.config.side
+
     def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
         """Rows (R, 1 + 12 layers, d): the classes' own, and six modulations for each layer.
 

@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from vargen.core.checkpoints import Layout
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Group
 from vargen.models import mar, t5
+from vargen.models.contract import Model
 from vargen.models.diffusion import DiffusionHead
 from vargen.models.mar import MAR, MARConfig, Positions
+from vargen.models.prompted import checked
 
 MARKS = ("<|im_start|>", "<|im_end|>")
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"  # no system's part
@@ -105,7 +108,7 @@ class Cache:
         return sum(part.nbytes for pair in self.prompts for part in pair)
 
 
-class Harmon(nn.Module):
+class Harmon(Model):
     """A masked model of continuous tokens that reads text; see `ContinuousModel` in models/contract.py."""
 
     def __init__(self, config: HarmonConfig) -> None:
@@ -121,6 +124,10 @@ class Harmon(nn.Module):
     @property
     def spec(self) -> ContinuousSpec:
         return self.config.spec
+
+    @property
+    def side(self) -> int:
+        return self.config.side
 
     @property
     def device(self) -> torch.device:
@@ -140,7 +147,15 @@ class Harmon(nn.Module):
         They are embedded where they are read, in the first `decode`.
         """
         known = ids.to(self.device).masked_fill(~mask.to(self.device, torch.bool), -1)
-        return Condition(torch.cat(known.unbind(1) if guided else (known[:, 0],))[..., None])
+        return Condition(rearrange(known[:, : 1 + guided], "b part t -> (part b) t 1"))
+
+    def tokenize(self, prompts: Sequence[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
+        """Token ids (B, 2, T) of each prompt and of what guidance is against, and the mask (B, 2, T) of the words."""
+        return tokenize(prompts, tokenizer)
+
+    def checked(self, ids: Any, mask: Any) -> tuple[Tensor, Tensor]:
+        """What `tokenize` gave. ValueError where it is no such thing."""
+        return checked(ids, mask, self.config.vocabulary)
 
     def make_cache(self, rows: int) -> Cache:
         """Nothing read yet."""
@@ -204,7 +219,7 @@ def copied(x: Tensor, copies: int, images: int) -> Tensor:
     """Rows (R, ...) for several groups of every image, one below the other; unconditional rows stay behind."""
     if copies == 1:
         return x
-    return torch.cat([part.repeat(copies, *[1] * (x.dim() - 1)) for part in x.split(images)])
+    return repeat(x, "(part b) ... -> (part copies b) ...", b=images, copies=copies)
 
 
 def tokenize(prompts: Sequence[str], tokenizer: Any) -> tuple[Tensor, Tensor]:

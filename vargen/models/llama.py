@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor, nn
 
 from vargen.core.dispatch import Kernels
@@ -18,6 +19,7 @@ from vargen.core.types import Block, KVCache
 from vargen.kernels.attention import Sight, attend
 from vargen.kernels.norm import rms_norm
 from vargen.kernels.rope import Neighbours, enter
+from vargen.models.contract import Model
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ def rope_table(config: LlamaGenConfig, front: int) -> Tensor:
     half = config.head_dim // 2
     frequencies = config.rope_base ** (-torch.arange(0, half, 2, device="cpu")[: half // 2].float() / half)
     cells = torch.arange(config.side, device="cpu").float()[:, None] * frequencies  # (side, half / 2)
-    rows = cells[:, None].expand(-1, config.side, -1)
-    columns = cells[None].expand(config.side, -1, -1)
-    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    rows, columns = repeat(cells, "h d -> (h w) d", w=config.side), repeat(cells, "w d -> (h w) d", h=config.side)
+    angles = torch.cat([rows, columns], dim=-1)
     rotations = torch.polar(torch.ones_like(angles), angles)
     return torch.cat([rotations.new_zeros(front, rotations.shape[-1]), rotations])
 
@@ -129,6 +130,11 @@ class Layer(nn.Module):
 class Memory(Protocol):
     """What attention reads: the cache, or what stands for it in training."""
 
+    @property
+    def kernels(self) -> Kernels | None:
+        """Which kernels run over it; None: plain PyTorch."""
+        ...
+
     def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]:
         """Keep k and v (R, n, heads, dim); all keys and values to be seen. See `KVCache`."""
         ...
@@ -148,10 +154,10 @@ class Step:
     @property
     def kernels(self) -> Kernels | None:
         """Those of the cache, if it has any."""
-        return getattr(self.cache, "kernels", None)
+        return None if self.cache is None else self.cache.kernels
 
 
-class Trunk(nn.Module):
+class Trunk(Model):
     """Layers over the image's slots, behind `front` rows of a condition."""
 
     def __init__(self, config: LlamaGenConfig, layers: int, front: int) -> None:

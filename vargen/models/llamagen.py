@@ -55,7 +55,8 @@ class CaptionEmbedder(nn.Module):
 class LlamaGen(Trunk):
     """LlamaGen under the raster contract (`models/contract.py`); shows its states."""
 
-    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `engine/replayed.py`
+    replays: ClassVar[bool] = True
+    shows_states: ClassVar[bool] = True
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__(config, config.layers, config.condition_tokens)
@@ -63,6 +64,10 @@ class LlamaGen(Trunk):
         self.tok_embeddings = nn.Embedding(config.vocabulary, config.width)
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.output = nn.Linear(config.width, config.vocabulary, bias=False)
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        return self.config.condition_tokens, self.config.caption_width
 
     def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
         """Embed labels (B,) as (B, 1, d), or as (2B, 1, d) with the unconditional rows behind when `guided`."""

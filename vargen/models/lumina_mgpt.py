@@ -81,8 +81,9 @@ def code_of(name: str) -> int | None:
 class LuminaMGPT(Prompted):
     """A Chameleon decoder that draws images of one size under the raster contract."""
 
-    chooses_size: ClassVar[bool] = True  # whether it may: see `choose_sizes`
-    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `engine/replayed.py`
+    chooses_size: ClassVar[bool] = True
+    reads_pictures: ClassVar[bool] = True
+    replays: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -11,11 +11,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vargen.core.checkpoints import Layout
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Group
+from vargen.models.contract import Model
 from vargen.models.diffusion import DiffusionHead
 
 # The official files (`MAR` in models/mar.py and `DiffLoss` in models/diffloss.py): our key to theirs.
@@ -71,9 +73,9 @@ class Positions:
 def stretched(table: Tensor, buffer: int, side: int) -> Tensor:
     """A table (buffer + n^2, d) for side^2 tokens, bilinear between their centres; the buffer's rows stay."""
     trained = math.isqrt(len(table) - buffer)
-    grid = table[buffer:].float().T.unflatten(1, (trained, trained))
-    grid = F.interpolate(grid[None], size=(side, side), mode="bilinear")[0]  # (d, side, side)
-    return torch.cat([table[:buffer], grid.flatten(1).T.to(table.dtype)])
+    grid = rearrange(table[buffer:].float(), "(h w) d -> 1 d h w", h=trained)
+    grid = F.interpolate(grid, size=(side, side), mode="bilinear")
+    return torch.cat([table[:buffer], rearrange(grid, "1 d h w -> (h w) d").to(table.dtype)])
 
 
 class Attention(nn.Module):
@@ -122,10 +124,10 @@ def take(x: Tensor, places: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device)[:, None], places]
 
 
-class MAR(nn.Module):
+class MAR(Model):
     """A masked model of continuous tokens; see `ContinuousModel` in models/contract.py."""
 
-    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `engine/runners.py`
+    replays: ClassVar[bool] = True
 
     def __init__(self, config: MARConfig) -> None:
         super().__init__()
@@ -151,6 +153,10 @@ class MAR(nn.Module):
     @property
     def spec(self) -> ContinuousSpec:
         return self.config.spec
+
+    @property
+    def side(self) -> int:
+        return self.config.side
 
     @property
     def device(self) -> torch.device:
@@ -212,6 +218,7 @@ class MAR(nn.Module):
 
     def image(self, values: Tensor) -> Tensor:
         """Latents (B, C, side, side) of tokens (B, S, C)."""
+        # rearrange would give one image other strides, convolutions another path, and pixels other last bits.
         return values.transpose(1, 2).unflatten(2, (self.config.side, self.config.side))
 
     def _places(self, group: Group) -> Tensor:

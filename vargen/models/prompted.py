@@ -7,19 +7,21 @@ positions from its own first token.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from einops import rearrange
+from torch import Tensor
 
 from vargen.core.dispatch import Kernels
 from vargen.core.specs import RasterSpec
 from vargen.core.types import Block, Condition, KVCache
 from vargen.kernels.attention import Sight
+from vargen.models.contract import Model
 from vargen.models.llama import Standing, behind, sight_over
 
 
-class Prompted(nn.Module, ABC):
+class Prompted(Model, ABC):
     """The raster contract (`models/contract.py`) around a decoder that a subclass knows how to run."""
 
     spec: RasterSpec
@@ -27,6 +29,8 @@ class Prompted(nn.Module, ABC):
     sizes: tuple[tuple[int, int], ...]  # that it can draw
     words: int  # of the text vocabulary
     context: int  # positions that it knows
+    chooses_size: ClassVar[bool] = False  # whether it may: `choose_sizes`
+    reads_pictures: ClassVar[bool] = False  # whether `tokenize` takes the codes of pictures behind the tokenizer
 
     @abstractmethod
     def at(self, size: tuple[int, int]) -> "Prompted":
@@ -84,7 +88,7 @@ class Prompted(nn.Module, ABC):
 
     def text_condition(self, states: Tensor, mask: Tensor, *, guided: bool) -> Condition:
         """Embed ids (B, 2, T) under their mask, as `tokenize` gives them, as (B, T', d), or (2B, T', d) if `guided`."""
-        ids, words = (part[:, : 1 + guided].transpose(0, 1).flatten(0, 1) for part in (states, mask))
+        ids, words = (rearrange(part[:, : 1 + guided], "b part t -> (part b) t") for part in (states, mask))
         count = words.sum(1, keepdim=True)  # (R, 1)
         longest = int(count.max())
         place = torch.arange(longest, device=ids.device)

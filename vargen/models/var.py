@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vargen.core.checkpoints import Layout
 from vargen.core.specs import ScaleSpec
 from vargen.core.types import Condition, KVCache
+from vargen.models.contract import Model
 from vargen.tokenizers.multiscale_vq import OFFICIAL_SIDES
 
 # The official files (`VAR` in models/var.py): our key to theirs. Buffers are computed and not loaded.
@@ -129,10 +130,10 @@ class Layer(nn.Module):
         return x + gain_2 * self.ffn(normalise(x, self.eps) * (1 + scale_2) + shift_2)
 
 
-class VAR(nn.Module):
+class VAR(Model):
     """A next-scale transformer; see `NextScaleModel` in `models/contract.py`."""
 
-    replays: ClassVar[bool] = True  # its forwards may be captured and replayed, see `engine/runners.py`
+    replays: ClassVar[bool] = True
 
     def __init__(self, config: VARConfig) -> None:
         super().__init__()
@@ -153,6 +154,10 @@ class VAR(nn.Module):
     @property
     def spec(self) -> ScaleSpec:
         return self.config.spec
+
+    @property
+    def code_dim(self) -> int:
+        return self.config.code_dim
 
     @property
     def device(self) -> torch.device:

@@ -6,7 +6,6 @@ transformers' attention asks a cache to take new keys and values and to give all
 import inspect
 from abc import ABC
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from vargen.core.types import KVCache
 from vargen.kernels.attention import Sight
 from vargen.models.prompted import Prompted
+from vargen.tokenizers.contract import ImageTokenizer
 
 
 class Slots:
@@ -81,7 +81,7 @@ def pretrained(kind: type, folder: Path) -> Any:
     return model.eval().requires_grad_(False)
 
 
-class Images(nn.Module):
+class Images(ImageTokenizer):
     """An image tokenizer of transformers, in float32: ids (B, h, w) to images (B, 3, H, W), nominally in [-1, 1]."""
 
     def __init__(
@@ -92,22 +92,23 @@ class Images(nn.Module):
         What it decodes is normalised by `mean` and `std` of pixels in [0, 1].
         """
         super().__init__()
-        self.vqmodel, self.config, self._flat = vqmodel.float(), SimpleNamespace(factor=factor), flat
-        self.quantize, self._law = Codes(vqmodel, sphere), (2 * std, 2 * mean - 1)
+        self.vqmodel, self._factor, self._flat = vqmodel.float(), factor, flat
+        self._sphere, self._law = sphere, (2 * std, 2 * mean - 1)
 
-    def decode(self, ids: Tensor) -> Tensor:
-        """Images of ids (B, h, w)."""
-        decode: Any = self.vqmodel.decode
-        found, (scale, shift) = decode(ids.flatten(1) if self._flat else ids), self._law
-        return found if self._law == (1.0, 0.0) else found * scale + shift
+    @property
+    def factor(self) -> int:
+        return self._factor
 
-
-class Codes:
-    """The codebook of such a tokenizer."""
-
-    def __init__(self, vqmodel: Any, sphere: bool) -> None:
-        self.embedding, self._sphere = vqmodel.quantize.embedding, sphere
+    @property
+    def stored_codes(self) -> Tensor:
+        quantizer: Any = self.vqmodel.quantize
+        return quantizer.embedding.weight
 
     def codebook(self) -> Tensor:
-        """The codes (V, D) as they are used."""
-        return F.normalize(self.embedding.weight, dim=-1) if self._sphere else self.embedding.weight
+        return F.normalize(self.stored_codes, dim=-1) if self._sphere else self.stored_codes
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images of ids (B, h, w)."""
+        decode: Any = self.vqmodel.decode
+        found, (scale, shift) = decode(tokens.flatten(1) if self._flat else tokens), self._law
+        return found if self._law == (1.0, 0.0) else found * scale + shift

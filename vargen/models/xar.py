@@ -11,6 +11,7 @@ from functools import cache, partial
 from itertools import pairwise
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vargen.core.checkpoints import Layout
@@ -63,8 +64,10 @@ def cell_rotations(config: XARConfig, device: torch.device) -> Tensor:
     """Rotations (1, side^2, 1, head_dim / 2) in the order of cells."""
     with torch.inference_mode(False):  # see `grid`
         table = grid(config.side, config.side, config.head_dim, device)
-        shape = (config.cells, config.cell, config.cells, config.cell)
-        return table.unflatten(1, shape).transpose(2, 3).flatten(1, 4)
+        cells, cell = config.cells, config.cell
+        return rearrange(
+            table, "1 (rows h columns w) 1 d -> 1 (rows columns h w) 1 d", rows=cells, columns=cells, h=cell
+        )
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,10 @@ class XAR(Backbone):
         self.output = nn.Linear(config.width, config.channels)
 
     @property
+    def side(self) -> int:
+        return self.config.side
+
+    @property
     def head(self) -> VelocityHead:
         return VelocityHead(self)
 
@@ -142,8 +149,9 @@ class XAR(Backbone):
     def image(self, values: Tensor) -> Tensor:
         """Latents (B, C, side, side) of tokens (B, S, C), which come cell by cell."""
         cells, cell = self.config.cells, self.config.cell
-        x = values.transpose(1, 2).unflatten(2, (cells, cells, cell, cell)).transpose(3, 4)
-        return x.flatten(4, 5).flatten(2, 3)
+        return rearrange(
+            values, "b (rows columns h w) c -> b c (rows h) (columns w)", rows=cells, columns=cells, h=cell
+        )
 
     def _run(self, x: Tensor, condition: Tensor, context: Context, *, keeps: bool) -> Tensor:
         """Features (R, n, d) of a cell (R, n, C) that stands behind what is cached."""

@@ -4,7 +4,7 @@ Here is what all kinds of model share; `raster.py`, `next_scale.py` and `continu
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,8 +19,11 @@ from vargen.core import quantize, registry
 from vargen.core.machine import peak_memory, reset_peak_memory, versions
 from vargen.core.preset import Preset, custom
 from vargen.core.types import Generation, Trace
-from vargen.engine import loops
+from vargen.engine.loops import Clock, Counts
 from vargen.engine.runners import Runners
+from vargen.pipelines import options, request, values
+from vargen.pipelines.options import Options
+from vargen.pipelines.request import Request
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Pipeline(DiffusionPipeline):
     """
 
     kind: ClassVar[str]  # of the models that it draws with
+    options_type: ClassVar[type[Options]]  # what it can be asked
+    unconditional: ClassVar[bool] = True  # whether class -1 stands for any
     _optional_components: ClassVar = ["text_encoder", "text_tokenizer"]
     model_cpu_offload_seq = "text_encoder->transformer->tokenizer"
 
@@ -79,6 +84,7 @@ class Pipeline(DiffusionPipeline):
         self.drafters: dict[str, nn.Module] = {}  # by name
         self.fast = "auto"  # kernels where they can run; off: plain PyTorch; triton: kernels, or an error
         self.quantize: str | None = None  # how the transformer's layers are stored, where they were quantised
+        self._progress_bar_config: dict[str, Any] = {}  # as diffusers' `set_progress_bar_config` leaves it
         self._runners = Runners()
         self._costs: dict[Any, dict[int, float]] = {}  # measured seconds per step, by all that they depend on
         self._processor = VaeImageProcessor()
@@ -128,8 +134,22 @@ class Pipeline(DiffusionPipeline):
 
     @property
     @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image in pixels, as decoded."""
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """The sizes that it can draw, its own first."""
+        return (self.size,)
+
+    @property
     def pixels(self) -> int:
-        """Of an image along one side, as decoded."""
+        """Of an image along one side (its width), as decoded."""
+        return self.size[1]
+
+    @abstractmethod
+    def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
+        """`prompt_embeds` of prompts, and their mask."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -142,35 +162,83 @@ class Pipeline(DiffusionPipeline):
         """Not offered: weights are kept in the format in which they were published."""
         raise ValueError("a vargen pipeline is not saved as a folder: keep the checkpoint it was loaded from")
 
+    def _asked(
+        self, class_labels: Any, given: Mapping[str, Any], *, stream: bool = False
+    ) -> "tuple[Pipeline, Request, Any]":
+        """The pipeline that draws what was asked for, the request, checked and embedded, and its options."""
+        wanted, settings = options.read(self.options_type, class_labels, given, stream=stream)
+        pipe = self._at(wanted)
+        return pipe, pipe._request(wanted, settings), wanted
+
+    def _at(self, wanted: Any) -> "Pipeline":
+        """This pipeline, for images of the size that is wanted."""
+        return self
+
+    def _request(self, wanted: Any, settings: dict[str, Any]) -> Request:
+        recipe, clock = self.preset.choose(wanted.preset), Clock(self.transformer.device)
+        method = request.asked(wanted.method or self.preset.method, recipe, wanted.law, settings, self.transformer.spec)
+        high, wide = self.size
+        if wanted.image_size is not None and high != wide:
+            raise ValueError(f"got image size {wanted.image_size}, a square, for images that are none")
+        how = request.output(recipe, wanted.batch_size, wanted.image_size, wanted.output_type)
+        inputs = self._inputs(wanted)
+        clock.lap("text" if wanted.prompt is not None else "")
+        return Request(method, inputs, values.seeds(len(inputs[0]), wanted.seed, wanted.generator), clock=clock, **how)
+
+    def _inputs(self, wanted: Any) -> tuple[Tensor, ...]:
+        """What is drawn, a row per image: labels (B,), or a prompt as the model takes it and its mask."""
+        name, spec, device = self.preset.name, self.transformer.spec, self.transformer.device
+        each = values.whole(wanted.num_images_per_prompt, "number of images", least=1)
+        texts = [value is not None for value in (wanted.prompt, *wanted.encoded)]
+        if spec.classes:
+            if any(texts):
+                raise ValueError(f"{name} draws classes and takes no prompt: give a class")
+            if wanted.class_labels is None:
+                raise ValueError(f"{name} draws classes: give at least one{', or -1 for any' * self.unconditional}")
+            found = values.labels(
+                wanted.class_labels, each, self.class_names, spec.classes, unconditional=self.unconditional
+            )
+            return (torch.tensor(found, device=device),)
+        if wanted.class_labels is not None:
+            raise ValueError(f"{name} draws what a prompt says and takes no class: give a prompt")
+        if any(texts[1:]) == texts[0]:
+            raise ValueError(f"{name} draws what a prompt says: give either a prompt or prompt_embeds with its mask")
+        read = self._read(wanted) if texts[0] else wanted.encoded
+        parts = self._checked(*read)
+        return tuple(part.to(device).repeat_interleave(each, dim=0) for part in parts)
+
+    def _read(self, wanted: Any) -> tuple[Tensor, Tensor]:
+        """The prompt, read."""
+        return self.encode_prompt(wanted.prompt)
+
+    def _checked(self, states: Any, mask: Any) -> tuple[Tensor, Tensor]:
+        """Encoded prompts that somebody hands in, where the model reads prompts itself."""
+        return self.transformer.checked(states, mask)
+
     @abstractmethod
     def _decode(
         self, method: Any, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
     ) -> Iterator[Partial]:
         """Decode one batch: `inputs` have a row per image."""
 
-    def _draw(
-        self,
-        method: Any,
-        inputs: tuple[Tensor, ...],
-        seeds: list[int],
-        *,
-        batch_size: int,
-        image_size: int | None,
-        output_type: str,
-    ) -> Generation:
+    def _draw(self, asked: Request) -> Generation:
         """Decode all images, `batch_size` at a time."""
-        if self.tokenizer is None and output_type != "latent":
+        if self.tokenizer is None and asked.output_type != "latent":
             raise ValueError(f"{self.preset.name} has no image tokenizer here: only output_type latent can be had")
-        spec, parts = self.transformer.spec, []
+        spec, parts, seeds = self.transformer.spec, [], asked.seeds
         with tqdm(total=len(seeds) * spec.slots, unit="token", **self._bar()) as bar:
-            for start in range(0, len(seeds), batch_size):
-                final, some = None, slice(start, start + batch_size)
-                for final in self._decode(method, tuple(part[some] for part in inputs), seeds[some], image_size):
+            for start in range(0, len(seeds), asked.batch_size):
+                final, some = None, slice(start, start + asked.batch_size)
+                inputs = tuple(part[some] for part in asked.inputs)
+                for final in self._decode(asked.method, inputs, seeds[some], asked.image_size):
                     bar.update(start * spec.slots + sum(final.settled) - bar.n)
                 assert final is not None
-                parts.append(self._finish(final, output_type))
-        images = _join([part.images for part in parts], output_type)
-        return Generation(images, torch.cat([p.tokens for p in parts]), Trace.merge([p.trace for p in parts]))
+                parts.append(self._finish(final, asked.output_type))
+        images = _join([part.images for part in parts], asked.output_type)
+        trace = Trace.merge([part.trace for part in parts])
+        for name, seconds in asked.clock.seconds().items():
+            trace.seconds |= {name: seconds, "total": trace.seconds["total"] + seconds}
+        return Generation(images, torch.cat([part.tokens for part in parts]), trace)
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor, output_type: str, image_size: int | None = None) -> Any:
@@ -185,7 +253,7 @@ class Pipeline(DiffusionPipeline):
         return self._processor.postprocess(images, output_type=output_type)
 
     def _bar(self) -> dict[str, Any]:
-        return {"leave": False, "disable": None, **getattr(self, "_progress_bar_config", {})}
+        return {"leave": False, "disable": None, **self._progress_bar_config}
 
     def _begin(self, method: Any, seeds: list[int]) -> Trace:
         """A batch's trace; memory is counted from here on."""
@@ -193,7 +261,7 @@ class Pipeline(DiffusionPipeline):
         stored = {} if self.quantize is None else {"quantize": self.quantize}
         return Trace(self.preset.name, method.name, len(seeds), seeds=seeds, settings=method.described | stored)
 
-    def _fill(self, trace: Trace, clock: loops.Clock, counts: loops.Counts) -> None:
+    def _fill(self, trace: Trace, clock: Clock, counts: Counts) -> None:
         """What the loop counted."""
         slots, each = self.transformer.spec.slots, counts.per_image
         trace.forwards, trace.windows, trace.cache_bytes = counts.forwards, counts.widths, counts.cache_bytes
@@ -203,7 +271,7 @@ class Pipeline(DiffusionPipeline):
         trace.seconds, trace.versions = clock.seconds(), self.versions
 
     def _finish(self, final: Partial, output_type: str) -> Generation:
-        trace, clock = final.trace, loops.Clock(self.transformer.device)
+        trace, clock = final.trace, Clock(self.transformer.device)
         images = final.tokens if output_type == "latent" else final.images(output_type)
         clock.lap("decode")
         seconds = trace.seconds | clock.seconds()

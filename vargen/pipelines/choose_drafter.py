@@ -16,6 +16,7 @@ from vargen.models.contract import embed
 from vargen.models.eagle import EagleHead
 from vargen.models.prompted import Prompted
 from vargen.pipelines.request import Method
+from vargen.samplers.contract import Sampler
 
 Spec = RasterSpec | ScaleSpec | ContinuousSpec
 
@@ -77,7 +78,7 @@ def load_head(pipe: Any, path: Path | None) -> EagleHead:
         name = pipe.preset.name
         raise ValueError(f"{name} comes with no EAGLE head: name the file of one from scripts/train_drafter.py")
     target = pipe.transformer
-    if not hasattr(target, "decode_states"):
+    if not target.shows_states:
         raise ValueError(f"an EAGLE head cannot draft for {type(target).__name__}, which does not show its states")
     with torch.device("meta"):
         head = EagleHead(target.config)
@@ -91,25 +92,24 @@ def load_head(pipe: Any, path: Path | None) -> EagleHead:
 
 def described(pipe: Any) -> dict[str, str]:
     """What a head's file says of the model that it was trained for: the layout of its images, and their codes."""
-    quantizer, spec = getattr(pipe.tokenizer, "quantize", None), pipe.transformer.spec
-    # The stored weights: normalised ones may differ in their last bits from device to device.
-    stored = b"" if quantizer is None else quantizer.embedding.weight.detach().float().cpu().numpy().tobytes()
+    codes, spec = None if pipe.tokenizer is None else pipe.tokenizer.stored_codes, pipe.transformer.spec
+    # As they are stored: normalised ones may differ in their last bits from device to device.
+    stored = b"" if codes is None else codes.detach().float().cpu().numpy().tobytes()
     digest = hashlib.sha256(stored).hexdigest()[:16]
     return {key: str(value) for key, value in asdict(spec).items()} | {"codebook": digest}
 
 
 def _codebook(pipe: Any) -> Tensor | None:
-    quantizer = getattr(pipe.tokenizer, "quantize", None)
-    return None if quantizer is None else quantizer.codebook()
+    return None if pipe.tokenizer is None else pipe.tokenizer.codebook()
 
 
-def chosen(pipe: Any, sampler: type, settings: Any) -> tuple[str, Any] | None:
+def chosen(pipe: Any, sampler: type[Sampler], settings: Any) -> tuple[str, Any] | None:
     """What drafts for a method of `pipe`, and its name; None where the method drafts nothing.
 
     It is the one that the method names, or else the pipeline's, or else the preset's. ValueError where there is none,
     or where the name is of none that fits.
     """
-    partner = getattr(sampler, "partner", None)
+    partner = sampler.partner
     if partner is None:
         return None
     name, found = getattr(settings, partner), pipe.drafter
@@ -132,7 +132,7 @@ def drafter_for(pipe: Any, method: Method, inputs: tuple[Tensor, ...]) -> tuple[
     name, module = found
     check(type(module).__name__, module.spec, target.spec)
     if isinstance(module, EagleHead):
-        if not hasattr(target, "decode_states"):
+        if not target.shows_states:
             raise ValueError(f"an EAGLE head cannot draft for {type(target).__name__}, which does not show its states")
         _check_config("EagleHead", module, target, "width")
         head, rows = module.to(target.device, target.dtype), len(inputs[0]) * (2 if method.guidance.active else 1)

@@ -7,15 +7,13 @@ import torch
 from torch import Tensor
 
 from vargen.core.dispatch import Kernels
-from vargen.core.preset import LAW
 from vargen.core.types import Generation
 from vargen.engine import loops
 from vargen.engine.drafters import LatentModelDrafter
-from vargen.models import harmon
 from vargen.models.contract import embed
-from vargen.models.prompted import checked
-from vargen.pipelines import choose_drafter, request
+from vargen.pipelines import choose_drafter, values
 from vargen.pipelines.base import Partial, Pipeline
+from vargen.pipelines.options import ContinuousOptions, Options, takes
 from vargen.pipelines.request import LatentMethod
 from vargen.samplers.contract import ContinuousSampler, LatentTask
 
@@ -27,102 +25,44 @@ class ContinuousPipeline(Pipeline):
     """
 
     kind: ClassVar[str] = "continuous"
+    options_type: ClassVar[type[Options]] = ContinuousOptions
 
+    @takes(ContinuousOptions)
     @torch.inference_mode()
-    def __call__(
-        self,
-        class_labels: Sequence[int | str] | int | str | None = None,
-        *,
-        prompt: Sequence[str] | str | None = None,
-        prompt_embeds: Tensor | None = None,
-        prompt_attention_mask: Tensor | None = None,
-        method: str | None = None,
-        preset: str | None = None,
-        num_images_per_prompt: int = 1,
-        guidance_scale: float | None = None,
-        temperature: float | None = None,
-        image_size: int | None = None,
-        seed: int | Sequence[int] | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        batch_size: int = 16,
-        output_type: str = "pil",
-        **settings: Any,
-    ) -> Generation:
+    def __call__(self, class_labels: Any = None, **given: Any) -> Generation:
         """Draw `num_images_per_prompt` images of each class, class -1 being the unconditional one, or of each prompt.
 
-        The arguments are those of `RasterPipeline`, but for these. `prompt_embeds` are token ids (B, 2, T), of the
-        prompt and of what guidance is against, with their mask; both from `encode_prompt`. `guidance_scale` is off at
-        1; how it grows as an image fills is the method's `schedule`. `temperature` is of the noise in each diffusion
-        step. A preset may also set a method's own settings, such as `iterations`. Output type latent gives tokens
-        (B, S, C), scaled as the transformer has them. ValueError in one sentence for anything out of range.
+        `prompt_embeds` are token ids (B, 2, T), of the prompt and of what guidance is against, with their mask; both
+        from `encode_prompt`. `guidance_scale` is off at 1; how it grows as an image fills is the method's `schedule`.
+        `temperature` is of the noise in each diffusion step, and top-k and top-p there are none. A preset may also set
+        a method's own settings, such as `iterations`. Output type latent gives tokens (B, S, C), scaled as the
+        transformer has them. ValueError in one sentence for anything out of range.
         """
-        law = {**{name: settings.pop(name, None) for name in LAW}, "guidance_scale": guidance_scale}
-        law["temperature"] = temperature
-        recipe = self.preset.choose(preset)
-        chosen = request.latent_method(method or self.preset.method, recipe, law, settings, self.transformer.spec)
-        how = request.output(recipe, batch_size, image_size, output_type)
-        inputs = self._inputs(class_labels, prompt, (prompt_embeds, prompt_attention_mask), num_images_per_prompt)
-        return self._draw(chosen, inputs, request.seeds(len(inputs[0]), seed, generator), **how)
+        pipe, asked, _ = self._asked(class_labels, given)
+        return pipe._draw(asked)
 
-    def stream(
-        self,
-        class_labels: Any = None,
-        *,
-        prompt: Any = None,
-        prompt_embeds: Tensor | None = None,
-        prompt_attention_mask: Tensor | None = None,
-        method: str | None = None,
-        preset: str | None = None,
-        num_images_per_prompt: int = 1,
-        image_size: int | None = None,
-        seed: Any = None,
-        generator: Any = None,
-        **options: Any,
-    ) -> Iterator[Partial]:
-        """As a call, for one batch, but yields a `Partial` after each group; stop iterating to cancel.
+    @takes(ContinuousOptions, stream=True)
+    def stream(self, class_labels: Any = None, **given: Any) -> Iterator[Partial]:
+        """As a call, for one batch, but yields a `Partial` after each group; stop iterating to cancel."""
+        pipe, asked, _ = self._asked(class_labels, given, stream=True)
+        return pipe._decode(asked.method, asked.inputs, asked.seeds, asked.image_size)
 
-        `options` are guidance_scale, temperature and the method's settings.
-        """
-        law = {name: options.pop(name, None) for name in LAW}
-        recipe = self.preset.choose(preset)
-        chosen = request.latent_method(method or self.preset.method, recipe, law, options, self.transformer.spec)
-        size = request.image_size(image_size, recipe)
-        inputs = self._inputs(class_labels, prompt, (prompt_embeds, prompt_attention_mask), num_images_per_prompt)
-        return self._decode(chosen, inputs, request.seeds(len(inputs[0]), seed, generator), size)
-
-    def encode_prompt(self, prompt: Sequence[str] | str) -> tuple[Tensor, Tensor]:
+    def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
         """Token ids (B, 2, T) and the mask (B, 2, T) of the words, for `prompt_embeds` and its mask."""
+        if image is not None:
+            raise ValueError(f"{self.preset.name} reads no pictures")
         if self.text_tokenizer is None:
             raise ValueError(f"{self.preset.name} has no text tokenizer here: it was never loaded")
-        return harmon.tokenize(request.prompts(prompt), self.text_tokenizer)
+        return self.transformer.tokenize(values.prompts(prompt), self.text_tokenizer)
 
     def release_text_encoder(self) -> None:
         """Nothing to give back: the transformer itself reads prompts, and a tokenizer is small."""
 
     @property
-    def pixels(self) -> int:
-        """Of an image along one side, as decoded."""
-        return self.transformer.config.side * self.tokenizer.config.factor
-
-    def _inputs(self, classes: Any, prompt: Any, encoded: tuple[Any, Any], each: Any) -> tuple[Tensor, ...]:
-        """What is drawn, a row per image: labels (B,), or prompts' token ids (B, 2, T) and their mask."""
-        name, model = self.preset.name, self.transformer
-        each = request.whole(each, "number of images", least=1)
-        texts = [value is not None for value in (prompt, *encoded)]
-        if model.spec.classes:
-            if any(texts):
-                raise ValueError(f"{name} draws classes and takes no prompt: give a class")
-            if classes is None:
-                raise ValueError(f"{name} draws classes: give at least one, or -1 for any")
-            found = request.labels(classes, each, self.class_names, model.spec.classes, unconditional=True)
-            return (torch.tensor(found, device=model.device),)
-        if classes is not None:
-            raise ValueError(f"{name} draws what a prompt says and takes no class: give a prompt")
-        if any(texts[1:]) == texts[0]:
-            raise ValueError(f"{name} draws what a prompt says: give either a prompt or prompt_embeds with its mask")
-        read = self.encode_prompt(prompt) if texts[0] else encoded
-        parts = checked(*read, model.config.vocabulary)
-        return tuple(part.to(model.device).repeat_interleave(each, dim=0) for part in parts)
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image in pixels, as decoded."""
+        side = self.transformer.side * self.tokenizer.factor
+        return side, side
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor, output_type: str, image_size: int | None = None) -> Any:
@@ -131,7 +71,7 @@ class ContinuousPipeline(Pipeline):
 
     def _fit(self) -> None:
         """ValueError where transformer and autoencoder do not go together."""
-        ours, theirs = self.transformer.spec.channels, self.tokenizer.config.latent_channels
+        ours, theirs = self.transformer.spec.channels, self.tokenizer.channels
         if ours != theirs:
             raise ValueError(f"transformer and autoencoder do not go together: channels {ours} and {theirs}")
 
@@ -158,7 +98,7 @@ class ContinuousPipeline(Pipeline):
             yield Partial(sampler.values, sampler.settled, counts.forwards, *shown)
         if drafter is not None:
             trace.drafter_forwards = drafter.forwards
-            trace.drafts, trace.drafts_kept = getattr(sampler, "drafts", 0), getattr(sampler, "drafts_kept", 0)
+            trace.drafts, trace.drafts_kept = sampler.counted
         self._fill(trace, clock, counts)
 
     def _runner(self, role: str, model: Any, counts: loops.Counts) -> Any:

@@ -12,6 +12,8 @@ from vargen.core.preset import Sources
 from vargen.pipelines import choose_drafter
 from vargen.pipelines.base import Pipeline
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of transformers
+
 
 def load(
     name: str,
@@ -47,7 +49,7 @@ def load(
     if text_encoder is not None and preset.classes:
         raise ValueError(f"{name} draws classes and takes no text encoder")
     kind = dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
-    if kind not in (torch.float32, torch.bfloat16, torch.float16):
+    if kind not in DTYPES.values():
         raise ValueError(f"got dtype {kind}, expected float32, bfloat16 or float16")
     quantized.check(quantize, where, kind)
     text = None if text_encoder is None else str(Path(text_encoder).expanduser())

@@ -8,115 +8,71 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vargen.core.dispatch import Kernels
-from vargen.core.preset import LAW
 from vargen.core.types import Generation
 from vargen.engine import loops
-from vargen.pipelines import choose_drafter, request
+from vargen.pipelines import choose_drafter, values
 from vargen.pipelines.base import Partial, Pipeline
+from vargen.pipelines.options import Options, ScaleOptions, takes
 from vargen.pipelines.request import ScaleMethod
 from vargen.samplers.contract import ScaleSampler, ScaleTask
-from vargen.tokenizers.multiscale_vq import Pyramid
 
 
 class NextScalePipeline(Pipeline):
     """Draws images with a next-scale model; `tokenizer` is its multi-scale VQ."""
 
     kind: ClassVar[str] = "next-scale"
+    options_type: ClassVar[type[Options]] = ScaleOptions
 
+    @takes(ScaleOptions)
     @torch.inference_mode()
-    def __call__(
-        self,
-        class_labels: Sequence[int | str] | int | str | None = None,
-        *,
-        image: Any = None,
-        mask_image: Any = None,
-        method: str | None = None,
-        preset: str | None = None,
-        num_images_per_prompt: int = 1,
-        guidance_scale: float | None = None,
-        cfg_interval: int | None = None,
-        temperature: float | Sequence[float] | None = None,
-        top_k: int | Sequence[int] | None = None,
-        top_p: float | Sequence[float] | None = None,
-        image_size: int | None = None,
-        seed: int | Sequence[int] | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        batch_size: int = 16,
-        output_type: str = "pil",
-        **settings: Any,
-    ) -> Generation:
+    def __call__(self, class_labels: Any = None, **given: Any) -> Generation:
         """Draw `num_images_per_prompt` images of each class; class -1 is the unconditional one.
 
-        The arguments are those of `RasterPipeline`, but for these. `guidance_scale` grows from scale to scale, and 0 is
-        off; `cfg_interval` is the last scale to be guided. `temperature`, `top_k` and `top_p` may have a value for each
-        scale. With `image` and `mask_image` the image is repainted where the mask is white (one half or more) and kept
-        elsewhere: as the class asked for says, or as the surroundings do (class -1). Both are PIL images or tensors
-        (3, H, W) in [0, 1] and (H, W), of the model's size, the same for all images drawn. ValueError in one sentence
-        for anything out of range.
+        `guidance_scale` grows from scale to scale, and 0 is off; `cfg_interval` is the last scale to be guided.
+        `temperature`, `top_k` and `top_p` may have a value for each scale. With `image` and `mask_image` the image is
+        repainted where the mask is white (one half or more) and kept elsewhere: as the class asked for says, or as the
+        surroundings do (class -1). Both are PIL images or tensors (3, H, W) in [0, 1] and (H, W), of the model's size,
+        the same for all images drawn. ValueError in one sentence for anything out of range.
         """
-        given = (guidance_scale, cfg_interval, temperature, top_k, top_p)
-        law: dict[str, Any] = dict(zip(LAW, given, strict=True))
-        recipe = self.preset.choose(preset)
-        chosen = request.scale_method(method or self.preset.method, recipe, law, settings, self.transformer.spec)
-        how = request.output(recipe, batch_size, image_size, output_type)
-        inputs = self._inputs(class_labels, num_images_per_prompt, image, mask_image)
-        return self._draw(chosen, inputs, request.seeds(len(inputs[0]), seed, generator), **how)
+        pipe, asked, _ = self._asked(class_labels, given)
+        return pipe._draw(asked)
 
-    def stream(
-        self,
-        class_labels: Any = None,
-        *,
-        image: Any = None,
-        mask_image: Any = None,
-        method: str | None = None,
-        preset: str | None = None,
-        num_images_per_prompt: int = 1,
-        image_size: int | None = None,
-        seed: Any = None,
-        generator: Any = None,
-        **options: Any,
-    ) -> Iterator[Partial]:
-        """As a call, for one batch, but yields a `Partial` after each scale; stop iterating to cancel.
-
-        `options` are the law (guidance_scale, cfg_interval, temperature, top_k, top_p) and the method's settings.
-        """
-        law = {name: options.pop(name, None) for name in LAW}
-        recipe = self.preset.choose(preset)
-        chosen = request.scale_method(method or self.preset.method, recipe, law, options, self.transformer.spec)
-        size = request.image_size(image_size, recipe)
-        inputs = self._inputs(class_labels, num_images_per_prompt, image, mask_image)
-        return self._decode(chosen, inputs, request.seeds(len(inputs[0]), seed, generator), size)
+    @takes(ScaleOptions, stream=True)
+    def stream(self, class_labels: Any = None, **given: Any) -> Iterator[Partial]:
+        """As a call, for one batch, but yields a `Partial` after each scale; stop iterating to cancel."""
+        pipe, asked, _ = self._asked(class_labels, given, stream=True)
+        return pipe._decode(asked.method, asked.inputs, asked.seeds, asked.image_size)
 
     @property
-    def pixels(self) -> int:
-        """Of an image along one side, as decoded."""
-        return self.tokenizer.pixels
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image in pixels, as decoded."""
+        return self.tokenizer.pixels, self.tokenizer.pixels
 
-    def _inputs(self, classes: Any, each: Any, image: Any, mask: Any) -> tuple[Tensor, ...]:
+    def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
+        """ValueError: no next-scale model here reads prompts."""
+        raise ValueError(f"{self.preset.name} draws classes and takes no prompt: give a class")
+
+    def _inputs(self, wanted: ScaleOptions) -> tuple[Tensor, ...]:
         """Labels (B,); and, where an image is repainted, its ids (B, S) and which of them stay (B, S)."""
-        spec, device = self.transformer.spec, self.transformer.device
-        each = request.whole(each, "number of images", least=1)
-        if classes is None:
-            raise ValueError(f"{self.preset.name} draws classes: give at least one, or -1 for any")
-        found = request.labels(classes, each, self.class_names, spec.classes, unconditional=True)
-        labels = torch.tensor(found, device=device)
+        (labels,), image, mask = super()._inputs(wanted), wanted.image, wanted.mask_image
         if image is None and mask is None:
             return (labels,)
         if image is None or mask is None:
             raise ValueError("got an image or a mask alone, expected both: what is repainted, and where")
-        side = self.tokenizer.pixels
-        pixels = request.picture(image, side, 3).to(device) * 2 - 1
-        stays = 1 - request.picture(mask, side, 1).to(device)
-        ids, keep = self.tokenizer.encode(pixels), kept(stays, spec.sides)
+        side, device = self.pixels, self.transformer.device
+        pixels = values.picture(image, side, 3).to(device) * 2 - 1
+        stays = 1 - values.picture(mask, side, 1).to(device)
+        ids, keep = self.tokenizer.encode(pixels), kept(stays, self.transformer.spec.sides)
         return labels, ids.expand(len(labels), -1), keep.expand(len(labels), -1)
 
     def _fit(self) -> None:
         """ValueError where transformer and tokenizer do not go together."""
-        ours, images = self.transformer.config, self.tokenizer.config
+        spec, images = self.transformer.spec, self.tokenizer
+        codes, width = images.stored_codes.shape
         for what, mine, theirs in (
-            ("sides", tuple(ours.sides), tuple(images.sides)),
-            ("codes", ours.vocabulary, images.codes),
-            ("code width", ours.code_dim, images.code_dim),
+            ("sides", spec.sides, tuple(images.sides)),
+            ("codes", spec.vocabulary, codes),
+            ("code width", self.transformer.code_dim, width),
         ):
             if mine != theirs:
                 raise ValueError(f"transformer and tokenizer do not go together: {what} {mine} and {theirs}")
@@ -128,7 +84,7 @@ class NextScalePipeline(Pipeline):
         model, device = self.transformer, self.transformer.device
         trace, clock = self._begin(method, seeds), loops.Clock(device)
         counts = loops.Counts(kernels=Kernels.of(self.fast))
-        codes = self.tokenizer.quantize.codebook().to(device)
+        codes = self.tokenizer.codebook().to(device)
         task = ScaleTask(model.spec, torch.tensor(seeds, device=device), method.warps, codes, *inputs[1:])
         sampler: ScaleSampler = method.sampler(method.settings, task)
         self._fit()
@@ -139,7 +95,7 @@ class NextScalePipeline(Pipeline):
             models.append(choose_drafter.on(small, device))
         run = [self._runners.of(role, m, self.fast) for role, m in zip(("model", "refiner"), models, strict=False)]
         read = [(m, m.class_condition(inputs[0], guided=method.guidance.active)) for m in run]
-        pyramid = Pyramid(self.tokenizer.quantize, len(seeds))
+        pyramid = self.tokenizer.begin(len(seeds))
         for _ in loops.next_scale(read, sampler, pyramid, method.guidance, clock, counts):
             shown = (trace, self, image_size, pyramid.features)
             yield Partial(sampler.tokens, sampler.settled, counts.forwards + counts.by_others, *shown)

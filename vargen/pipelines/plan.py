@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from vargen.core import registry
-from vargen.pipelines import request
+from vargen.pipelines import request, values
 
 PROMPT = 64  # tokens of a prompt, where a model takes prompts of any length
 WIDEST = 64  # tokens in a block whose width is measured
@@ -56,7 +56,7 @@ def plan(
 
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"got dtype {dtype}, expected float32, bfloat16 or float16")
-    found, batch = registry.preset(name), request.whole(batch, "batch size", least=1)
+    found, batch = registry.preset(name), values.whole(batch, "batch size", least=1)
     if found.skeleton is None or found.kind != "raster":
         raise ValueError(f"the memory of {name} cannot be planned: it is no raster model, or its files have its shapes")
     asked = request.method(method or found.method, found.choose(preset), {"guidance_scale": guidance_scale}, {})
@@ -67,8 +67,8 @@ def plan(
     elif (height, width) != (None, None):
         raise ValueError(f"{name} draws one size: height and width are for models with several")
     rows = batch * (2 if asked.guidance.active else 1)
-    tokens = _width(asked.settings)
-    front = getattr(model, "front", PROMPT)
+    tokens = asked.sampler.block_width(asked.settings) or WIDEST
+    front = PROMPT if isinstance(model, Prompted) else model.front
     cache = model.make_cache(rows, tokens, front)
     size, wide = torch.empty((), dtype=dtype).element_size(), max(front, tokens)
     shapes: Any = model.config
@@ -83,10 +83,3 @@ def plan(
         activations=rows * (wide * each * size + scores),
         window=(rows + 6 * batch) * tokens * model.spec.vocabulary * 4,
     )
-
-
-def _width(settings: Any) -> int:
-    """Tokens in a method's widest block, about."""
-    window = getattr(settings, "window", 1)
-    wide = WIDEST if window == "auto" else window
-    return max(wide, getattr(settings, "length", 0) + 1, getattr(settings, "nodes", 0) + 1)

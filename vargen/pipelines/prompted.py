@@ -11,9 +11,9 @@ from vargen.core import image_processor
 from vargen.core.preset import Preset
 from vargen.core.types import Generation, Trace
 from vargen.models.prompted import Prompted
-from vargen.pipelines import request
+from vargen.pipelines import values
 from vargen.pipelines.raster import RasterPipeline
-from vargen.pipelines.request import Method
+from vargen.pipelines.request import Request
 
 
 class PromptedPipeline(RasterPipeline):
@@ -38,7 +38,7 @@ class PromptedPipeline(RasterPipeline):
 
         ValueError names those nearest to a size that is none.
         """
-        size = self._size(height, width, self.transformer.size, self.transformer.sizes)
+        size = self._size(height, width, self.transformer.sizes)
         if size == self.transformer.size:
             return self
         found, parts = self._sized.get(size), (self.tokenizer, self.text_tokenizer)
@@ -49,7 +49,7 @@ class PromptedPipeline(RasterPipeline):
             if other is not found:
                 other._runners.release()  # caches of another size
         found.fast, found.quantize = self.fast, self.quantize
-        found._progress_bar_config = getattr(self, "_progress_bar_config", {})
+        found._progress_bar_config = self._progress_bar_config
         for name, module in self.drafters.items():
             if isinstance(module, Prompted) and name not in found.drafters and size in module.sizes:
                 found.drafters[name] = module.at(size)
@@ -64,14 +64,14 @@ class PromptedPipeline(RasterPipeline):
         """
         if self.text_tokenizer is None:
             raise ValueError(f"{self.preset.name} has no text tokenizer here: it was never loaded")
-        texts = request.prompts(prompt)
+        texts = values.prompts(prompt)
         if not all(text.strip() for text in texts):
             raise ValueError("got an empty prompt: say what to draw")
         if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
             raise ValueError("got a prompt that is no text: it holds half of a character")
         if image is None:
             return self.transformer.tokenize(texts, self.text_tokenizer)
-        if not hasattr(self.transformer, "picture"):
+        if not self.transformer.reads_pictures:
             raise ValueError(f"{self.preset.name} reads no pictures")
         if self.tokenizer is None:
             raise ValueError(f"{self.preset.name} has no image tokenizer here, which an image is read with")
@@ -81,27 +81,35 @@ class PromptedPipeline(RasterPipeline):
     def release_text_encoder(self) -> None:
         """Nothing to give back: the transformer itself reads prompts, and a tokenizer is small."""
 
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """The sizes that it can draw, its own first."""
+        return (self.size, *(size for size in self.transformer.sizes if size != self.size))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        return self.transformer.size
+
     def _checked(self, states: Any, mask: Any) -> tuple[Tensor, Tensor]:
         return self.transformer.checked(states, mask)
 
-    def _draw_freely(
-        self, method: Method, inputs: tuple[Tensor, ...], seeds: list[int], how: dict[str, Any]
-    ) -> Generation:
+    def _draw_freely(self, asked: Request) -> Generation:
         """Draw images whose sizes the model chooses, those of one size together; they come in the order asked for."""
-        model, step = self.transformer, how["batch_size"]
-        if not getattr(model, "chooses_size", False) or how["output_type"] != "pil" or how["image_size"] is not None:
+        model, step, seeds = self.transformer, asked.batch_size, asked.seeds
+        if not model.chooses_size or asked.output_type != "pil" or asked.image_size is not None:
             raise ValueError("free_size is for models that choose a size, and gives PIL images as they are decoded")
         ids, sizes = torch.tensor(seeds, device=model.device), []
         for start in range(0, len(seeds), step):
-            some = (part[start : start + step] for part in (*inputs, ids))
-            sizes += model.choose_sizes(*some, method.warp.temperature)
+            some = (part[start : start + step] for part in (*asked.inputs, ids))
+            sizes += model.choose_sizes(*some, asked.method.warp.temperature)
         images, tokens, traces = {}, {}, []
         for size in dict.fromkeys(sizes):
             which = [i for i, one in enumerate(sizes) if one == size]
-            pipe, some = self.at(*size), tuple(part[which] for part in inputs)
-            out = pipe._draw(method, some, [seeds[i] for i in which], **how)
+            inputs = tuple(part[which] for part in asked.inputs)
+            out = self.at(*size)._draw(replace(asked, inputs=inputs, seeds=[seeds[i] for i in which]))
             images |= dict(zip(which, out.images, strict=True))
-            tokens |= dict(zip(which, pipe._codes(out.tokens), strict=True))
+            tokens |= dict(zip(which, out.tokens, strict=True))
             traces.append(out.trace)
         order = range(len(seeds))
         trace = replace(Trace.merge(traces), seeds=seeds)

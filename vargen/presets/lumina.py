@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vargen.core.specs import RasterSpec
 
 from vargen.core import checkpoints
 from vargen.core.preset import Preset, Recipe, Sources
+from vargen.core.specs import RasterSpec
 from vargen.models import chameleon, t5
 from vargen.models.chameleon import Chameleon, ChameleonConfig
 from vargen.models.lumina_mgpt import Anole, LuminaMGPT, Vocabulary, crops, spec_of

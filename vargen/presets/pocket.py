@@ -15,7 +15,6 @@ from vargen.models.llamagen import LlamaGen
 from vargen.models.lumina_mgpt import LuminaMGPT, spec_of
 from vargen.models.mar import MAR, MARConfig
 from vargen.models.var import VAR, VARConfig
-from vargen.scenes import draw
 
 if TYPE_CHECKING:
     from vargen.pipelines.base import Pipeline
@@ -64,13 +63,6 @@ def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> nn.Mo
     return pocket.load(name, checkpoint, device=device)
 
 
-def captions(count: int) -> list[str]:
-    """Captions of held-out scenes, classes in turn."""
-    from vargen.scenes.dataset import HELD_OUT
-
-    return [draw(i % len(pocket.CLASSES), HELD_OUT + i).caption for i in range(count)]
-
-
 def _names() -> tuple[str, ...]:
     return tuple(pocket.CLASSES)
 
@@ -94,6 +86,7 @@ def _preset(
         drafter=drafter,
         skeleton=partial(pocket.build, name),
         head=head,
+        scenes=True,
     )
 
 
@@ -143,6 +136,6 @@ PRESETS = {
         build=partial(build, "pocket-lumina"),
         spec=spec_of(pocket.LUMINA_SIZES[0], pocket.VQ.factor, pocket.VQ.codes),
         skeleton=lambda: pocket.lumina(Chameleon(pocket.LUMINA)),
-        captions=captions,
+        scenes=True,
     ),
 }

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vargen.core.specs import RasterSpec
 
 from vargen.core import checkpoints
 from vargen.core.preset import Preset, Recipe, Sources
+from vargen.core.specs import RasterSpec
 from vargen.models import emu3, t5
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ newest token of that row is run at that slot (or the newline, where rows end in 
 else sees. A token sees what is committed before it in reading order, and the earlier drafts of its own row.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from vargen.core import noise
 from vargen.core.noise import Purpose
 from vargen.core.types import Block
-from vargen.samplers.contract import Task
+from vargen.samplers.contract import RasterSampler, Task
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Step:
     at: Tensor  # (B, A, W), their slots; that behind the image where nothing is wanted
 
 
-class Abreast(ABC):
+class Abreast(RasterSampler):
     """Rows that are decoded together, each with a pointer to its first token that is not committed.
 
     `start` is how many tokens the row above must have, `drafts` how many columns of a row are run. With `ahead`, a row
@@ -53,6 +54,10 @@ class Abreast(ABC):
         if spec.newline is not None:
             self._buffer[:, :-1].unflatten(1, (spec.rows, spec.columns))[..., -1] = spec.newline
         self._step = self._plan(np.zeros((task.batch, 1), dtype=np.int64), width=1)
+
+    @classmethod
+    def block_width(cls, settings: Any) -> int | None:
+        return settings.window
 
     @property
     def tokens(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vargen.core import noise
 from vargen.core.types import Block
 from vargen.kernels import sample
-from vargen.samplers.contract import Task
+from vargen.samplers.contract import RasterSampler, Task
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ARSettings:
     """Plain decoding has no settings."""
 
 
-class Autoregressive:
+class Autoregressive(RasterSampler):
     """Plain decoding, one token per forward."""
 
     Settings: ClassVar[type] = ARSettings

@@ -8,6 +8,7 @@ Approximate: exact where the large model draws all scales.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from vargen.core.specs import ScaleSpec
 from vargen.samplers.contract import ScaleTask
 from vargen.samplers.var import NextScale, NextScaleSettings
 
@@ -28,12 +29,17 @@ class Collaborative(NextScale):
     """CoDe: the first scales by a large model, the others by a small one."""
 
     Settings: ClassVar[type] = CollaborativeSettings
-    partner: ClassVar[str] = "refiner"  # the setting that names the other model
+    partner: ClassVar[str | None] = "refiner"  # the setting that names the other model
     exact: ClassVar[bool] = False
 
     def __init__(self, settings: CollaborativeSettings, task: ScaleTask) -> None:
         super().__init__(settings, task)
         self._large = settings.scales
+
+    @classmethod
+    def check(cls, settings: CollaborativeSettings, spec: ScaleSpec) -> None:
+        if settings.scales > len(spec.sides):
+            raise ValueError(f"got scales {settings.scales}, but an image has {len(spec.sides)}")
 
     @property
     def reaches(self) -> tuple[int, ...]:

@@ -79,7 +79,7 @@ class ContinuousSpeculative(StepAnnealing):
 
     Settings: ClassVar[type] = CSDSettings
     plan: ClassVar[str | None] = "masked"
-    partner: ClassVar[str] = "drafter"  # the setting that names the other model
+    partner: ClassVar[str | None] = "drafter"  # the setting that names the other model
     exact: ClassVar[bool] = True
     least_temperature: ClassVar[float] = 0.01  # with less noise paths have no density to judge them by
 
@@ -87,7 +87,11 @@ class ContinuousSpeculative(StepAnnealing):
         super().__init__(settings, task)
         assert task.drafter is not None
         self._drafter, self._drafted = task.drafter, []
-        self.drafts = self.drafts_kept = 0
+        self._verified = self._kept = 0
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        return self._verified, self._kept
 
     def propose(self) -> Group:
         first, last = self._next, len(self._rounds)
@@ -113,8 +117,8 @@ class ContinuousSpeculative(StepAnnealing):
             count = self._rounds[self._next].slots.shape[1]
             large = Law(head, torch.cat([part[index][:, :count] for part in each]))
             kept, drawn = self._judge(large, small, path)
-            self.drafts += kept.numel()
-            self.drafts_kept += int(kept.sum())
+            self._verified += kept.numel()
+            self._kept += int(kept.sum())
             self._settle(drawn)
             if not kept.all():
                 return

@@ -1,5 +1,6 @@
 """What a sampler is: a few methods around its own state. `engine/loops.py` owns the loops and calls the model."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from vargen.core import noise
 from vargen.core.dispatch import Kernels
 from vargen.core.noise import PathNoise, Purpose
-from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
+from vargen.core.specs import ContinuousSpec, Kind, RasterSpec, ScaleSpec
 from vargen.core.types import Block, Group
 from vargen.core.warp import Warp
 
@@ -79,60 +80,76 @@ class ScaleTask:
         return len(self.seeds)
 
 
-class ScaleSampler(Protocol):
-    """A decoding method for next-scale models."""
+class Sampler:
+    """What a method says of itself, whatever it draws with; a method names what differs from this."""
 
-    kind: ClassVar[str] = "next-scale"
-    exact: ClassVar[bool]
-    Settings: ClassVar[type]
-
-    def __init__(self, settings, task: ScaleTask) -> None: ...
-
-    @property
-    def reaches(self) -> tuple[int, ...]:
-        """For each model in turn, the scale before which it hands over to the next; at last all of them."""
-        ...
-
-    @property
-    def settled(self) -> list[int]:
-        """Tokens drawn so far, for each row."""
-        ...
-
-    @property
-    def tokens(self) -> Tensor:
-        """(B, S) int64; row b is final up to `settled[b]`."""
-        ...
-
-    def draw(self, logits: Tensor, scale: int) -> Tensor:
-        """The codes (B, n, D) of a scale from its guided logits (B, n, V)."""
-        ...
-
-
-class RasterSampler(Protocol):
-    """A decoding method for raster models. It never calls the model and never touches a layer."""
-
+    kind: ClassVar[Kind] = "raster"  # of the models that it draws with
+    plan: ClassVar[str | None] = None  # of these, those that draw so; None: any
     exact: ClassVar[bool]  # whether its images follow the law of plain decoding
     Settings: ClassVar[type]  # a frozen dataclass
+    partner: ClassVar[str | None] = None  # the setting that names a model which drafts, or refines; None: there is none
 
-    def __init__(self, settings, task: Task) -> None: ...
+    @classmethod
+    def check(cls, settings: Any, spec: Any) -> None:
+        """ValueError where `settings` do not go with images of layout `spec`."""
+
+    @classmethod
+    def block_width(cls, settings: Any) -> int | None:
+        """Tokens in the widest block that it proposes, about; None: it wants `Task.costs`, and chooses by them."""
+        return 1
 
     @property
-    def settled(self) -> list[int]:
-        """Tokens committed so far, for each row."""
-        ...
+    def counted(self) -> tuple[int, int]:
+        """Drafts within images that were verified, and those of them that stand in the images."""
+        return 0, 0
+
+
+class ScaleSampler(Sampler, ABC):
+    """A decoding method for next-scale models. It has `settled` and `tokens` (B, S), as a raster sampler has."""
+
+    kind: ClassVar[Kind] = "next-scale"
+    settled: Any
+    tokens: Any
+
+    @abstractmethod
+    def __init__(self, settings: Any, task: ScaleTask) -> None: ...
 
     @property
-    def tokens(self) -> Tensor:
-        """(B, slots) int64; row b is final up to `settled[b]`, where a method commits in reading order."""
-        ...
+    @abstractmethod
+    def reaches(self) -> tuple[int, ...]:
+        """For each model in turn, the scale before which it hands over to the next; at last all of them."""
 
+    @abstractmethod
+    def draw(self, logits: Tensor, scale: int) -> Tensor:
+        """The codes (B, n, D) of a scale from its guided logits (B, n, V)."""
+
+
+class RasterSampler(Sampler, ABC):
+    """A decoding method for raster models. It never calls the model and never touches a layer.
+
+    It has `settled`, a list of the tokens committed so far in each row, and `tokens` (B, slots) int64, of which row b
+    is final up to `settled[b]` unless `committed` says otherwise.
+    """
+
+    settled: Any
+    tokens: Any
+    extra: int = 0  # places that it wants in the cache, behind the image's slots
+
+    @abstractmethod
+    def __init__(self, settings: Any, task: Task) -> None: ...
+
+    @property
+    def committed(self) -> Any:
+        """(B, slots) bool, which tokens are final, where a method does not commit in reading order; else None."""
+        return None
+
+    @abstractmethod
     def propose(self) -> Block:
         """The next tokens to run. Not called once every row is settled."""
-        ...
 
+    @abstractmethod
     def accept(self, logits: Tensor) -> None:
         """Take the guided logits (B, n, V) of the block just proposed; at first those of slot 0, (B, 1, V)."""
-        ...
 
 
 class LatentDrafter(Protocol):
@@ -173,30 +190,31 @@ class LatentTask:
         return PathNoise(seeds, slots, self.spec.channels, *purposes)
 
 
-class ContinuousSampler(Protocol):
-    """A decoding method for continuous models. It draws from the model's head and never calls the backbone."""
+class ContinuousSampler(Sampler, ABC):
+    """A decoding method for continuous models. It draws from the model's head and never calls the backbone.
 
-    kind: ClassVar[str] = "continuous"
-    plan: ClassVar[str | None]  # the plan of the models that it draws with; None: any
-    exact: ClassVar[bool]
-    Settings: ClassVar[type]
+    It has `settled`, a list of the tokens drawn so far in each row, and `values` (B, S, C) float32, zero where nothing
+    was drawn.
+    """
 
-    def __init__(self, settings, task: LatentTask) -> None: ...
+    kind: ClassVar[Kind] = "continuous"
+    least_temperature: ClassVar[float] = 0.0  # of the head
+    settled: Any
+    values: Tensor
 
-    @property
-    def settled(self) -> list[int]:
-        """Tokens drawn so far, for each row."""
-        ...
+    @abstractmethod
+    def __init__(self, settings: Any, task: LatentTask) -> None: ...
 
-    @property
-    def values(self) -> Tensor:
-        """(B, S, C) float32, zero where nothing was drawn."""
-        ...
+    @classmethod
+    def check(cls, settings: Any, spec: ContinuousSpec, temperature: float = 1.0) -> None:
+        """ValueError where `settings` do not go with such images, or the head cannot draw at a `temperature`."""
+        if not cls.least_temperature <= temperature < float("inf"):
+            raise ValueError(f"got temperature {temperature}, expected {cls.least_temperature} or more")
 
+    @abstractmethod
     def propose(self) -> Group:
         """The next tokens to be drawn; with k times as many rows as there are images, k groups one below the other."""
-        ...
 
+    @abstractmethod
     def accept(self, head: Any, z: Any) -> None:
         """Draw the group just proposed, from the model's head and what its backbone said."""
-        ...

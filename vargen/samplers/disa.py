@@ -7,7 +7,7 @@ masked models with highest=999, which the published code brings down to 950).
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from vargen.samplers.latent import Continuous, Iterations, check_share, check_steps
 
@@ -31,6 +31,10 @@ class DiSASettings(Iterations):
         check_share(self.guidance_high, "guidance_high")
         if self.lower > self.upper:
             raise ValueError(f"got steps that grow from {self.upper} to {self.lower}, expected fewer and fewer")
+
+    @property
+    def head(self) -> dict[str, Any]:
+        return {**super().head, "guidance_high": self.guidance_high}
 
 
 def annealed(index: int, rounds: int, upper: int, lower: int, shape: Shape) -> int:

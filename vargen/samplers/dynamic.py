@@ -44,6 +44,10 @@ class DynamicTree(Tree):
 
     Settings: ClassVar[type] = DynamicSettings
 
+    @classmethod
+    def block_width(cls, settings: DynamicSettings) -> int | None:
+        return 1 + settings.nodes
+
     def __init__(self, settings: DynamicSettings, task: Task) -> None:
         vocabulary = task.spec.vocabulary
         self._branches = min(settings.branches, settings.nodes, vocabulary)  # more of a node's can never be chosen

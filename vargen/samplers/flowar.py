@@ -1,7 +1,7 @@
 """Next-scale decoding of continuous tokens (FlowAR, arXiv 2412.15205): a scale at a time, all its tokens by a flow."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vargen.samplers.latent import Continuous, Settings, check_share, check_steps
 
@@ -16,6 +16,10 @@ class FlowARSettings(Settings):
     def __post_init__(self) -> None:
         check_steps(self.steps)
         check_share(self.guidance_high, "guidance_high")
+
+    @property
+    def head(self) -> dict[str, Any]:
+        return {"guidance_high": self.guidance_high}
 
 
 class NextScaleFlow(Continuous):

@@ -6,7 +6,7 @@ returns the laws of slots n_b .. n_b + w - 1, where the drafts stand. A method o
 drafts.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -36,7 +36,7 @@ class WindowSettings:
             raise ValueError(f"got window {self.window}, expected auto or a number of at least 1")
 
 
-class JacobiWindow(Window, ABC):
+class JacobiWindow(Window):
     """Blocks and first guesses. Subclasses revise; `uses_law` asks for the laws q of the drafts."""
 
     exact: ClassVar[bool] = True
@@ -56,6 +56,10 @@ class JacobiWindow(Window, ABC):
         self._flat = flat[None, None]  # (1, 1, V)
         sampled = settings.guess.startswith("sample-")
         self._laws = torch.zeros(*self._buffer.shape, task.spec.vocabulary, device=task.device) if sampled else None
+
+    @classmethod
+    def block_width(cls, settings: WindowSettings) -> int | None:
+        return None if settings.window == "auto" else settings.window
 
     @abstractmethod
     def _revise(self, logits: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:

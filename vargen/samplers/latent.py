@@ -5,14 +5,15 @@ models (FlowAR, xAR) in the groups that they were trained on. The methods differ
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Denoising, Group
-from vargen.samplers.contract import LatentTask
+from vargen.samplers.contract import ContinuousSampler, LatentTask
 
 MOST_STEPS = 1000  # of a head: as many as a diffusion has timesteps
 
@@ -61,6 +62,11 @@ class Settings:
 
     schedule: Literal["linear", "constant"] = "linear"  # guidance: growing with what is drawn, or the same throughout
 
+    @property
+    def head(self) -> dict[str, Any]:
+        """Fields of `Denoising` that they set."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Iterations(Settings):
@@ -76,6 +82,10 @@ class Iterations(Settings):
         if not 100 <= self.highest <= 999:
             raise ValueError(f"got highest {self.highest}, expected a timestep from 100 to 999")
 
+    @property
+    def head(self) -> dict[str, Any]:
+        return {"solver": self.solver, "highest": self.highest}
+
 
 def check_steps(steps: int, name: str = "steps") -> None:
     """ValueError where a head cannot make so many."""
@@ -89,11 +99,9 @@ def check_share(share: float, name: str) -> None:
         raise ValueError(f"got {name} {share}, expected 0 to 1")
 
 
-class Continuous:
+class Continuous(ContinuousSampler):
     """Draws round by round; a method says how many steps its head makes in each."""
 
-    kind: ClassVar[str] = "continuous"
-    plan: ClassVar[str | None] = None
     exact: ClassVar[bool] = True
     Settings: ClassVar[type]
 
@@ -103,6 +111,21 @@ class Continuous:
         self._rounds = in_order(task) if fixed else masked(task, settings.iterations)
         self.values = torch.zeros(task.batch, task.spec.slots, task.spec.channels, device=task.seeds.device)
         self._next = 0  # the round that is next
+
+    @classmethod
+    def check(cls, settings: Any, spec: ContinuousSpec, temperature: float = 1.0) -> None:
+        masked, given, usual = spec.plan == "masked", asdict(settings), asdict(cls.Settings())
+        for key in ("guidance_high",) if masked else ("iterations", "solver", "highest"):
+            if key in given and given[key] != usual[key]:
+                raise ValueError(f"got {key} {given[key]} for a model that draws {spec.plan} and has none")
+        super().check(settings, spec, temperature)
+        solver = settings.solver if masked else "a flow"
+        if temperature != 1 and solver != "ddpm":
+            raise ValueError(f"got temperature {temperature}, but {solver} has none: expected 1")
+        if masked and settings.iterations > spec.slots:
+            raise ValueError(
+                f"got {settings.iterations} iterations for an image of {spec.slots} tokens, expected no more"
+            )
 
     @property
     def settled(self) -> list[int]:
@@ -117,9 +140,7 @@ class Continuous:
         """How the head draws a round."""
         settings, scale = self._settings, self._task.guidance
         progress = self._rounds[index].progress if settings.schedule == "linear" else 1.0
-        known = (key for key in ("solver", "highest", "guidance_high") if hasattr(settings, key))
-        guidance, options = 1 + (scale - 1) * progress, {key: getattr(settings, key) for key in known}
-        return Denoising(self.steps(index), guidance, self._task.temperature, **options)
+        return Denoising(self.steps(index), 1 + (scale - 1) * progress, self._task.temperature, **settings.head)
 
     def propose(self) -> Group:
         return self._group(self._next, self.values)

@@ -42,7 +42,7 @@ class Speculative(Window):
 
     Settings: ClassVar[type] = SpeculativeSettings
     exact: ClassVar[bool] = True
-    partner: ClassVar[str] = "drafter"  # the setting that names the other model
+    partner: ClassVar[str | None] = "drafter"  # the setting that names the other model
 
     def __init__(self, settings: SpeculativeSettings, task: Task) -> None:
         length = min(settings.length, task.spec.slots)
@@ -52,6 +52,10 @@ class Speculative(Window):
         self._drafter.reserve(0)
         self._rule, self._lossless = rule(settings, task), settings.rule == "exact"
         self._q: Tensor | None = None  # laws of the drafts, (B, length, V)
+
+    @classmethod
+    def block_width(cls, settings: SpeculativeSettings) -> int | None:
+        return 1 + settings.length
 
     def propose(self) -> Block:
         count, lowest = self._task.spec.slots, min(self.settled)

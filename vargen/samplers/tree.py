@@ -11,7 +11,7 @@ tokens and its own ancestors; the path that was accepted is then moved to its sl
 """
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -78,7 +78,7 @@ def family(parents: list[int]) -> tuple[list[list[int]], list[int]]:
     return below, depths
 
 
-class Tree(Window, ABC):
+class Tree(Window):
     """A tree of at most `nodes` drafts behind the last committed token, node 0. Subclasses grow it.
 
     `_grow` fills in, for rows and nodes, a node's token, its depth, which nodes it sees and its children by rank, 0
@@ -86,7 +86,7 @@ class Tree(Window, ABC):
     """
 
     exact: ClassVar[bool] = True
-    partner: ClassVar[str] = "drafter"  # the setting that names the other model
+    partner: ClassVar[str | None] = "drafter"  # the setting that names the other model
 
     def __init__(self, settings: RuleSettings, task: Task, *, nodes: int, deepest: int, scratch: int = 0) -> None:
         super().__init__(task, nodes + 1)
@@ -173,6 +173,10 @@ class TreeSpeculative(Tree):
     """Speculative decoding with a tree: several candidates per slot, without replacement (with rule=exact)."""
 
     Settings: ClassVar[type] = TreeSettings
+
+    @classmethod
+    def block_width(cls, settings: TreeSettings) -> int | None:
+        return 1 + len(parents_of(settings.tree))
 
     def __init__(self, settings: TreeSettings, task: Task) -> None:
         parents = [0, *parents_of(settings.tree)]  # of the root: itself

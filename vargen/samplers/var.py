@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vargen.core import noise, rules
 from vargen.core.noise import Purpose
-from vargen.samplers.contract import ScaleTask
+from vargen.samplers.contract import ScaleSampler, ScaleTask
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,9 @@ class NextScaleSettings:
     more_smooth: bool = False  # mix codes instead of taking one; the tokens stay those that were drawn
 
 
-class NextScale:
+class NextScale(ScaleSampler):
     """Plain next-scale decoding: one forward per scale."""
 
-    kind: ClassVar[str] = "next-scale"
     Settings: ClassVar[type] = NextScaleSettings
     exact: ClassVar[bool] = True
 

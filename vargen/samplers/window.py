@@ -5,10 +5,10 @@ from torch import Tensor
 
 from vargen.core import noise
 from vargen.core.noise import Purpose
-from vargen.samplers.contract import Task
+from vargen.samplers.contract import RasterSampler, Task
 
 
-class Window:
+class Window(RasterSampler):
     """Tokens of a batch with a commit pointer n_b per row; at most `widest` drafts stand at slots n_b, n_b + 1, ...
 
     A step has `more` uniforms of each purpose besides one per draft.
@@ -34,14 +34,9 @@ class Window:
         return self._pointers + self._offsets[:width]  # (B, w)
 
     @property
-    def drafts(self) -> int:
-        """Drafts within images that were verified."""
-        return int(self._drafts[0])
-
-    @property
-    def drafts_kept(self) -> int:
-        """Drafts that stand in the images."""
-        return int(self._drafts[1])
+    def counted(self) -> tuple[int, int]:
+        verified, kept = self._drafts.tolist()
+        return verified, kept
 
     def _uniform(self, purpose: Purpose, stop: int, first: int = 0) -> Tensor:
         """Fresh uniforms (B, stop - first) for this step: keyed by the row's step and the offset in its window."""

@@ -38,3 +38,8 @@ def colours(folder: Path, count: int, first_seed: int = 0) -> Tensor:
         index = [COLOURS.index((each["scene"], each["colour"])) for each in found]
         write_atomically(path, lambda temporary: np.save(temporary, np.array(index)))
     return torch.from_numpy(np.load(path))
+
+
+def captions(count: int) -> list[str]:
+    """Captions of held-out scenes, classes in turn."""
+    return [draw(i % len(CLASSES), HELD_OUT + i).caption for i in range(count)]

@@ -13,7 +13,7 @@ class Lines(logging.Formatter):
     """A record as JSON; what `write` said is in it by name."""
 
     def format(self, record: logging.LogRecord) -> str:
-        said = getattr(record, "said", None) or {"message": record.getMessage(), "logger": record.name}
+        said = vars(record).get("said") or {"message": record.getMessage(), "logger": record.name}
         if record.exc_info:
             said = {**said, "traceback": self.formatException(record.exc_info)}
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z"

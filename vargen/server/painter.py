@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from vargen.core.png import encode_png, texts
 
+from vargen.core.png import encode_png, texts
 from vargen.models import pocket
 from vargen.pipelines.base import Partial, Pipeline
+from vargen.pipelines.loading import DTYPES
 from vargen.server.options import parsed
 from vargen.server.orders import Batch, Card, Done, Ended, Failed, Order, Shown
 
@@ -28,7 +29,7 @@ def load(specs: Sequence[str], device: str | None, fast: str = "auto") -> dict[s
     for name, given in map(parsed, specs):
         arguments: dict[str, Any] = dict(given)
         if "dtype" in arguments:
-            arguments["dtype"] = getattr(torch, given["dtype"], given["dtype"])
+            arguments["dtype"] = DTYPES.get(given["dtype"], given["dtype"])
         pipes[name] = vargen.load(name, device=device, fast=fast, **arguments)
         pipes[name].set_progress_bar_config(disable=True)
     return pipes
@@ -36,17 +37,9 @@ def load(specs: Sequence[str], device: str | None, fast: str = "auto") -> dict[s
 
 def described(name: str, pipe: Pipeline) -> Card:
     """A model's card."""
-    preset, spec = pipe.preset, pipe.transformer.spec
-    own = getattr(pipe.transformer, "size", None)
-    if own is not None:
-        sizes = (own, *(size for size in pipe.transformer.sizes if size != own))
-    elif spec.kind == "raster":
-        factor = pipe.tokenizer.config.factor
-        sizes = ((spec.rows * factor, spec.columns * factor),)
-    else:
-        sizes = ((pipe.pixels, pipe.pixels),)
+    preset = pipe.preset
     ships = preset.head if preset.drafter == "eagle" else pocket.WEIGHTS / f"{preset.drafter}.safetensors"
-    return Card(name, tuple(sizes), pipe.drafter is not None or (ships is not None and ships.exists()))
+    return Card(name, pipe.sizes, pipe.drafter is not None or (ships is not None and ships.exists()))
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 from vargen.core import registry
 from vargen.core.preset import LAW, Preset, Recipe
-from vargen.pipelines import request
+from vargen.pipelines import request, values
 from vargen.server.errors import Refusal
 from vargen.server.options import Options
 from vargen.server.orders import Card, Order
@@ -41,7 +41,7 @@ def read(body: ImageRequest, cards: Mapping[str, Card], options: Options) -> Ord
     subject = _subject(body, preset, options)
     first = secrets.randbits(32) if body.seed is None else body.seed
     given = tuple((key, value) for key, value in law.items() if value is not None)
-    order = Order(name, method, body.preset, given, size, image_size, subject, tuple(request.seeds(count, first, None)))
+    order = Order(name, method, body.preset, given, size, image_size, subject, tuple(values.seeds(count, first, None)))
     return replace(order, partials=_partials(body, options))
 
 
@@ -59,8 +59,8 @@ def usual(preset: Preset) -> str:
 
 def methods(preset: Preset, card: Card) -> list[str]:
     """The methods that can be asked for."""
-    fit = registry.methods(preset.kind, None if preset.kind == "raster" else preset.plan)
-    return [name for name in fit if card.drafts or not hasattr(registry.find(registry.METHODS, name, "m"), "partner")]
+    fit = registry.methods(preset.kind, preset.plan)
+    return [name for name in fit if card.drafts or registry.sampler(name).partner is None]
 
 
 def _checked(param: str, read: Any, *arguments: Any) -> Any:
@@ -78,7 +78,7 @@ def _method(text: str | None, law: dict[str, Any], recipe: Recipe, preset: Prese
     name, *parts = (text or usual(preset)).split(":")
     chosen = request.asked(":".join([name, *parts]), recipe, law, {}, preset.spec)
     given = {part.partition("=")[0] for part in parts}
-    partner = getattr(chosen.sampler, "partner", None)
+    partner = chosen.sampler.partner
     if partner is not None and partner in given:
         raise ValueError(f"got a {partner}: it is chosen where the server is started")
     if partner is not None and not card.drafts:
@@ -87,7 +87,7 @@ def _method(text: str | None, law: dict[str, Any], recipe: Recipe, preset: Prese
         value = getattr(chosen.settings, key)
         if isinstance(value, int) and value > MOST.get(key, MOST_OTHERS):
             raise ValueError(f"got {key} {value}, expected at most {MOST.get(key, MOST_OTHERS)}")
-    if getattr(chosen.settings, "window", None) == "auto":
+    if chosen.sampler.block_width(chosen.settings) is None:
         if "window" in given:
             raise ValueError("got window auto, which hangs on the clock and does not repeat: give a number")
         parts.append(f"window={WINDOW}")
@@ -132,7 +132,7 @@ def _subject(body: ImageRequest, preset: Preset, options: Options) -> int | str:
     param = "class" if text is None else "prompt"
     if isinstance(found, str) and len(found) > 100:
         raise Refusal(400, f"got a class of {len(found)} characters, expected a name or an index", param=param)
-    return _checked(param, request.label, found, preset.names(), preset.classes, least)
+    return _checked(param, values.label, found, preset.names(), preset.classes, least)
 
 
 def _partials(body: ImageRequest, options: Options) -> int:

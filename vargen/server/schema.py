@@ -1,14 +1,26 @@
 """The bodies of requests and answers, as OpenAI has them, with fields of our own; unknown fields are refused."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from vargen.core.preset import LAW
+from vargen.pipelines.options import about
 
 Whole = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
 
 
-class ImageRequest(BaseModel):
+def law() -> Any:
+    """The fields that shape the law, of the types and with the words that a call's options have."""
+    kinds: dict[Any, Any] = {int: Whole, float: Number}
+    return {name: (kinds[about(name).text] | None, Field(None, description=about(name).words)) for name in LAW}
+
+
+Law = create_model("Law", **law())
+
+
+class ImageRequest(Law):
     """What is to be drawn: a `prompt` or a `class`, as the model takes it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=False)
@@ -31,11 +43,6 @@ class ImageRequest(BaseModel):
     seed: Whole | None = Field(None, description="of the first image (default: drawn, and told in the answer)")
     method: str | None = Field(None, max_length=256, description="with its settings, sjd-coupled:window=16")
     preset: str | None = Field(None, max_length=128, description="a published recipe of the model")
-    guidance_scale: Number | None = None
-    cfg_interval: Whole | None = None
-    temperature: Number | None = None
-    top_k: Whole | None = None
-    top_p: Number | None = None
     deadline: Number | None = Field(None, gt=0, description="seconds, at most those that the server allows")
 
 

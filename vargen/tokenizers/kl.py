@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vargen.core.checkpoints import Layout
 from vargen.tokenizers import taming
+from vargen.tokenizers.contract import ImageTokenizer
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def layout(config: KLConfig) -> Layout:
     )
 
 
-class KLTokenizer(nn.Module):
+class KLTokenizer(ImageTokenizer):
     """Images (B, 3, H, W) in [-1, 1] to latents (B, C, H / f, W / f) and back, f = `config.factor`."""
 
     def __init__(self, config: KLConfig) -> None:
@@ -58,6 +59,15 @@ class KLTokenizer(nn.Module):
             "scaling_factor": config.scale,
         }
         self.model = AutoencoderKL(**shapes)
+
+    @property
+    def factor(self) -> int:
+        return self.config.factor
+
+    @property
+    def channels(self) -> int:
+        """Numbers in a latent."""
+        return self.config.latent_channels
 
     @property
     def device(self) -> torch.device:
@@ -84,9 +94,9 @@ class KLTokenizer(nn.Module):
             raise ValueError(f"got an image of {tuple(images.shape[-2:])} pixels, expected multiples of {f}")
         return self.moments(images)[0] * self.config.scale
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, tokens: Tensor) -> Tensor:
         """The same as `decode_latents`: what this tokenizer encodes to are latents."""
-        return self.decode_latents(latents)
+        return self.decode_latents(tokens)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W), nominally in [-1, 1] and not clamped, of scaled latents (B, C, h, w)."""

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vargen.core.checkpoints import Layout
 from vargen.tokenizers import taming
+from vargen.tokenizers.contract import ImageTokenizer
 
 OFFICIAL_SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # at 256 pixels
 SMOOTHINGS = 4  # convolutions, shared among the scales
@@ -87,6 +89,7 @@ class ResidualQuantizer(nn.Module):
     def added(self, codes: Tensor, scale: int) -> Tensor:
         """What codes (B, n, D) of a scale add to the features, (B, D, H, H)."""
         side, whole = self.sides[scale], self.sides[-1]
+        # rearrange would give one image other strides, convolutions another path, and features other last bits.
         h = codes.transpose(1, 2).unflatten(2, (side, side))
         if scale < len(self.sides) - 1:
             h = F.interpolate(h, size=(whole, whole), mode="bicubic")
@@ -96,10 +99,10 @@ class ResidualQuantizer(nn.Module):
         """Features (B, D, H, H) as a scale has them, (B, n, D): what the transformer takes, or quantisation stores."""
         if scale < len(self.sides) - 1:
             features = F.interpolate(features, size=(self.sides[scale],) * 2, mode="area")
-        return features.flatten(2).transpose(1, 2)
+        return rearrange(features, "b d h w -> b (h w) d")
 
 
-class MultiScaleVQTokenizer(nn.Module):
+class MultiScaleVQTokenizer(ImageTokenizer):
     """Images (B, 3, H, W) in [-1, 1] to ids (B, S) of all scales and back; H and W are `config.factor` finest sides."""
 
     def __init__(self, config: MultiScaleVQConfig) -> None:
@@ -116,12 +119,28 @@ class MultiScaleVQTokenizer(nn.Module):
         self.quantize = ResidualQuantizer(config)
 
     @property
+    def factor(self) -> int:
+        return self.config.factor
+
+    @property
+    def stored_codes(self) -> Tensor | None:
+        return self.quantize.embedding.weight
+
+    def codebook(self) -> Tensor:
+        return self.quantize.codebook()
+
+    @property
     def device(self) -> torch.device:
         return self.quant_conv.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         return self.quant_conv.weight.dtype
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Tokens along one side of each scale."""
+        return self.config.sides
 
     @property
     def pixels(self) -> int:
@@ -146,14 +165,18 @@ class MultiScaleVQTokenizer(nn.Module):
 
     def pyramid(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D, H, H) of ids (B, S), and those of scales 1 on as a transformer takes them, (B, S - 1, D)."""
-        building = Pyramid(self.quantize, len(ids))
+        building = self.begin(len(ids))
         for part in ids.split([side**2 for side in self.config.sides], dim=1):
             building.add(F.embedding(part, self.quantize.codebook()))
         return building.features, building.between(0, len(self.config.sides))
 
-    def decode(self, ids: Tensor) -> Tensor:
-        """Images (B, 3, H, W), nominally in [-1, 1] and not clamped, of `ids` (B, S)."""
-        return self.decode_latents(self.pyramid(ids)[0])
+    def begin(self, batch: int) -> "Pyramid":
+        """Features of `batch` images, of which nothing is drawn yet."""
+        return Pyramid(self.quantize, batch)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images (B, 3, H, W), nominally in [-1, 1] and not clamped, of ids (B, S)."""
+        return self.decode_latents(self.pyramid(tokens)[0])
 
     def decode_latents(self, features: Tensor) -> Tensor:
         """Images (B, 3, H, W) of features (B, D, H, H), complete or of the first scales only."""

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vargen.core.checkpoints import Layout
 from vargen.tokenizers import taming
+from vargen.tokenizers.contract import ImageTokenizer
 
 # The official files of VQ-8 and VQ-16 (`VQModel` in tokenizer/tokenizer_image/vq_model.py): our key to theirs.
 LLAMAGEN = Layout(
@@ -87,12 +89,12 @@ class Quantizer(nn.Module):
         return (product if self.sphere else 2 * product - codes.square().sum(-1)).argmax(-1)
 
 
-class VQTokenizer(nn.Module):
+class VQTokenizer(ImageTokenizer):
     """Images (B, 3, H, W) in [-1, 1] to ids (B, H / f, W / f) and back, f = `config.factor`."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.truncates = config, config.truncates
         self.encoder, self.decoder = taming.autoencoder(
             config.channels,
             layers=config.layers,
@@ -104,6 +106,17 @@ class VQTokenizer(nn.Module):
         self.quant_conv = nn.Conv2d(config.latent_channels, config.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.latent_channels, 1)
         self.quantize = Quantizer(config.codes, config.code_dim, sphere=config.sphere)
+
+    @property
+    def factor(self) -> int:
+        return self.config.factor
+
+    @property
+    def stored_codes(self) -> Tensor | None:
+        return self.quantize.embedding.weight
+
+    def codebook(self) -> Tensor:
+        return self.quantize.codebook()
 
     @property
     def device(self) -> torch.device:
@@ -124,11 +137,12 @@ class VQTokenizer(nn.Module):
             raise ValueError(f"got images {tuple(images.shape)} {images.dtype}, expected (B, 3, H, W) in [-1, 1]")
         if images.shape[-2] % f or images.shape[-1] % f:
             raise ValueError(f"got an image of {tuple(images.shape[-2:])} pixels, expected multiples of {f}")
-        return self.quantize.nearest(self.latents(images).permute(0, 2, 3, 1))
+        return self.quantize.nearest(rearrange(self.latents(images), "b d h w -> b h w d"))
 
-    def decode(self, ids: Tensor) -> Tensor:
-        """Images (B, 3, H, W), nominally in [-1, 1] and not clamped, of `ids` (B, h, w)."""
-        return self.decode_latents(F.embedding(ids, self.quantize.codebook()).permute(0, 3, 1, 2))
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images (B, 3, H, W), nominally in [-1, 1] and not clamped, of ids (B, h, w)."""
+        codes = F.embedding(tokens, self.quantize.codebook())
+        return self.decode_latents(rearrange(codes, "b h w d -> b d h w"))
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Images (B, 3, H, W) of codes `z` (B, D, h, w)."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from vargen.core.atomic import write_atomically
@@ -17,7 +18,7 @@ CLASS_DROPOUT = 0.1  # share of images trained without their class, for guidance
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1]."""
     batch = torch.from_numpy(np.array(images)).to(device)  # a copy: memory maps are read-only
-    return batch.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return rearrange(batch, "b h w c -> b c h w").float() / 127.5 - 1
 
 
 def pick(count: int, size: int, generator: torch.Generator) -> np.ndarray:
@@ -52,6 +53,7 @@ def encoded(
 
 def psnr(decoded: Tensor, original: np.ndarray) -> list[float]:
     """In dB, of each of decoded images (B, 3, H, W), rounded to uint8, against uint8 (B, H, W, 3)."""
-    rounded = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().permute(0, 2, 3, 1).cpu().numpy()
+    levels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round()
+    rounded = rearrange(levels, "b c h w -> b h w c").cpu().numpy()
     error = ((rounded - original.astype(np.float32)) ** 2).mean((1, 2, 3))
     return list(10 * np.log10(255**2 / error))

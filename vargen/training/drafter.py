@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from vargen.pipelines.choose_drafter import described
 
 from vargen.core import checkpoints
 from vargen.core.atomic import check_writable, write_atomically
@@ -24,9 +23,11 @@ from vargen.models.contract import embed
 from vargen.models.eagle import EagleHead
 from vargen.models.llama import Step
 from vargen.models.llamagen import LlamaGen
+from vargen.pipelines.choose_drafter import described
 from vargen.pipelines.loading import load
 from vargen.pipelines.raster import RasterPipeline
-from vargen.pipelines.request import method, seeds, whole
+from vargen.pipelines.request import method
+from vargen.pipelines.values import seeds, whole
 from vargen.training.fit import Schedule, fit
 
 PORTION = 64  # images drawn between saves
@@ -64,6 +65,7 @@ class Unrolled:
     """The head's keys and values in training, one set per step of the unrolled draft; a cache that only grows."""
 
     def __init__(self) -> None:
+        self.kernels = None  # what is trained needs gradients
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
 

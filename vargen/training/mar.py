@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from vargen.core.types import Group
@@ -26,7 +27,7 @@ LEAST_MASKED = 0.7
 def latents(tokenizer: KLTokenizer, folder: Path, count: int, first_seed: int, device: torch.device) -> Tensor:
     """Tokens (count, S, C), float32, of `data.scenes`, encoded once."""
     found = encoded("latents", tokenizer, folder, count, first_seed, device, np.float16)
-    return torch.from_numpy(found).flatten(2).transpose(1, 2).float()
+    return rearrange(torch.from_numpy(found), "b c h w -> b (h w) c").float()
 
 
 def initialise(model: MAR, seed: int) -> None:
@@ -83,7 +84,7 @@ def losses(model: MAR, labels: Tensor, values: Tensor, generator: torch.Generato
     group = Group(order[:, :masked], order[:, masked:].sort(-1).values, values)
     z = model.decode(model.class_condition(labels, guided=False), group, None)
     wanted = values[torch.arange(images, device=values.device)[:, None], group.slots]
-    z, start = (part.flatten(0, 1).repeat(TIMES, 1) for part in (z, wanted))
+    z, start = (repeat(part, "b n c -> (times b n) c", times=TIMES) for part in (z, wanted))
     t = torch.randint(1000, (len(start),), generator=generator).to(values.device)
     noise = torch.randn(start.shape, generator=generator).to(values.device)
     return denoising(model.head, z, start, t, noise)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vargen.scenes.dataset import HELD_OUT, scenes
@@ -56,7 +57,7 @@ class VQTraining(nn.Module):
 
     def _quantise(self, z: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Features (B, D, h, w) as their codes, with the gradient passed straight through; the loss of both."""
-        quantiser, flat = self.tokenizer.quantize, _points(z)
+        quantiser, flat = self.tokenizer.quantize, rearrange(z, "b d h w -> (b h w) d")
         with torch.no_grad():
             ids = quantiser.nearest(flat)
             if self.count(ids, flat, step, generator):
@@ -65,13 +66,13 @@ class VQTraining(nn.Module):
         loss = (
             COMMITMENT * (0.25 * F.mse_loss(flat, chosen.detach()) + F.mse_loss(chosen, flat.detach())) * flat.shape[-1]
         )
-        chosen = chosen.unflatten(0, (z.shape[0], *z.shape[2:])).permute(0, 3, 1, 2)
+        chosen = rearrange(chosen, "(b h w) d -> b d h w", b=len(z), h=z.shape[2])
         return z + (chosen - z).detach(), loss
 
     @torch.no_grad()
     def _start_codebook(self, z: Tensor, generator: torch.Generator) -> None:
         """Spherical k-means from random points."""
-        weight, points = self.tokenizer.quantize.embedding.weight, _points(z)
+        weight, points = self.tokenizer.quantize.embedding.weight, rearrange(z, "b d h w -> (b h w) d")
         centres = points[torch.randperm(len(points), generator=generator)[: len(weight)].to(points.device)]
         for _ in range(10):
             ids = (points @ centres.T).argmax(-1)
@@ -95,11 +96,6 @@ class VQTraining(nn.Module):
             self.tokenizer.quantize.embedding.weight[dead] = points[choice]
             self.usage[dead] = 1.0
         return True
-
-
-def _points(z: Tensor) -> Tensor:
-    """Features (B, D, h, w) as points (B h w, D)."""
-    return z.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def edges(error: Tensor) -> Tensor:

@@ -1,0 +1,140 @@
+"""Single values of a call, checked: one clear sentence for anything that is out of range."""
+
+import operator
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from vargen.core import registry
+
+
+def per_scale(value: Any, name: str, convert: Callable[[Any, str], Any], scales: int) -> list[Any]:
+    """A value for each of so many scales, from one for all or from a list. ValueError where it has another length."""
+    if isinstance(value, np.ndarray | Tensor):
+        value = value.tolist()
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [convert(value, name)] * scales
+    if len(value) != scales:
+        raise ValueError(f"got {len(value)} values of {name} for {scales} scales, expected one, or one each")
+    return [convert(each, name) for each in value]
+
+
+def whole(value: Any, name: str, *, least: int | None = None) -> int:
+    """`value` as an int. ValueError where it is no whole number or below `least`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        found = operator.index(value)
+    except TypeError:
+        raise ValueError(f"got {name} {value!r}, expected a whole number") from None
+    if least is not None and found < least:
+        raise ValueError(f"got {name} {found}, expected at least {least}")
+    return found
+
+
+def number(value: Any, name: str) -> float:
+    """`value` as a float. ValueError where it is no number."""
+    if isinstance(value, bool | str):
+        raise ValueError(f"got {name} {value!r}, expected a number")
+    try:
+        return float(value)
+    except (TypeError, OverflowError):
+        raise ValueError(f"got {name} {value!r}, expected a number") from None
+
+
+def seeds(count: int, seed: Any, generator: Any) -> list[int]:
+    """One seed per image, as int64: from a first seed, a list of seeds, generators, or drawn afresh."""
+    if generator is not None:
+        if seed is not None:
+            raise ValueError("got both seed and generator, expected one of them")
+        many = [generator] if isinstance(generator, torch.Generator) else generator
+        if not isinstance(many, Sequence) or not all(isinstance(g, torch.Generator) for g in many):
+            raise ValueError(f"got generator {generator!r}, expected a torch.Generator or a list of them")
+        seed = generator.initial_seed() if many is not generator else [g.initial_seed() for g in many]
+    if seed is None:
+        seed = secrets.randbits(32)
+    if isinstance(seed, Sequence | np.ndarray | torch.Tensor) and not isinstance(seed, str):
+        found = [whole(s, "seed") for s in seed]
+    else:
+        first = whole(seed, "seed")
+        found = [first + i for i in range(count)]
+    if len(found) != count:
+        raise ValueError(f"got {len(found)} seeds for {count} images, expected one each")
+    return [(s + (1 << 63)) % (1 << 64) - (1 << 63) for s in found]
+
+
+def labels(values: Any, each: Any, names: Sequence[str], count: int, *, unconditional: bool = False) -> list[int]:
+    """Class indices, `each` times over; `values` are indices or names, one or several.
+
+    With `unconditional`, -1 is allowed and gives `count`, the row of the class table that stands for no class.
+    """
+    if isinstance(values, str | int | np.integer):
+        values = [values]
+    try:
+        many = list(values)
+    except TypeError:
+        raise ValueError(f"got class labels {values!r}, expected indices or names") from None
+    if not many:
+        raise ValueError("got no class labels, expected at least one")
+    each = whole(each, "number of images", least=1)
+    least = -1 if unconditional else 0
+    return [label(value, names, count, least) % (count + 1) for value in many for _ in range(each)]
+
+
+def picture(value: Any, side: int, channels: int) -> Tensor:
+    """A picture as (1, C, side, side) in [0, 1], from a PIL image or a tensor (C, H, W), or (H, W) where C is 1."""
+    if isinstance(value, Image.Image):
+        found = pil_to_tensor(value.convert("RGB" if channels == 3 else "L")) / 255
+    elif isinstance(value, Tensor):
+        found = value.float()[None] if value.dim() == 2 else value.float()
+    else:
+        raise ValueError(f"got a {type(value).__name__} for a picture, expected a PIL image or a tensor")
+    if found.shape != (channels, side, side):
+        raise ValueError(f"got a picture {tuple(found.shape)}, expected ({channels}, {side}, {side}): resize it first")
+    if not (found.isfinite().all() and found.min() >= 0 and found.max() <= 1):
+        raise ValueError("got a picture with values out of range, expected 0 to 1")
+    return found[None]
+
+
+def prompts(values: Any) -> list[str]:
+    """One prompt or several, as a list."""
+    found = [values] if isinstance(values, str) else list(values) if isinstance(values, Sequence) else []
+    if not found or not all(isinstance(value, str) for value in found):
+        raise ValueError(f"got prompt {values!r}, expected text or a list of texts")
+    return found
+
+
+def text_states(states: Any, mask: Any, tokens: int, width: int) -> tuple[Tensor, Tensor]:
+    """Encoded prompts (B, tokens, width) and the mask (B, tokens) of their words; one prompt may lack the B."""
+    if not isinstance(states, Tensor) or not isinstance(mask, Tensor):
+        raise ValueError("got prompt_embeds or prompt_attention_mask that is no tensor: pass both, from encode_prompt")
+    if states.dim() == 2 and mask.dim() == 1:
+        states, mask = states[None], mask[None]
+    if states.shape[1:] != (tokens, width) or mask.shape != states.shape[:2] or not len(states):
+        raise ValueError(
+            f"got prompt_embeds {tuple(states.shape)} and mask {tuple(mask.shape)}, expected (B, {tokens}, {width}) "
+            f"and (B, {tokens})"
+        )
+    if not states.is_floating_point() or not states.isfinite().all():
+        raise ValueError("got prompt_embeds that are not all finite floating-point numbers")
+    return states, mask
+
+
+def label(value: Any, names: Sequence[str], count: int, least: int = 0) -> int:
+    """The index of a class given by index or by name, in whatever case. ValueError lists the names most like it."""
+    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value):
+        folded = [name.casefold() for name in names]
+        if value.casefold() not in folded:
+            raise ValueError(f"{registry.unknown('class', value, names)}, or an index from 0 to {count - 1}")
+        return list(names).index(value) if value in names else folded.index(value.casefold())
+    index = int(value) if isinstance(value, str) else whole(value, "class")
+    if not least <= index < count:
+        raise ValueError(f"got class {index}, expected {least} to {count - 1}")
+    return index
