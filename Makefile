@@ -2,21 +2,26 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sample test clean
+.PHONY: sample test lint deptry clean
 .NOTPARALLEL:
 
 sample: .venv/installed
 	$(BIN)/python scripts/sample.py --method sjd --out out/sample.png
 
-test: .venv/installed-dev .venv/quant
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/deptry vargen tests scripts benchmarks
-	$(BIN)/deptry vargen --optional-dependencies-dev-groups dev --ignore DEP002
-	$(BIN)/python scripts/check_imports.py
-	$(BIN)/basedpyright
+test: lint .venv/quant
 	$(BIN)/python -m pytest -n auto --dist loadfile
 	PYTHONPATH=.venv/quant $(BIN)/python -m pytest tests/test_quantize.py
+
+lint: .venv/installed-dev deptry
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/check_imports.py
+	$(BIN)/basedpyright
+
+# What is imported is declared and the other way round; what the package itself imports is no tool of development.
+deptry: .venv/installed-dev
+	$(BIN)/deptry vargen tests scripts benchmarks
+	$(BIN)/deptry vargen --optional-dependencies-dev-groups dev --ignore DEP002
 
 .venv/made:
 	$(PYTHON) -m venv --clear .venv
