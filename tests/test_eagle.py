@@ -152,12 +152,8 @@ def test_an_image_depends_on_its_seed_alone(method, options):
 def test_who_sees_whom_in_an_unrolled_draft():
     seen = training.unrolled_mask(4, 2, torch.device("cpu"))
     assert seen.shape == (4, 12)
-    assert [key for key in range(12) if seen[3, key]] == [
-        0,
-        1,
-        4 + 2,
-        8 + 3,
-    ]  # slot 3 as the second draft behind slot 1
+    # Slot 3 as the second draft behind slot 1.
+    assert [key for key in range(12) if seen[3, key]] == [0, 1, 4 + 2, 8 + 3]
 
 
 @pytest.fixture
