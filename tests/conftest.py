@@ -11,6 +11,23 @@ import torch  # noqa: E402
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when kernels are imported
 
+# Files that take longest begin first, so that no worker is left with one of them at the end.
+LONGEST = (
+    "pocket",
+    "server",
+    "kernels",
+    "pocket_mar",
+    "demo_page",
+    "pocket_lumina",
+    "eval_processes",
+    "llamagen_official",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
