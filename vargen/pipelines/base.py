@@ -248,6 +248,8 @@ class Pipeline(DiffusionPipeline):
     def finish(self, images: Tensor, output_type: str, image_size: int | None = None) -> Any:
         """Images (B, 3, H, W) in [-1, 1] as they are given out."""
         images = images.float()
+        if not images.isfinite().all():
+            raise ValueError("the image tokenizer gave pixels that are NaN or infinite: its weights are damaged")
         if image_size is not None and images.shape[-2:] != (image_size, image_size):
             images = F.interpolate(images, size=(image_size, image_size), mode="bicubic")  # before rounding: published
         return self._processor.postprocess(images, output_type=output_type)

@@ -164,8 +164,9 @@ class RasterPipeline(Pipeline):
         for _ in loops.raster(runner, condition, sampler, method.guidance, clock, counts):
             shown, final = (trace, self, image_size), sampler.committed
             yield Partial(sampler.tokens, sampler.settled, counts.forwards, *shown, committed=final)
-        if task.drafter is not None:
-            trace.drafter_forwards = task.drafter.forwards
+        if drafting is not None:
+            drafting[1].sound.check()
+            trace.drafter_forwards = drafting[1].forwards
             trace.drafts, trace.drafts_kept = sampler.counted
         self._fill(trace, clock, counts)
 
