@@ -32,14 +32,15 @@ METHODS = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_law_of_whole_images(name):
-    assert p_value(checked(*METHODS[name], COUNT)) > LEVEL
+    sampler, settings = METHODS[name]
+    assert p_value(checked(sampler, settings, COUNT)) > LEVEL
 
 
 @pytest.mark.parametrize("interval", [0, 1])
 @pytest.mark.parametrize("name", ["ar", "sjd", "maximal", "gumbel", "exact"])
 def test_law_where_guidance_ends_early(name, interval):
-    guidance = Guidance(1.7, interval)
-    assert p_value(checked(*METHODS[name], COUNT, guidance=guidance), guidance) > LEVEL
+    (sampler, settings), guidance = METHODS[name], Guidance(1.7, interval)
+    assert p_value(checked(sampler, settings, COUNT, guidance=guidance), guidance) > LEVEL
 
 
 def test_one_token_more_under_guidance_is_caught():
@@ -51,7 +52,8 @@ def test_one_token_more_under_guidance_is_caught():
 @pytest.mark.parametrize("name", ["sjd", "maximal", "gumbel"])
 def test_resampling_from_p_instead_of_the_residual_is_caught(name, monkeypatch):
     monkeypatch.setattr(rules, "residual", lambda p, q: p)
-    assert p_value(images(*METHODS[name], COUNT, 128)) < LEVEL
+    sampler, settings = METHODS[name]
+    assert p_value(images(sampler, settings, COUNT, 128)) < LEVEL
 
 
 def test_keeping_the_old_law_of_kept_drafts_is_caught(monkeypatch):
@@ -84,7 +86,8 @@ class Switching(WidthPolicy):
 @pytest.mark.parametrize("name", ["sjd", "sjd-above", "maximal", "maximal-sample-above", "gumbel"])
 def test_law_while_the_width_changes(name, monkeypatch):
     monkeypatch.setattr(jacobi, "WidthPolicy", Switching)
-    assert p_value(images(*METHODS[name], COUNT, 128)) > LEVEL
+    sampler, settings = METHODS[name]
+    assert p_value(images(sampler, settings, COUNT, 128)) > LEVEL
 
 
 @pytest.mark.parametrize("guess", ["uniform", "left", "above", "sample-left", "sample-above"])

@@ -34,7 +34,8 @@ def toy(name, spec):
 
 
 def drawn(name, spec, count, batch):
-    return images(*ALL[name], count, batch, **toy(name, spec))
+    sampler, settings = ALL[name]
+    return images(sampler, settings, count, batch, **toy(name, spec))
 
 
 def test_the_toy_has_newlines_where_rows_end_and_nowhere_else():
@@ -47,7 +48,8 @@ def test_the_toy_has_newlines_where_rows_end_and_nowhere_else():
 @pytest.mark.parametrize("spec", [LINED, ONE_ROW], ids=["two rows", "one row"])
 @pytest.mark.parametrize("name", ALL)
 def test_law_of_whole_images(name, spec):
-    assert p_value(checked(*ALL[name], COUNT, **toy(name, spec)), spec=spec) > LEVEL
+    sampler, settings = ALL[name]
+    assert p_value(checked(sampler, settings, COUNT, **toy(name, spec)), spec=spec) > LEVEL
 
 
 @pytest.mark.parametrize("spec", [LINED, ONE_ROW], ids=["two rows", "one row"])

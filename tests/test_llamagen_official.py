@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import official
 import pytest
@@ -156,7 +157,7 @@ def test_files_come_from_the_hub_s_cache_at_the_pinned_revision(files, tmp_path,
     snapshot = tmp_path / f"models--{repository.replace('/', '--')}" / "snapshots" / revision
     snapshot.mkdir(parents=True)
     (snapshot / "vq_ds16_c2i.pt").symlink_to(files["vq"])
-    model = vargen.load_tokenizer("llamagen-vq-16-c2i", device="cpu")
+    model: Any = vargen.load_tokenizer("llamagen-vq-16-c2i", device="cpu")
     assert model.decode(torch.zeros(1, 2, 3, dtype=torch.int64)).shape == (1, 3, 32, 48)
     problem = "cannot download vq_ds8_c2i.pt of FoundationVision/LlamaGen (the hub is out"
     with pytest.raises(ValueError, match=re.escape(problem)):
