@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from small import latent_pipeline, pipeline, scale_pipeline
 
 import vargen
@@ -163,3 +164,41 @@ def test_latents_of_a_model_with_newlines_hold_none():
     out = pipe(prompt="sea", seed=0, output_type="latent", method="ar")
     assert out.images.shape == out.tokens.shape == (1, 4, 4)
     assert pipe.decode(out.images, "pt").shape[:2] == (1, 3)
+
+
+def test_what_a_call_gives_shows_itself(pipe, tmp_path):
+    out = pipe(["a", "b"], method="ar", seed=4)
+    assert len(out) == 2
+    assert out[1] is out.images[1]
+    assert repr(out).startswith("Generation(2 images of small by ar: 36.0 forwards an image, ")
+    assert len(repr(out)) < 120
+    assert out._repr_png_()[:4] == b"\x89PNG"
+    first, second = out.save(tmp_path / "new")
+    assert (first.name, second.name) == ("small-4.png", "small-5.png")
+    read = Image.open(second)
+    assert read.tobytes() == out[1].tobytes()
+    assert (read.text["seed"], read.text["method"]) == ("5", "ar")  # pyright: ignore[reportAttributeAccessIssue]
+    arrays = pipe("a", method="ar", seed=4, output_type="pt")
+    assert arrays._repr_png_() is None
+    with pytest.raises(ValueError, match="are no PIL images"):
+        arrays.save(tmp_path)
+
+
+def test_a_prompt_may_stand_first(lumina):
+    asked = {"method": "sjd-exact:window=16", "seed": 0, "output_type": "latent"}
+    assert torch.equal(lumina("a red boat", **asked).tokens, lumina(prompt="a red boat", **asked).tokens)
+    with pytest.raises(ValueError, match="takes no class"):
+        lumina(3, **asked)
+    with pytest.raises(ValueError, match="takes no class"):
+        lumina("a red boat", prompt="a green tree", **asked)
+
+
+def test_names_at_the_top():
+    assert set(dir(vargen)) == {*vargen.__all__, "__version__"}
+    assert all(callable(getattr(vargen, name)) for name in vargen.__all__)
+    assert "pocket-llamagen" in vargen.list_models()
+    assert vargen.list_methods("pocket-var") == ["code", "var"]
+    assert set(vargen.list_methods("pocket-mar")) == {"mar", "disa", "csd"}
+    assert vargen.list_methods() == sorted(vargen.list_methods())
+    with pytest.raises(ValueError, match="unknown model"):
+        vargen.list_methods("pocket-dalle")

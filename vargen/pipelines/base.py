@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vargen.core import quantize, registry
+from vargen.core.generation import Generation
 from vargen.core.machine import peak_memory, plainly, reset_peak_memory, versions
 from vargen.core.preset import Preset, custom
-from vargen.core.types import Generation, Trace
+from vargen.core.types import Trace
 from vargen.engine.loops import Clock, Counts
 from vargen.engine.runners import Runners
 from vargen.models.prompted import against
@@ -138,7 +139,7 @@ class Pipeline(DiffusionPipeline):
         """The same as `vargen.load`; `torch_dtype` is another name of `dtype`, as in diffusers."""
         if "torch_dtype" in kwargs:
             kwargs["dtype"] = kwargs.pop("torch_dtype")
-        return registry.resolve(registry.LOADER)(pretrained_model_name_or_path, **kwargs)
+        return registry.resolve(registry.PUBLIC["load"])(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
         """Not offered: weights are kept in the format in which they were published."""
@@ -148,6 +149,9 @@ class Pipeline(DiffusionPipeline):
         self, class_labels: Any, given: Mapping[str, Any], *, stream: bool = False
     ) -> "tuple[Pipeline, Request, Any]":
         """The pipeline that draws what was asked for, the request, checked and embedded, and its options."""
+        texts = [class_labels] if isinstance(class_labels, str) else class_labels
+        if not self.transformer.spec.classes and request.are_texts(texts) and "prompt" not in given:
+            class_labels, given = None, {**given, "prompt": class_labels}  # pipe("a red boat"), as in diffusers
         wanted, settings = options.read(self.options_type, class_labels, given, stream=stream)
         pipe = self._at(wanted)
         habits.check(self.preset.name, wanted.method or self.preset.method, settings, self.options_type)

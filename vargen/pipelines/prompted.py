@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vargen.core import image_processor
+from vargen.core.generation import Generation
 from vargen.core.preset import Preset
-from vargen.core.types import Generation, Trace
+from vargen.core.types import Trace
 from vargen.models.prompted import Prompted
 from vargen.pipelines import values
 from vargen.pipelines.base import Pipeline

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vargen.core.dispatch import Kernels
-from vargen.core.types import Generation
+from vargen.core.generation import Generation
 from vargen.engine import loops
 from vargen.engine.replayed import Replayed
 from vargen.models import t5

@@ -1,6 +1,6 @@
 """A call's arguments, checked: one clear sentence for anything that is out of range, before any work is done."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -124,6 +124,11 @@ def subjects(pipe: Any, wanted: Any) -> tuple[Tensor, ...]:
     read = pipe._read(wanted) if texts[0] else wanted.encoded
     parts = pipe._checked(*read)
     return tuple(part.to(device).repeat_interleave(each, dim=0) for part in parts)
+
+
+def are_texts(given: Any) -> bool:
+    """Whether it is a sequence of texts and of nothing else."""
+    return isinstance(given, Sequence) and len(given) > 0 and all(isinstance(one, str) for one in given)
 
 
 def negatives(values_given: Any, count: int) -> list[str]:
