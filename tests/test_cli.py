@@ -110,7 +110,7 @@ def test_help_shows_the_settings_of_the_method(capsys):
         (["--model", "small", "--method", "sjd", "--window", "0"], "window 0"),
         (["--model", "small", "--method", "sjd", "--window", "1.5"], "window '1.5'"),
         (["--model", "small", "--method", "ar", "--window", "4"], "unrecognized arguments: --window 4"),
-        (["--model", "small", "--temperature", "0"], "temperature 0.0"),
+        (["--model", "small", "--temperature", "0"], "temperature 0"),
         (["--model", "small", "--top-p", "0"], "top-p 0.0"),
         (["--model", "small", "--guidance-scale", "nan"], "guidance scale nan"),
         (["--model", "small", "--method", "sjd:window=4:window=8"], "window stands twice"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEAST, MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max  # temperatures that scores can bear
+LEAST, MOST = 2.0**-149, torch.finfo(torch.float32).max  # temperatures that float32 has: another is 0, or infinite
 
 
 @dataclass(frozen=True)
