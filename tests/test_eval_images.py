@@ -78,11 +78,10 @@ def test_a_truncated_image_is_named(folder):
     assert not sets.is_whole_png(path, 6)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16"])
-def test_transparency_and_16_bits_are_refused(folder, mode):
-    Image.new(mode, (8, 6)).save(folder / "004.png")
-    with pytest.raises(ValueError, match=r"004\.png is damaged or unfit: its mode is"):
-        all_of(sets.open_images(folder))
+@pytest.mark.parametrize(("mode", "shown"), [("RGBA", 255), ("LA", 255), ("I;16", 0), ("CMYK", 255)])
+def test_transparency_16_bits_and_cmyk_are_converted(folder, mode, shown):
+    Image.new(mode, (8, 6)).save(folder / "004.png", format="TIFF" if mode == "CMYK" else "PNG")
+    assert (all_of(sets.open_images(folder))[4] == shown).all()
 
 
 def test_every_changed_byte_is_found(tmp_path):

@@ -142,7 +142,7 @@ def subjects(options: argparse.Namespace, preset: "Preset") -> list[Any]:
 
 def repainting(options: argparse.Namespace) -> dict[str, Any]:
     """The picture and the mask that the flags name, if they do."""
-    from PIL import Image
+    from vargen.core.image_processor import read_mask, read_picture
 
     named = {key: path for key in ("image", "mask_image") if (path := getattr(options, key))}
     preset = registry.preset(options.model)
@@ -151,7 +151,4 @@ def repainting(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{options.model} repaints no pictures: next-scale models do, such as var-d36")
     if len(named) == 1 and not reads:
         raise ValueError("give both --image and --mask-image: what is repainted, and where")
-    try:
-        return {key: Image.open(path).copy() for key, path in named.items()}
-    except OSError as error:
-        raise ValueError(f"cannot read a picture: {error}") from None
+    return {key: (read_picture if key == "image" else read_mask)(path) for key, path in named.items()}

@@ -9,7 +9,7 @@ from vargen.commands import flags
 from vargen.commands.models import listing
 from vargen.core import registry
 from vargen.core.atomic import check_writable, write_atomically
-from vargen.core.png import grid, save_png, texts
+from vargen.core.png import grid, save_picture, texts
 
 if TYPE_CHECKING:  # torch is slow to import
     from vargen.core.types import Trace
@@ -97,11 +97,11 @@ def draw(options: argparse.Namespace, load: Callable[[Any], Any], arguments: dic
         )
         for index, image, seed in zip(part, out.images, out.trace.seeds, strict=True):
             if singles:
-                save_png(singles[index], image, texts(out.trace, [seed]))
+                save_picture(singles[index], image, texts(out.trace, [seed]))
         images += out.images
         traces.append(out.trace)
     trace = Trace.merge(traces)
-    save_png(options.out, grid(images), texts(trace, trace.seeds))
+    save_picture(options.out, grid(images), texts(trace, trace.seeds))
     if options.trace:
         write_atomically(options.trace, lambda path: path.write_text(trace.json()))
     print(report(trace, options.out))

@@ -1,9 +1,22 @@
 """Writing files whole or not at all, and finding out early what cannot be written."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+
+def dumps(content: Any, **options: Any) -> str:
+    """`content` as JSON that every reader takes. ValueError for infinities and what is no number: JSON has none."""
+    return json.dumps(content, allow_nan=False, **options)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as indented JSON, written whole or not at all."""
+    text = dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

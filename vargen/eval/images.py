@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vargen.core.atomic import write_atomically
+from vargen.core.image_processor import open_picture, read_picture
 
 Pixels = NDArray[np.uint8]
 DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,8 @@ def _folder(folder: Path) -> Images:
 
 
 def read_image(path: Path, size: tuple[int, ...] | None = None) -> Pixels:
-    """One picture, (H, W, 3) uint8. ValueError, by its name, where it is damaged or not of `size` (height, width)."""
-    from PIL import Image
-
-    try:
-        if path.suffix.lower() == ".png" and _png_sides(path) is None:
-            raise ValueError("it ends early, or a checksum is wrong")  # Pillow lets that pass
-        with Image.open(path) as image:
-            if image.mode not in ("RGB", "L", "P", "1") or "transparency" in image.info:
-                raise ValueError(f"its mode is {image.mode}, with more than 8 bits or transparency")
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the image {path} is damaged or unfit: {error}") from None
+    """One picture, (H, W, 3) uint8. ValueError, by its name, where it is unfit or not of `size` (height, width)."""
+    pixels = np.array(read_picture(path))
     if size is not None and pixels.shape[:2] != tuple(size):
         height, width = pixels.shape[:2]
         raise ValueError(f"the image {path} is {width}x{height}, expected {size[1]}x{size[0]} as the others")
@@ -85,29 +75,12 @@ def read_image(path: Path, size: tuple[int, ...] | None = None) -> Pixels:
 
 
 def is_whole_png(path: Path, size: int) -> bool:
-    """Whether there is a PNG of `size` pixels a side, complete and with every checksum right."""
+    """Whether there is a PNG such as a run writes, RGB and of `size` pixels a side, and it can be decoded."""
     try:
-        return _png_sides(path) == (size, size)
-    except OSError:
+        image = open_picture(path)
+    except ValueError:
         return False
-
-
-def _png_sides(path: Path) -> tuple[int, int] | None:
-    """Width and height of a PNG whose chunks are all there and undamaged; nothing is decoded."""
-    data, at, sides = path.read_bytes(), len(PNG_START), None
-    if data[:at] != PNG_START:
-        return None
-    while at + 12 <= len(data):
-        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        end = at + 8 + length
-        if zlib.crc32(data[at + 4 : end]).to_bytes(4, "big") != data[end : end + 4]:
-            return None
-        if kind == b"IHDR":
-            sides = (int.from_bytes(data[at + 8 : at + 12], "big"), int.from_bytes(data[at + 12 : at + 16], "big"))
-        if kind == b"IEND":
-            return sides
-        at = end + 4
-    return None
+    return (image.format, image.mode, image.size) == ("PNG", "RGB", (size, size))
 
 
 def _npz(path: Path) -> Images:

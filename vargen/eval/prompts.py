@@ -102,6 +102,6 @@ def export(images: list[Path], prompts: list[Prompt], layout: str, out: Path) ->
 def _grid(paths: list[Path], out: Path) -> None:
     from PIL import Image
 
-    from vargen.core.png import grid, save_png
+    from vargen.core.png import grid, save_picture
 
-    save_png(out, grid([Image.fromarray(read_image(path)) for path in paths], columns=2), {})
+    save_picture(out, grid([Image.fromarray(read_image(path)) for path in paths], columns=2), {})

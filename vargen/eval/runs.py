@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from vargen.core import quantize, registry
 from vargen.core.atomic import write_atomically
-from vargen.core.png import save_png
+from vargen.core.png import save_picture
 from vargen.eval.images import is_whole_png
 from vargen.eval.plan import Plan, load
 from vargen.pipelines.choose_drafter import chosen
@@ -155,7 +155,7 @@ def _draw(plan: Plan, pipe: Any, out: Path, group: range) -> None:
     kept = {key: trace[key] for key in ("images", "forwards_per_image", "seconds")}
     try:
         for index, image in zip(group, drawn.images, strict=True):
-            save_png(_image(out, plan, index), image, plan.texts(index))
+            save_picture(_image(out, plan, index), image, plan.texts(index))
         write_atomically(_trace(out, group.start), lambda path: path.write_text(json.dumps(kept) + "\n"))
     except OSError as error:
         there = len(list((out / "images").glob("*.png")))
