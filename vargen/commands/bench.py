@@ -1,6 +1,5 @@
 """Benchmark: several methods on one model, interleaved in one process, so that all meet the same machine."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from vargen.commands import flags, sample
 from vargen.core import registry
-from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.atomic import check_writable, write_atomically, write_json
 from vargen.core.machine import machine
 from vargen.core.types import Generation, Trace
 
@@ -60,7 +59,7 @@ def command(argv: list[str]) -> None:
         "command": f"python scripts/benchmark.py {' '.join(argv)}",
         "rows": rows(drawn),
     }
-    write_atomically(options.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+    write_json(options.json, result)
     print(table(result))
     chart(result, options.json.with_suffix(".png"))
 

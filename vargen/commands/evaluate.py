@@ -1,7 +1,6 @@
 """`vargen evaluate` and scripts/evaluate.py: sample, pack, measure, run, export, report."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 
 from vargen.commands import flags
 from vargen.core import registry
-from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.atomic import check_writable, write_json
 from vargen.eval import captions, clip, features, plan, prompts, report, runs
 from vargen.eval.images import Images, open_images, pack
 from vargen.eval.measure import measure, reference
@@ -170,10 +169,9 @@ def measure_one(options: argparse.Namespace) -> None:
     print(f"FID {result['fid']:.4f} (95% interval {low:.4f} to {high:.4f}): {result['description']}")
     for warning in result["warnings"]:
         print(f"warning: {warning}")
-    text = json.dumps(result, indent=2) + "\n"
     for path in [options.json, options.images / "result.json" if wanted else None]:
         if path:
-            write_atomically(path, lambda temporary: temporary.write_text(text))
+            write_json(path, result)
 
 
 def check_measuring(options: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ of an image. The limit is the time in which the device could read the weights, a
 Models that are no raster models draw whole images, and their limit is that of the backbone's weights.
 """
 
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from vargen.commands import flags
 from vargen.core import registry
-from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.atomic import check_writable, write_json
 from vargen.core.dispatch import Kernels
 from vargen.core.machine import machine, versions
 from vargen.core.types import Trace
@@ -136,7 +135,7 @@ def command(argv: list[str]) -> None:
         "rows": rows,
     }
     result = limited(result)
-    write_atomically(options.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+    write_json(options.json, result)
     print(table(result))
 
 

@@ -13,6 +13,7 @@ from typing import Any, get_origin, get_type_hints
 import torch
 
 from vargen.core import noise, registry
+from vargen.core.atomic import dumps
 from vargen.core.preset import Preset
 from vargen.pipelines import request, values
 
@@ -73,7 +74,7 @@ class Plan:
 
     def json(self) -> dict[str, Any]:
         """The plan as JSON's types."""
-        return json.loads(json.dumps(asdict(self)))
+        return json.loads(dumps(asdict(self)))
 
 
 def make(

@@ -6,7 +6,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from vargen.core.atomic import write_atomically
+from vargen.core.atomic import write_atomically, write_json
 
 COLUMNS = {  # heading -> key of a row, format
     "model": ("model", "{}"),
@@ -146,5 +146,5 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
     """`OUT.md`, `OUT.json` and `OUT.png`."""
     paths = [out.with_name(out.name + suffix) for suffix in (".md", ".json", ".png")]
     write_atomically(paths[0], lambda path: path.write_text(markdown(rows)))
-    write_atomically(paths[1], lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
+    write_json(paths[1], rows)
     plot(rows, paths[2])

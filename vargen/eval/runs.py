@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from vargen.core import quantize, registry
-from vargen.core.atomic import write_atomically
+from vargen.core.atomic import write_atomically, write_json
 from vargen.core.png import save_picture
 from vargen.eval.images import is_whole_png
 from vargen.eval.plan import Plan, load
@@ -130,7 +130,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
-    write_atomically(out / "manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n"))
+    write_json(out / "manifest.json", manifest)
 
 
 def fingerprint(pipe: Any, method: str, preset: str | None = None) -> str:
@@ -156,7 +156,7 @@ def _draw(plan: Plan, pipe: Any, out: Path, group: range) -> None:
     try:
         for index, image in zip(group, drawn.images, strict=True):
             save_picture(_image(out, plan, index), image, plan.texts(index))
-        write_atomically(_trace(out, group.start), lambda path: path.write_text(json.dumps(kept) + "\n"))
+        write_json(_trace(out, group.start), kept)
     except OSError as error:
         there = len(list((out / "images").glob("*.png")))
         raise ValueError(f"cannot write to {out} ({error.strerror}); {there} images are there and kept") from None
