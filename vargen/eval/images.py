@@ -5,6 +5,7 @@ Everything is read in a stream, a batch at a time, and what is wrong with a file
 
 import hashlib
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 
 from vargen.core.atomic import write_atomically
 from vargen.core.image_processor import open_picture, read_picture
+from vargen.core.png import check_pixels
 
 Pixels = NDArray[np.uint8]
 DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error)
+MOST_AT_ONCE = 1 << 30  # bytes of pixels
+ARRAYS = ("arr_0", "mu", "sigma", "mu_s", "sigma_s")  # that an npz is read for; what else it holds is left alone
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -33,7 +37,8 @@ class Images:
     read: Callable[[int, int], Pixels]
 
     def batches(self, size: int = 64) -> Iterator[Pixels]:
-        """All of them, `size` at a time."""
+        """All of them, `size` at a time; fewer where those would be more than a GiB."""
+        size = max(1, min(size, MOST_AT_ONCE // (self.size[0] * self.size[1] * 3)))
         for start in range(0, self.count, size):
             yield self.read(start, min(start + size, self.count))
 
@@ -89,16 +94,21 @@ def _npz(path: Path) -> Images:
         raise ValueError(f"the file {path} has no images: there is no arr_0 in it")
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or min(shape) < 1:
         raise ValueError(f"arr_0 of {path} is {shape} {dtype}, expected (N, H, W, 3) uint8")
-    row = int(np.prod(shape[1:]))
-    member, at = _member(path, "arr_0"), 0  # the open member and the row it stands at: a zip is read forward
+    try:
+        check_pixels(shape[2], shape[1])
+    except ValueError as error:
+        raise ValueError(f"an image in {path} {error}") from None
+    row = math.prod(shape[1:])
+    member, at = _member(path, "arr_0", shape[0] * row), 0  # open, and the row it stands at: a zip is read forward
 
     def read(start: int, stop: int) -> Pixels:
         nonlocal member, at
         try:
             if start < at:
-                member, at = _member(path, "arr_0"), 0
-            for first in range(at, start, 1024):
-                member.read(min(1024, start - first) * row)
+                member, at = _member(path, "arr_0", shape[0] * row), 0
+            left = (start - at) * row
+            while left and (passed := len(member.read(min(left, 1 << 24)))):
+                left -= passed
             data = member.read((stop - start) * row)
         except DAMAGE as error:
             raise ValueError(f"the file {path} is damaged: {error}") from None
@@ -111,19 +121,15 @@ def _npz(path: Path) -> Images:
 
 
 def npz_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and type of every array in an npz, read from the headers alone. ValueError where it is damaged."""
+    """Shape and type of the `ARRAYS` in an npz, read from their headers alone. ValueError where one is damaged."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-        return {name: _header(_open(path, name))[:2] for name in names}
+            held = [name for name in ARRAYS if f"{name}.npy" in archive.NameToInfo]
+            return {name: _header(archive.open(f"{name}.npy"))[:2] for name in held}
     except DAMAGE as error:
         raise ValueError(f"the file {path} is damaged: {error}") from None
-
-
-def _open(path: Path, name: str) -> Any:
-    return zipfile.ZipFile(path).open(f"{name}.npy")
 
 
 def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
@@ -132,19 +138,26 @@ def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
     version = np.lib.format.read_magic(stream)
     if version not in readers:
         raise ValueError(f"an array is in version {version} of the format")
-    shape, fortran, dtype = readers[version](stream)
+    try:
+        shape, fortran, dtype = readers[version](stream)
+    except Exception:  # numpy hands a header to Python's tokenizer and parser, which raise what they like
+        raise ValueError("the header of an array cannot be read") from None
     return shape, dtype, fortran
 
 
-def _member(path: Path, name: str) -> Any:
-    """An array's bytes, its header read. ValueError where they are not in order of rows."""
+def _member(path: Path, name: str, size: int) -> Any:
+    """An array's bytes, its header read. ValueError where they are not in order of rows, or fewer than `size`."""
     try:
-        stream = _open(path, name)
-        fortran = _header(stream)[2]
+        archive = zipfile.ZipFile(path)
+        stream = archive.open(f"{name}.npy")
+        shape, _, fortran = _header(stream)
+        there = archive.getinfo(f"{name}.npy").file_size - stream.tell()
     except DAMAGE as error:
         raise ValueError(f"the file {path} is damaged: {error}") from None
     if fortran:
         raise ValueError(f"{name} of {path} is stored by columns, expected by rows")
+    if there < size:
+        raise ValueError(f"the file {path} is damaged: {name} ends before its {shape[0]} images")
     return stream
 
 
