@@ -165,8 +165,11 @@ def measure_one(options: argparse.Namespace) -> None:
         if preset and preset.scenes and wanted.prompts and all(map(captions.understood, wanted.prompts)):
             texts = [wanted.prompt(i) for i in range(wanted.count)]
             result["caption_agreement"] = captions.agreement(images, texts, made.device)
-    low, high = result["fid_interval"]
-    print(f"FID {result['fid']:.4f} (95% interval {low:.4f} to {high:.4f}): {result['description']}")
+    interval = "no interval"
+    if result["fid_interval"]:
+        interval = "95% interval {:.4f} to {:.4f}".format(*result["fid_interval"])
+    fid = "none" if result["fid"] is None else f"{result['fid']:.4f}"
+    print(f"FID {fid} ({interval}): {result['description']}")
     for warning in result["warnings"]:
         print(f"warning: {warning}")
     for path in [options.json, options.images / "result.json" if wanted else None]:
