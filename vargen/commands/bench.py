@@ -44,6 +44,8 @@ def command(argv: list[str]) -> None:
     chosen = flags.subjects(options, preset)
     if options.json.suffix == ".png":
         raise ValueError(f"got --json {options.json}, but the chart takes that name: use .json")
+    for name in methods:
+        flags.check_memory(options, name, options.num_images)
     check_writable([options.json, options.json.with_suffix(".png")])
     pipe = flags.load(options)
     pipe.set_progress_bar_config(disable=True)

@@ -9,13 +9,17 @@ import torch
 from vargen.commands import flags
 from vargen.core import registry
 from vargen.core.atomic import check_writable, write_json
+from vargen.core.preset import Preset
 from vargen.eval import captions, clip, features, plan, prompts, report, runs
 from vargen.eval.images import Images, open_images, pack
 from vargen.eval.measure import measure, reference
-from vargen.pipelines.loading import find_device
+from vargen.pipelines import values
+from vargen.pipelines.loading import find_device, usual_dtype
 from vargen.scenes import CLASSES, dataset
 
 CACHE = Path("out/evaluation-cache")
+PUBLISHED = 50_000  # images that published FIDs rest on
+MOST_CAPTIONS = 100_000  # of painted scenes: five minutes
 
 
 def command(argv: list[str]) -> None:
@@ -62,7 +66,7 @@ def parser() -> flags.Parser:
 def _sample_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_law(parser)
     parser.add_argument("--method", help="with settings after colons (default: the model's)")
-    parser.add_argument("--num-images", type=int, default=50_000)
+    parser.add_argument("--num-images", type=int, help="in all; published FIDs are of 50,000")
     flags.add_options(parser, "image_size")
     parser.add_argument("--prompts", type=Path, help="prompt file, for a model that takes text")
     parser.add_argument("--out", type=Path, help="folder of the run (default: out/evaluation/MODEL-METHOD)")
@@ -82,29 +86,47 @@ def _measure_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def make_plan(options: argparse.Namespace) -> plan.Plan:
-    """The plan that the flags ask for."""
+    """The plan that the flags ask for. ValueError where they do not say how many images: it says what the usual number
+    would cost.
+    """
+    count = options.num_images
     found = [prompt.text for prompt in prompts.read(options.prompts)] if options.prompts else []
     preset = registry.preset(options.model)
     if preset.scenes and not preset.classes and not options.prompts:
-        found = dataset.captions(options.num_images)
+        found = dataset.captions(values.whole(count or 1, "number of images", least=1, most=MOST_CAPTIONS))
     law = flags.law(options) | {"image_size": options.image_size}
-    return plan.make(
+    made = plan.make(
         preset,
         options.method,
-        options.num_images,
+        PUBLISHED if count is None else count,
         recipe=law.pop("preset"),
         law=law,
         prompts=tuple(found),
         seed=options.seed,
         batch_size=options.batch_size,
-        dtype=options.dtype or ("float32" if find_device(options.device).type == "cpu" else "bfloat16"),
+        dtype=options.dtype or str(usual_dtype(find_device(options.device))).removeprefix("torch."),
         quantize=options.quantize or "",
     )
+    if count is None:
+        raise ValueError(f"got no --num-images: {cost(made, preset)}; 1,000 are enough to compare methods")
+    return made
+
+
+def cost(wanted: plan.Plan, preset: Preset) -> str:
+    """What a run would take, in words."""
+    batches = -(-wanted.count // wanted.batch_size)
+    said = (
+        f"{wanted.count:,}, as published FIDs have, are {batches:,} batches of {wanted.batch_size} by {wanted.method}"
+    )
+    if preset.spec is not None and preset.kind == "raster":
+        said += f", of up to {preset.spec.slots:,} forwards each"
+    return f"{said}, and as many files as images"
 
 
 def sample(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """Draw what is missing of a run; its folder and manifest."""
     wanted = make_plan(options)
+    flags.check_memory(options, wanted.method, wanted.count)
     out = options.out or Path("out/evaluation") / f"{wanted.model}-{wanted.method.replace(':', '-')}"
 
     def pipe(device: torch.device) -> Any:

@@ -12,7 +12,8 @@ from vargen.core.types import Trace
 
 START = b"\x89PNG\r\n\x1a\n"
 MOST_PIXELS = 1 << 26  # of a picture that comes in: 8192 a side, as many as `image_size` goes up to
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+COLUMNS = 10  # of a grid
+FORMATS = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MOST_SIDES = {"JPEG": 65_535, "WEBP": 16_383}  # pixels along a side that a format has room for
 SAVED = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 DESCRIPTION = 0x010E  # EXIF's ImageDescription
@@ -21,7 +22,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by a PNG's colour type
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7
 
 
-def grid(images: list[Any], columns: int = 10) -> Any:
+def grid(images: list[Any], columns: int = COLUMNS) -> Any:
     """PIL images of one size side by side, at most `columns` in a row."""
     from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
     from torchvision.utils import make_grid

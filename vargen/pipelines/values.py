@@ -27,8 +27,8 @@ def per_scale(value: Any, name: str, convert: Callable[[Any, str], Any], scales:
     return [convert(each, name) for each in value]
 
 
-def whole(value: Any, name: str, *, least: int | None = None) -> int:
-    """`value` as an int. ValueError where it is no whole number or below `least`."""
+def whole(value: Any, name: str, *, least: int | None = None, most: int | None = None) -> int:
+    """`value` as an int. ValueError where it is no whole number, below `least` or above `most`."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -37,6 +37,8 @@ def whole(value: Any, name: str, *, least: int | None = None) -> int:
         raise ValueError(f"got {name} {value!r}, expected a whole number") from None
     if least is not None and found < least:
         raise ValueError(f"got {name} {found}, expected at least {least}")
+    if most is not None and found > most:
+        raise ValueError(f"got {name} {found}, expected at most {most}")
     return found
 
 
