@@ -3,7 +3,6 @@
 Those of the sampler are launched, those inside a forward replayed from a CUDA graph, as they are when images are drawn.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 from vargen.commands.flags import Parser
 from vargen.commands.main import guarded
 from vargen.core import noise
-from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.atomic import check_writable, write_json
 from vargen.core.dispatch import Kernels, triton
 from vargen.core.machine import machine, versions
 from vargen.core.noise import Purpose, Table, Uniforms
@@ -117,7 +116,7 @@ def main(argv: list[str]) -> None:
                 rows.append({"kernel": name, "width": width, "ms": times, "gain": round(gain, 2)})
                 print(f"{name}, width {width}: {times} ms, {gain:.2f}x, {'stays' if gain >= KEEPS else 'goes'}")
     result = {"machine": machine(Trace(versions=versions(device))), "rows": rows}
-    write_atomically(options.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+    write_json(options.json, result)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """Compile every kernel for sm_80 and sm_90 without a GPU: python scripts/compile_kernels.py --json FILE."""
 
-import json
 from pathlib import Path
 
 from vargen.commands.flags import Parser
 from vargen.commands.main import guarded
-from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.atomic import check_writable, write_json
 from vargen.kernels import ahead
 
 
@@ -15,7 +14,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     check_writable([options.json])
     found = {name: [ahead.compiled(name, target) for target in ahead.TARGETS] for name in ahead.CASES}
-    write_atomically(options.json, lambda path: path.write_text(json.dumps(found, indent=2) + "\n"))
+    write_json(options.json, found)
     for name, cases in found.items():
         for case in cases:
             print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in case.items()))

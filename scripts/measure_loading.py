@@ -5,7 +5,6 @@ process. Memory is what the process held at most, over what it held before it be
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import torch
 from vargen.commands.flags import Parser
 from vargen.commands.main import guarded
 from vargen.core import checkpoints
+from vargen.core.atomic import dumps
 from vargen.core.machine import peak_memory
 from vargen.models.llamagen import LAYOUT, LlamaGen
 from vargen.presets.llamagen import SHAPES
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.checkpoint:
         result = measure(options.model, options.checkpoint, getattr(torch, options.dtype))
-        print(json.dumps({"model": options.model, "dtype": options.dtype, **result}))
+        print(dumps({"model": options.model, "dtype": options.dtype, **result}))
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "official.pt"

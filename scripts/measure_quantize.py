@@ -6,7 +6,6 @@ held-out scenes, the largest difference of logits over them, and how many images
 """
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from vargen.commands import synthetic
 from vargen.commands.flags import Parser
 from vargen.commands.main import guarded
 from vargen.core import quantize
-from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.atomic import check_writable, dumps, write_json
 from vargen.core.machine import machine, versions
 from vargen.core.types import Block, Trace
 from vargen.engine import loops
@@ -100,8 +99,8 @@ def main(argv: list[str]) -> None:
         result["pocket-llamagen"] = {"plain": plain, kind: other}
         result["pocket-llamagen"]["logits_differ"] = {"mean": off.mean().item(), "most": off.max().item()}
     result |= {"dtype": options.dtype, "machine": machine(Trace(versions=found))}
-    write_atomically(options.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
-    print(json.dumps(result, indent=2))
+    write_json(options.json, result)
+    print(dumps(result, indent=2))
 
 
 if __name__ == "__main__":

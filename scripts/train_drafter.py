@@ -1,12 +1,12 @@
 """Train a head that drafts for a model, from images that the model draws: python scripts/train_drafter.py MODEL."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from vargen.commands.flags import Parser
 from vargen.commands.main import guarded
+from vargen.core.atomic import dumps
 from vargen.training import drafter
 
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     options = vars(parser.parse_args(argv))
     model, work = options.pop("model"), options.pop("work")
     out = options.pop("out") or work / f"{model}-eagle.safetensors"
-    print(json.dumps({"model": model, "drafter": str(out), **drafter.run(model, out, work=work, **options)}))
+    print(dumps({"model": model, "drafter": str(out), **drafter.run(model, out, work=work, **options)}))
 
 
 if __name__ == "__main__":

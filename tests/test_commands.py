@@ -1,11 +1,14 @@
 """`vargen COMMAND`: what each says of itself, plans of memory, completion."""
 
+import errno
 import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from vargen.commands import completion, main
 from vargen.commands.plan import command as plan_command
@@ -79,10 +82,45 @@ def test_plan(capsys):
     want = str(plan("llamagen-c2i-xl-384", method="ar", batch=4))
     assert capsys.readouterr().out.strip() == want
     assert "weights 1.4" in want  # 775 M parameters in bfloat16
-    for wrong, words in ((["--model", "mar-huge"], "cannot be planned"), (["--batch-size", "0"], "batch size")):
+    for wrong, words in (
+        (["--model", "mar-huge"], "cannot be planned"),
+        (["--batch-size", "0"], "batch size 0"),
+        (["--batch-size", "1" * 20], "expected at most 100000000"),
+    ):
         with pytest.raises(SystemExit):
             main.guarded(plan_command, wrong)
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda: torch.empty(1 << 50),
+        lambda: torch.empty(1 << 62),
+        lambda: torch.zeros(1).expand(1 << 50).clone(),
+        lambda: np.empty(1 << 50),
+        lambda: bytearray(1 << 50),
+        lambda: failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")),
+        lambda: failing(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+        lambda: failing(OSError(errno.ENOMEM, "Cannot allocate memory")),
+    ],
+)
+def test_too_little_memory_is_one_sentence(fail, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main.guarded(lambda argv: fail(), [])
+    assert stopped.value.code == 2
+    words = capsys.readouterr().err
+    assert words.startswith("vargen: out of memory: lower --batch-size, or the number or the size of images")
+    assert words.count("\n") == 1
+
+
+def failing(error):
+    raise error
+
+
+def test_other_errors_of_the_run_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="shapes"):
+        main.guarded(lambda argv: failing(RuntimeError("shapes do not match")), [])
 
 
 def test_scripts_are_doors():

@@ -1,5 +1,6 @@
 """Sets of images on disk: what is read, what is written in the ADM format, and what is refused by name."""
 
+import io
 import zipfile
 
 import numpy as np
@@ -78,11 +79,10 @@ def test_a_truncated_image_is_named(folder):
     assert not sets.is_whole_png(path, 6)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16"])
-def test_transparency_and_16_bits_are_refused(folder, mode):
-    Image.new(mode, (8, 6)).save(folder / "004.png")
-    with pytest.raises(ValueError, match=r"004\.png is damaged or unfit: its mode is"):
-        all_of(sets.open_images(folder))
+@pytest.mark.parametrize(("mode", "shown"), [("RGBA", 255), ("LA", 255), ("I;16", 0), ("CMYK", 255)])
+def test_transparency_16_bits_and_cmyk_are_converted(folder, mode, shown):
+    Image.new(mode, (8, 6)).save(folder / "004.png", format="TIFF" if mode == "CMYK" else "PNG")
+    assert (all_of(sets.open_images(folder))[4] == shown).all()
 
 
 def test_every_changed_byte_is_found(tmp_path):
@@ -163,3 +163,53 @@ def test_nothing_there(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             sets.open_images(path)
+
+
+def test_one_image_too_large_is_refused_unread(tmp_path):
+    """A small file may say that it holds an image of gigabytes; nothing of it is read."""
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w") as member:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (1, 40_000, 40_000, 3)}
+        np.lib.format.write_array_header_1_0(member, header)
+    with pytest.raises(ValueError, match=r"an image in .*a\.npz has 40000x40000 pixels, expected at most 67,108,864"):
+        sets.open_images(path)
+
+
+def test_more_images_than_bytes_are_refused_unread(tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w") as member:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**15, 6, 8, 3)}
+        np.lib.format.write_array_header_1_0(member, header)
+        member.write(PIXELS.tobytes())
+    with pytest.raises(ValueError, match="arr_0 ends before its 1000000000000000 images"):
+        sets.open_images(path)
+
+
+def test_every_changed_byte_of_a_header_is_one_sentence(tmp_path):
+    """numpy hands it to Python's tokenizer, whose errors are none of its own."""
+    path, out = tmp_path / "a.npz", io.BytesIO()
+    np.save(out, PIXELS)
+    whole = out.getvalue()
+    said = []
+    for place in range(len(whole) - PIXELS.nbytes):
+        for flip in (1, 2, 4, 8, 16, 32, 64, 128):
+            content = whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :]
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("arr_0.npy", content)
+            try:
+                sets.open_images(path)
+            except ValueError as error:
+                said.append(str(error))
+    assert len(said) > 300
+    assert all("a.npz" in words and "\n" not in words for words in said)
+
+
+def test_batches_of_large_images_are_smaller():
+    sizes = []
+
+    def read(start, stop):
+        sizes.append(stop - start)
+        return PIXELS[:1]
+
+    list(sets.Images("large", 12, (8192, 8192), read).batches(64))
+    assert sizes == [5, 5, 2]

@@ -202,7 +202,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 
 def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch):
-    wanted, out, save, written = make(), tmp_path / "run", runs.save_png, []
+    wanted, out, save, written = make(), tmp_path / "run", runs.save_picture, []
 
     def full(path, image, texts):
         if len(written) == 6:
@@ -210,12 +210,12 @@ def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch):
         written.append(path)
         save(path, image, texts)
 
-    monkeypatch.setattr(runs, "save_png", full)
+    monkeypatch.setattr(runs, "save_picture", full)
     with pytest.raises(ValueError, match=r"No space left on device\); 6 images are there and kept"):
         draw(wanted, out)
     with pytest.raises(ValueError, match=r"lacks 000006\.png, 000007\.png, 000008\.png, 000009\.png: run the same"):
         runs.check(wanted, out)
-    monkeypatch.setattr(runs, "save_png", save)
+    monkeypatch.setattr(runs, "save_picture", save)
     draw(wanted, out)
     assert files(out) == files_of_a_fresh_run(wanted, tmp_path)
 

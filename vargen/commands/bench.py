@@ -1,6 +1,5 @@
 """Benchmark: several methods on one model, interleaved in one process, so that all meet the same machine."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from vargen.commands import flags, sample
 from vargen.core import registry
-from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.atomic import check_writable, write_atomically, write_json
 from vargen.core.generation import Generation
 from vargen.core.machine import machine
 from vargen.core.types import Trace
@@ -46,6 +45,8 @@ def command(argv: list[str]) -> None:
     chosen = flags.subjects(options, preset)
     if options.json.suffix == ".png":
         raise ValueError(f"got --json {options.json}, but the chart takes that name: use .json")
+    for name in methods:
+        flags.check_memory(options, name, options.num_images)
     check_writable([options.json, options.json.with_suffix(".png")])
     pipe = flags.load(options)
     pipe.set_progress_bar_config(disable=True)
@@ -61,7 +62,7 @@ def command(argv: list[str]) -> None:
         "command": f"python scripts/benchmark.py {' '.join(argv)}",
         "rows": rows(drawn),
     }
-    write_atomically(options.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+    write_json(options.json, result)
     print(table(result))
     chart(result, options.json.with_suffix(".png"))
 

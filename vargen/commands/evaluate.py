@@ -1,7 +1,6 @@
 """`vargen evaluate` and scripts/evaluate.py: sample, pack, measure, run, export, report."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,18 @@ import torch
 
 from vargen.commands import flags
 from vargen.core import registry
-from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.atomic import check_writable, write_json
+from vargen.core.preset import Preset
 from vargen.eval import captions, clip, features, plan, prompts, report, runs
 from vargen.eval.images import Images, open_images, pack
 from vargen.eval.measure import measure, reference
-from vargen.pipelines.loading import find_device
+from vargen.pipelines import values
+from vargen.pipelines.loading import find_device, usual_dtype
 from vargen.scenes import CLASSES, dataset
 
 CACHE = Path("out/evaluation-cache")
+PUBLISHED = 50_000  # images that published FIDs rest on
+MOST_CAPTIONS = 100_000  # of painted scenes: five minutes
 
 
 def command(argv: list[str]) -> None:
@@ -63,7 +66,7 @@ def parser() -> flags.Parser:
 def _sample_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_law(parser)
     parser.add_argument("--method", help="with settings after colons (default: the model's)")
-    parser.add_argument("--num-images", type=int, default=50_000)
+    parser.add_argument("--num-images", type=int, help="in all; published FIDs are of 50,000")
     flags.add_options(parser, "image_size")
     parser.add_argument("--prompts", type=Path, help="prompt file, for a model that takes text")
     parser.add_argument("--out", type=Path, help="folder of the run (default: out/evaluation/MODEL-METHOD)")
@@ -83,29 +86,47 @@ def _measure_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def make_plan(options: argparse.Namespace) -> plan.Plan:
-    """The plan that the flags ask for."""
+    """The plan that the flags ask for. ValueError where they do not say how many images: it says what the usual number
+    would cost.
+    """
+    count = options.num_images
     found = [prompt.text for prompt in prompts.read(options.prompts)] if options.prompts else []
     preset = registry.preset(options.model)
     if preset.scenes and not preset.classes and not options.prompts:
-        found = dataset.captions(options.num_images)
+        found = dataset.captions(values.whole(count or 1, "number of images", least=1, most=MOST_CAPTIONS))
     law = flags.law(options) | {"image_size": options.image_size}
-    return plan.make(
+    made = plan.make(
         preset,
         options.method,
-        options.num_images,
+        PUBLISHED if count is None else count,
         recipe=law.pop("preset"),
         law=law,
         prompts=tuple(found),
         seed=options.seed,
         batch_size=options.batch_size,
-        dtype=options.dtype or ("float32" if find_device(options.device).type == "cpu" else "bfloat16"),
+        dtype=options.dtype or str(usual_dtype(find_device(options.device))).removeprefix("torch."),
         quantize=options.quantize or "",
     )
+    if count is None:
+        raise ValueError(f"got no --num-images: {cost(made, preset)}; 1,000 are enough to compare methods")
+    return made
+
+
+def cost(wanted: plan.Plan, preset: Preset) -> str:
+    """What a run would take, in words."""
+    batches = -(-wanted.count // wanted.batch_size)
+    said = (
+        f"{wanted.count:,}, as published FIDs have, are {batches:,} batches of {wanted.batch_size} by {wanted.method}"
+    )
+    if preset.spec is not None and preset.kind == "raster":
+        said += f", of up to {preset.spec.slots:,} forwards each"
+    return f"{said}, and as many files as images"
 
 
 def sample(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """Draw what is missing of a run; its folder and manifest."""
     wanted = make_plan(options)
+    flags.check_memory(options, wanted.method, wanted.count)
     out = options.out or Path("out/evaluation") / f"{wanted.model}-{wanted.method.replace(':', '-')}"
 
     def pipe(device: torch.device) -> Any:
@@ -166,14 +187,16 @@ def measure_one(options: argparse.Namespace) -> None:
         if preset and preset.scenes and wanted.prompts and all(map(captions.understood, wanted.prompts)):
             texts = [wanted.prompt(i) for i in range(wanted.count)]
             result["caption_agreement"] = captions.agreement(images, texts, made.device)
-    low, high = result["fid_interval"]
-    print(f"FID {result['fid']:.4f} (95% interval {low:.4f} to {high:.4f}): {result['description']}")
+    interval = "no interval"
+    if result["fid_interval"]:
+        interval = "95% interval {:.4f} to {:.4f}".format(*result["fid_interval"])
+    fid = "none" if result["fid"] is None else f"{result['fid']:.4f}"
+    print(f"FID {fid} ({interval}): {result['description']}")
     for warning in result["warnings"]:
         print(f"warning: {warning}")
-    text = json.dumps(result, indent=2) + "\n"
     for path in [options.json, options.images / "result.json" if wanted else None]:
         if path:
-            write_atomically(path, lambda temporary: temporary.write_text(text))
+            write_json(path, result)
 
 
 def check_measuring(options: argparse.Namespace) -> None:

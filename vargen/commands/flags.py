@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # torch is slow to import, and many complaints need no model
     from vargen.core.preset import Preset
 
 DEFAULT_MODEL = "pocket-llamagen"
+MOST = {"num_images": 10_000, "batch_size": 10_000}  # of a command that holds its images
 
 
 class Help(argparse.HelpFormatter):
@@ -117,9 +118,35 @@ def check(options: argparse.Namespace, methods: list[tuple[str, dict[str, Any]]]
     for name, settings in methods:
         request.asked(name, recipe, law(options), settings, preset.spec)
     request.image_size(vars(options).get("image_size"), recipe)
-    for flag in ("num_images", "batch_size"):
+    for flag, most in MOST.items():
         if getattr(options, flag) is not None:
-            values.whole(getattr(options, flag), f"--{flag.replace('_', '-')}", least=1)
+            values.whole(getattr(options, flag), f"--{flag.replace('_', '-')}", least=1, most=most)
+
+
+def check_memory(options: argparse.Namespace, method: str, count: int) -> None:
+    """Refuse `count` images whose keys and values this machine cannot hold at a time, where that can be planned."""
+    import torch
+
+    from vargen.core.machine import total_memory
+    from vargen.pipelines.loading import find_device, usual_dtype
+    from vargen.pipelines.plan import plan
+
+    preset, device = registry.preset(options.model), find_device(options.device)
+    there = total_memory(device)
+    if preset.skeleton is None or preset.kind != "raster" or there is None:
+        return
+    needed = plan(
+        preset.name,
+        method=method,
+        batch=min(options.batch_size, count),
+        preset=options.preset,
+        guidance_scale=options.guidance_scale,
+        dtype=usual_dtype(device) if options.dtype is None else getattr(torch, options.dtype),
+        height=getattr(options, "height", None),
+        width=getattr(options, "width", None),
+    )
+    if needed.cache + (0 if options.quantize else needed.weights) > there:
+        raise ValueError(f"{needed}; {device} has {there / 2**30:.2f} GiB: lower --batch-size")
 
 
 def subjects(options: argparse.Namespace, preset: "Preset") -> list[Any]:
@@ -142,7 +169,7 @@ def subjects(options: argparse.Namespace, preset: "Preset") -> list[Any]:
 
 def repainting(options: argparse.Namespace) -> dict[str, Any]:
     """The picture and the mask that the flags name, if they do."""
-    from PIL import Image
+    from vargen.core.image_processor import read_mask, read_picture
 
     named = {key: path for key in ("image", "mask_image") if (path := getattr(options, key))}
     preset = registry.preset(options.model)
@@ -151,7 +178,4 @@ def repainting(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{options.model} repaints no pictures: next-scale models do, such as var-d36")
     if len(named) == 1 and not reads:
         raise ValueError("give both --image and --mask-image: what is repainted, and where")
-    try:
-        return {key: Image.open(path).copy() for key, path in named.items()}
-    except OSError as error:
-        raise ValueError(f"cannot read a picture: {error}") from None
+    return {key: (read_picture if key == "image" else read_mask)(path) for key, path in named.items()}

@@ -1,5 +1,6 @@
 """The command line, `vargen COMMAND [flags]`; the scripts are doors to the same functions."""
 
+import errno
 import importlib
 import os
 import sys
@@ -18,21 +19,41 @@ COMMANDS = {  # name -> the module that has `command(argv)` and its `parser()`, 
     "train-pocket": ("vargen.commands.train_pocket", "train the models that ship, from scratch"),
     "completion": ("vargen.commands.completion", "a script that completes all this in bash, zsh or tcsh"),
 }
+NO_MEMORY = (
+    "out of memory",  # CUDA's
+    "can't allocate memory",  # a CPU's
+    "not enough memory",  # a CPU's on Windows
+    "ALLOC_FAILED",  # cuBLAS's and cuDNN's
+    "Storage size calculation overflowed",  # before an allocator is asked
+)
 
 
 def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Run a command; bad input ends it with one sentence and status 2, Ctrl-C with status 130."""
+    """Run a command; bad input or too little memory ends it with one sentence and status 2, Ctrl-C with 130."""
     try:
         run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()  # a reader that has gone shows here, and not where nobody catches it
     except BrokenPipeError:  # the reader of our output has gone; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            error = "out of memory: lower --batch-size, or the number or the size of images, or name a smaller model"
+        elif not isinstance(error, ValueError | OSError):
+            raise
         print(f"vargen: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("vargen: stopped; what was finished is kept", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator has failed: Python's, numpy's, or one of torch's, which are told by their words."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    )
 
 
 def usage() -> str:

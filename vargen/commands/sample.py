@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vargen.commands import flags
+from vargen.commands import flags, outputs
 from vargen.commands.models import listing
 from vargen.core import registry
 from vargen.core.atomic import check_writable, write_atomically
-from vargen.core.png import grid, save_png, texts
+from vargen.core.png import grid, save_picture, texts
 
 if TYPE_CHECKING:  # torch is slow to import
     from vargen.core.types import Trace
@@ -26,8 +26,8 @@ def command(argv: list[str]) -> None:
     settings = {name: value for name in known if (value := getattr(options, name)) is not None}
     flags.check(options, [(options.method, settings)])
     chosen = flags.subjects(options, registry.preset(options.model))
-    if options.out.suffix not in ("", ".png"):
-        raise ValueError(f"got --out {options.out}, expected a name that ends in .png")
+    outputs.check(options.out)
+    flags.check_memory(options, options.method, options.num_images or 2 * len(chosen))
     draw(options, flags.load, {**flags.law(options), **settings, **flags.repainting(options)}, chosen)
 
 
@@ -49,7 +49,8 @@ def parser(method: str = "sjd-coupled") -> flags.Parser:
     flags.add_options(made, "height", "width", "image_size")
     made.add_argument("--image", type=Path, help="a picture to repaint, with --mask-image, or to read with the prompt")
     flags.add_options(made, "mask_image")
-    made.add_argument("--out", type=Path, default=Path("out/sample.png"), help="the grid; single files beside it")
+    made.add_argument("--out", default="out/sample.png", help="the grid, images beside it; DIR/; {model}-{seed}.jpg")
+    made.add_argument("--overwrite", action="store_true", help="files that are there, instead of numbering on")
     made.add_argument("--trace", type=Path, help="write what was measured as JSON")
     made.add_argument("--list", action="store_true", help="show models and methods")
     flags.add_law(made)
@@ -80,9 +81,12 @@ def draw(options: argparse.Namespace, load: Callable[[Any], Any], arguments: dic
     from vargen.core.types import Trace
 
     count = options.num_images or 2 * len(chosen)
-    singles = [options.out.with_name(f"{options.out.stem}-{i}.png") for i in range(count if count > 1 else 0)]
-    check_writable([path for path in (options.out, *singles, options.trace) if path])
+    seeds = [options.seed + i for i in range(count)]
+    files = named(options, seeds)
+    check_writable(files.paths)
     pipe = sized(load(options), options)
+    side = options.image_size or pipe.preset.choose(options.preset).image_size
+    outputs.check_grid(files.grid, count, (side, side) if side else pipe.size)
     wanted = inputs(pipe, chosen, None if pipe.transformer.spec.classes else arguments.pop("image", None))
     images, traces = [], []
     for start in range(0, count, options.batch_size):
@@ -90,21 +94,31 @@ def draw(options: argparse.Namespace, load: Callable[[Any], Any], arguments: dic
         out = pipe(
             **wanted([i % len(chosen) for i in part]),
             method=options.method,
-            seed=[options.seed + i for i in part],
+            seed=seeds[part.start : part.stop],
             batch_size=options.batch_size,
             image_size=options.image_size,
             **arguments,
         )
         for index, image, seed in zip(part, out.images, out.trace.seeds, strict=True):
-            if singles:
-                save_png(singles[index], image, texts(out.trace, [seed]))
-        images += out.images
+            if files.singles:
+                save_picture(files.singles[index], image, texts(out.trace, [seed]))
+        images += out.images if files.grid else []
         traces.append(out.trace)
     trace = Trace.merge(traces)
-    save_png(options.out, grid(images), texts(trace, trace.seeds))
-    if options.trace:
-        write_atomically(options.trace, lambda path: path.write_text(trace.json()))
-    print(report(trace, options.out))
+    if files.grid:
+        save_picture(files.grid, grid(images), texts(trace, trace.seeds))
+    if files.trace:
+        write_atomically(files.trace, lambda path: path.write_text(trace.json()))
+    print(report(trace, files.shown))
+    if files.stale:
+        print(f"note: of an earlier run: {len(files.stale)} images from {files.stale[0]} on")
+
+
+def named(options: argparse.Namespace, seeds: list[int]) -> outputs.Outputs:
+    """Names for what is drawn."""
+    preset = options.preset or next(iter(registry.preset(options.model).recipes))
+    about = {"model": options.model, "method": options.method, "preset": preset}
+    return outputs.choose(options.out, about, seeds, options.trace, overwrite=options.overwrite)
 
 
 def sized(pipe: Any, options: argparse.Namespace) -> Any:
@@ -130,7 +144,7 @@ def inputs(pipe: Any, chosen: list[Any], image: Any = None) -> Callable[[list[in
     return lambda some: {"prompt_embeds": states[some], "prompt_attention_mask": mask[some]}
 
 
-def report(trace: "Trace", out: Path) -> str:
+def report(trace: "Trace", out: str) -> str:
     """One line on a run; the widths of its blocks show what an automatic window chose."""
     widths = ", ".join(f"{count} of width {width}" for width, count in sorted(trace.windows.items()))
     return (

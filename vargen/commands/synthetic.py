@@ -6,7 +6,6 @@ of an image. The limit is the time in which the device could read the weights, a
 Models that are no raster models draw whole images, and their limit is that of the backbone's weights.
 """
 
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from vargen.commands import flags
 from vargen.core import registry
-from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.atomic import check_writable, write_json
 from vargen.core.dispatch import Kernels
 from vargen.core.machine import machine, versions
 from vargen.core.types import Trace
@@ -37,6 +36,7 @@ from vargen.samplers.sjd import CoupledJacobi, CoupledSettings
 from vargen.tokenizers.kl import KLConfig, KLTokenizer
 from vargen.tokenizers.multiscale_vq import MultiScaleVQConfig, MultiScaleVQTokenizer
 
+MOST = 1_000_000  # images decoded together, tokens in a block, steps
 MODELS = {
     "llamagen-b": "llamagen-c2i-b-256",
     "llamagen-l": "llamagen-c2i-l-256",
@@ -108,8 +108,8 @@ def command(argv: list[str]) -> None:
     modes = options.modes.split(",")
     if wrong := [mode for mode in modes if mode not in ("off", "auto", "compile")]:
         raise ValueError(f"got mode {wrong[0]!r}, expected off, auto or compile")
-    if not options.tokens_per_forward >= 1 or options.steps < 1:
-        raise ValueError("got tokens per forward or steps below 1")
+    if not options.tokens_per_forward >= 1 or not 1 <= options.steps <= MOST:
+        raise ValueError(f"got tokens per forward below 1, or {options.steps} steps, expected 1 to {MOST}")
     check_writable([options.json])
     device, guidance, warp = find_device(options.device), Guidance(options.guidance_scale), Warp(top_k=options.top_k)
     model = build(options.synthetic, device, getattr(torch, options.dtype))
@@ -136,14 +136,14 @@ def command(argv: list[str]) -> None:
         "rows": rows,
     }
     result = limited(result)
-    write_atomically(options.json, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+    write_json(options.json, result)
     print(table(result))
 
 
 def _numbers(text: str, name: str) -> list[int]:
     found = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
-    if min(found) < 1:
-        raise ValueError(f"got {name} {text!r}, expected whole numbers of at least 1 with commas between them")
+    if min(found) < 1 or max(found) > MOST:
+        raise ValueError(f"got {name} {text!r}, expected whole numbers from 1 to {MOST} with commas between them")
     return found
 
 

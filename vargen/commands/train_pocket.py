@@ -1,9 +1,9 @@
 """`vargen train-pocket` and scripts/train_pocket.py: train the models that ship, from scratch. Resumes by itself."""
 
-import json
 from pathlib import Path
 
 from vargen.commands.flags import Parser
+from vargen.core.atomic import dumps
 from vargen.pipelines.loading import find_device
 from vargen.training import pocket
 
@@ -37,4 +37,4 @@ def command(argv: list[str]) -> None:
             figures = pocket.measure(name, **where)
         else:
             figures = pocket.train(name, seed=options.seed, steps=options.steps, **where)
-        print(json.dumps({"model": name, **figures}))
+        print(dumps({"model": name, **figures}))

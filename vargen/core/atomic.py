@@ -1,9 +1,23 @@
-"""Writing files whole or not at all, and finding out early what cannot be written."""
+"""Writing files whole or not at all, by one process at a time; finding out early what cannot be written; JSON."""
 
+import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+
+def dumps(content: Any, **options: Any) -> str:
+    """`content` as JSON that every reader takes. ValueError for infinities and what is no number: JSON has none."""
+    return json.dumps(content, allow_nan=False, **options)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as indented JSON, written whole or not at all."""
+    text = dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -22,6 +36,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone among all who lock the file `path`, which is made and stays; a lock goes with its process, however it ends.
+
+    Where the system has no flock (Windows), nobody waits.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def check_writable(paths: list[Path]) -> None:

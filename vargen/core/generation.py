@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from vargen.core.png import grid, save_png, texts
+from vargen.core.png import grid, save_picture, texts
 from vargen.core.types import Trace
 
 
@@ -53,5 +53,5 @@ class Generation:
         paths = []
         for image, seed in zip(self.images, self.trace.seeds, strict=True):
             paths.append(Path(folder).expanduser() / f"{self.trace.model}-{seed}.png")
-            save_png(paths[-1], image, texts(self.trace, [seed]))
+            save_picture(paths[-1], image, texts(self.trace, [seed]))
         return paths

@@ -1,29 +1,162 @@
-"""Pictures that a model reads beside its prompt: brought to one of its sizes as Lumina-mGPT's data were."""
+"""Pictures on their way in: the one reader of files and PIL images, for pictures and for masks; and fitting them.
 
-from collections.abc import Sequence
+A file is opened as it is, by its content; of an animation the first frame counts. Refused, with one reason: what is no
+plain file, what is damaged, more than 67,108,864 pixels (8192 a side), and modes other than these. EXIF orientation is
+applied. 16 bits of grey are scaled to 8, and palettes, grey and CMYK converted as Pillow does; colour profiles are left
+alone. Pictures are laid over white where they are transparent. In a mask, white is repainted; but where a mask has an
+alpha channel that is not opaque everywhere, what is transparent is repainted, as in OpenAI's edits.
+"""
+
+import io
+import stat
+import struct
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
+
+from vargen.core import png
+
+MOST_BYTES = 1 << 30  # of a file
+ORIENTATION = 0x0112
+TURNED = {  # EXIF's orientations, and what makes them upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+CONVERTED = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LA", "PA", "La", "RGBA", "RGBa")
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture's file, decoded and not yet converted. ValueError, by its name, with the one reason against it."""
+    try:
+        return _decoded(_content(path))
+    except ValueError as error:
+        raise ValueError(f"cannot read a picture: {path} {error}") from None
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes. ValueError where it is none, or too long: pipes and devices are not opened at all."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("is no plain file")
+        if found.st_size > MOST_BYTES:
+            raise ValueError(f"has {found.st_size:,} bytes, expected at most {MOST_BYTES:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot be opened: {error.strerror}") from None
+
+
+def _decoded(data: bytes) -> Image.Image:
+    """A picture from a file's bytes; nothing is decoded before it is known to be whole and not too large."""
+    if data.startswith(png.START):
+        png.check(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
+            image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        raise ValueError(f"has too many pixels, expected at most {png.MOST_PIXELS:,}") from None
+    except UnidentifiedImageError:
+        raise ValueError("is in no format that Pillow reads") from None
+    except Exception as error:  # Pillow's many formats raise what they like
+        raise ValueError(f"is damaged: {error}") from None
+    png.check_pixels(*image.size)
+    try:
+        image.load()
+    except Exception as error:  # the same
+        raise ValueError(f"is damaged: {error}") from None
+    return image
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture's file in RGB. ValueError by its name."""
+    return _named(path, as_picture)
+
+
+def read_mask(path: Path) -> Image.Image:
+    """A mask's file in grey: white is repainted. ValueError by its name."""
+    return _named(path, as_mask)
+
+
+def _named(path: Path, convert: Callable[[Any], Image.Image]) -> Image.Image:
+    image = open_picture(path)
+    try:
+        return convert(image)
+    except ValueError as error:
+        raise ValueError(f"cannot read a picture: {path}: {error}") from None
+
+
+def as_picture(image: Any) -> Image.Image:
+    """A PIL image upright, in RGB, over white where it is transparent. ValueError for other modes."""
+    upright, alpha = _parts(image)
+    colours = upright.convert("RGB")
+    if alpha is not None:
+        colours.putalpha(alpha)
+        colours = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
+    return _plain(colours)
+
+
+def as_mask(image: Any) -> Image.Image:
+    """A PIL image upright, in grey: white, or what is transparent where anything is, is repainted."""
+    upright, alpha = _parts(image)
+    if alpha is not None and alpha.getextrema()[0] != 255:
+        return _plain(ImageChops.invert(alpha))
+    return _plain(upright.convert("L"))
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The same without its metadata, by which it would be turned again."""
+    image.info = {}
+    return image
+
+
+def _parts(image: Any) -> tuple[Image.Image, Image.Image | None]:
+    """A PIL image upright, with 8 bits a channel; and its alpha, if it has one."""
+    if not isinstance(image, Image.Image) or not all(image.size):
+        raise ValueError(f"got a {type(image).__name__} for a picture, expected a PIL image")
+    wide = image.mode.startswith("I;16")
+    if not wide and image.mode not in CONVERTED:
+        raise ValueError(f"got a picture of mode {image.mode}, expected one with 8 bits a channel, or 16 of grey")
+    turn, clear = TURNED.get(_orientation(image)), image.info.get("transparency")
+    upright = image.copy() if turn is None else image.transpose(turn)
+    if wide:
+        values = np.asarray(upright).astype(np.uint32)
+        upright = Image.fromarray(((values * 255 + 32895) >> 16).astype(np.uint8))  # rounded, as libpng scales
+        return upright, None if clear is None else Image.fromarray((values != clear).astype(np.uint8) * 255)
+    if isinstance(clear, tuple) and max(clear) > 255:
+        raise ValueError("got a picture whose transparent colour has 16 bits, expected 8")
+    if clear is None and image.mode not in ("LA", "PA", "La", "RGBA", "RGBa"):
+        return upright, None
+    straight = upright.convert({"RGBa": "RGBA", "La": "LA"}.get(image.mode, image.mode)).convert("RGBA")
+    return straight.convert("RGB"), straight.getchannel("A")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except (SyntaxError, ValueError, TypeError, LookupError, ZeroDivisionError, struct.error):
+        return 1  # what EXIF says cannot be made out: the picture is whole all the same
 
 
 def fit(picture: Any, sizes: Sequence[tuple[int, int]]) -> Tensor:
     """(1, 3, H, W) in [-1, 1] of a PIL image: halved while it is twice too large, resized to cover, cropped.
 
     (H, W) is the one of `sizes` of which the least has to be cut off; the middle stays (published: a random part).
-    What is transparent becomes white. ValueError where it is no picture.
+    ValueError where it is no picture.
     """
-    if not isinstance(picture, Image.Image) or not all(picture.size):
-        raise ValueError(f"got a {type(picture).__name__} for a picture, expected a PIL image")
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        raise ValueError(f"got a picture of mode {picture.mode}, expected one with 8 bits a channel")
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        straight = {"RGBa": "RGBA", "La": "LA"}.get(picture.mode, picture.mode)
-        picture = picture.convert(straight).convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
+    picture = as_picture(picture)
 
     def kept(size: tuple[int, int]) -> float:
         high, wide = size[0] / picture.height, size[1] / picture.width

@@ -36,6 +36,16 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def total_memory(device: torch.device) -> int | None:
+    """Bytes that a device has in all; None where it does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Unix only
+        return None
+
+
 def versions(device: torch.device) -> dict[str, str]:
     """What ran, and on what."""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

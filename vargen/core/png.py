@@ -1,15 +1,28 @@
-"""Pictures on their way out: side by side in a grid, and as PNG files that say how they were drawn."""
+"""Pictures on their way out: in a grid, and as files that say how they were drawn; and PNGs looked over."""
 
 import io
 import json
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vargen.core.atomic import write_atomically
+from vargen.core.atomic import dumps, write_atomically
 from vargen.core.types import Trace
 
+START = b"\x89PNG\r\n\x1a\n"
+MOST_PIXELS = 1 << 26  # of a picture that comes in: 8192 a side, as many as `image_size` goes up to
+COLUMNS = 10  # of a grid
+FORMATS = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+MOST_SIDES = {"JPEG": 65_535, "WEBP": 16_383}  # pixels along a side that a format has room for
+SAVED = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+DESCRIPTION = 0x010E  # EXIF's ImageDescription
+MOST_EXIF = 60_000  # bytes; a JPEG has room for 64 KB of EXIF in all
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by a PNG's colour type
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7
 
-def grid(images: list[Any], columns: int = 10) -> Any:
+
+def grid(images: list[Any], columns: int = COLUMNS) -> Any:
     """PIL images of one size side by side, at most `columns` in a row."""
     from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
     from torchvision.utils import make_grid
@@ -29,12 +42,102 @@ def encode_png(image: Any, texts: dict[str, str]) -> bytes:
     return out.getvalue()
 
 
-def save_png(path: Path, image: Any, texts: dict[str, str]) -> None:
-    """Write a PNG with text chunks, whole or not at all."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(encode_png(image, texts)))
+def save_picture(path: Path, image: Any, texts: dict[str, str]) -> None:
+    """Write a picture in the format of its suffix, whole or not at all: texts as a PNG's chunks, or in EXIF."""
+    kind = FORMATS[path.suffix.lower()]
+    data = encode_png(image, texts) if kind == "PNG" else _with_exif(image, texts, kind)
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def _with_exif(image: Any, texts: dict[str, str], kind: str) -> bytes:
+    """A JPEG or WebP whose EXIF description is `texts` as JSON; what has no room there is left out, longest first."""
+    from PIL import Image
+
+    out, exif, kept = io.BytesIO(), Image.Exif(), dict(texts)
+    while len(said := dumps(kept)) > MOST_EXIF:
+        del kept[max(kept, key=lambda key: len(kept[key]))]
+    exif[DESCRIPTION] = said
+    image.save(out, format=kind, exif=exif, **SAVED[kind])
+    return out.getvalue()
+
+
+def read_texts(image: Any) -> dict[str, str]:
+    """What an opened PIL image says of how it was drawn: a PNG's text chunks, or what EXIF has in their place.
+
+    Empty where it says nothing.
+    """
+    if image.format == "PNG":
+        return {key: value for key, value in image.text.items() if isinstance(value, str)}
+    try:
+        found = json.loads(image.getexif().get(DESCRIPTION, ""))
+    except (ValueError, RecursionError):
+        return {}
+    texts = found.items() if isinstance(found, dict) else ()
+    return {key: value for key, value in texts if isinstance(value, str)}
 
 
 def texts(trace: "Trace", seeds: list[int]) -> dict[str, str]:
     """What a PNG's text chunks say of how it was drawn."""
     seed = ",".join(map(str, seeds))
-    return {"seed": seed, "model": trace.model, "method": trace.method, "settings": json.dumps(trace.settings)}
+    return {"seed": seed, "model": trace.model, "method": trace.method, "settings": dumps(trace.settings)}
+
+
+def check(data: bytes) -> None:
+    """ValueError says what a PNG lacks: chunks, checksums, pixels. Pillow lets some of that pass."""
+    header, parts = b"", []
+    for kind, body in _chunks(data):
+        if kind == b"IHDR" and not header:
+            header = bytes(body)
+        elif kind == b"IDAT":
+            parts.append(body)
+    if len(header) != 13 or header[9] not in _CHANNELS:
+        raise ValueError("is damaged: it has no header")
+    wide, high = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
+    check_pixels(wide, high)
+    wanted = _pixel_bytes(wide, high, header[8] * _CHANNELS[header[9]], interlaced=header[12] != 0)
+    try:
+        there = _inflated(parts, wanted)
+    except zlib.error:
+        raise ValueError("is damaged: its pixels cannot be inflated") from None
+    if there < wanted:
+        raise ValueError("is damaged: it has fewer pixels than its header says")
+
+
+def check_pixels(wide: int, high: int) -> None:
+    """ValueError where a picture has more pixels than are ever decoded here."""
+    if wide * high > MOST_PIXELS:
+        raise ValueError(f"has {wide}x{high} pixels, expected at most {MOST_PIXELS:,} in all")
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Kind and content of every chunk up to the last. ValueError where one is missing, or its checksum is wrong."""
+    view, at, kind = memoryview(data), len(START), b""
+    while kind != b"IEND":
+        end = at + 8 + int.from_bytes(view[at : at + 4], "big")
+        if end + 4 > len(view):
+            raise ValueError("is damaged: it ends early")
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise ValueError("is damaged: a checksum is wrong")
+        kind = bytes(view[at + 4 : at + 8])
+        yield kind, view[at + 8 : end]
+        at = end + 4
+
+
+def _pixel_bytes(wide: int, high: int, bits: int, *, interlaced: bool) -> int:
+    """Bytes of all rows, each with its filter in front."""
+    total = 0
+    for left, top, across, down in _PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = (wide - left + across - 1) // across, (high - top + down - 1) // down
+        total += rows * ((columns * bits + 7) // 8 + 1) if columns > 0 else 0
+    return total
+
+
+def _inflated(parts: list[memoryview], most: int) -> int:
+    """How many bytes come out of a zlib stream, counted up to `most` and not kept."""
+    stream, count = zlib.decompressobj(), 0
+    for part in parts:
+        waiting = bytes(part)
+        while waiting and count < most and not stream.eof:
+            count += len(stream.decompress(waiting, 1 << 20))
+            waiting = stream.unconsumed_tail
+    return count + len(stream.flush()) if count < most else count  # what was read, and waited for more room

@@ -5,13 +5,13 @@ Slots are the coordinate system of the whole library. Slot s is the s-th image t
 computed at slot s are the law of slot s + 1, and those of the last condition token the law of slot 0.
 """
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vargen.core.atomic import dumps
 from vargen.core.dispatch import Kernels
 
 
@@ -185,7 +185,7 @@ class Trace:
 
     def json(self) -> str:
         """The trace as JSON text."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def merge(cls, traces: "list[Trace]") -> "Trace":

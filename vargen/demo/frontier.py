@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vargen.core import registry
+from vargen.core.atomic import dumps
 
 COPY = Path(__file__).with_name("frontier.json")
 TIMES = ("", "-drafted", "-abreast")  # files of seconds, the first that has a method counts: pocket-var-cpu.json, ...
@@ -133,7 +134,7 @@ def table(model: str, speed: str) -> str:
 
 def main(folder: Path) -> None:
     """Write the copy."""
-    rows = [json.dumps(asdict(point)) for point in compact(folder)]
+    rows = [dumps(asdict(point)) for point in compact(folder)]
     COPY.write_text("[\n" + ",\n".join(rows) + "\n]\n")
 
 

@@ -5,6 +5,7 @@ Everything is read in a stream, a batch at a time, and what is wrong with a file
 
 import hashlib
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,11 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vargen.core.atomic import write_atomically
+from vargen.core.image_processor import open_picture, read_picture
+from vargen.core.png import check_pixels
 
 Pixels = NDArray[np.uint8]
 DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error)
+MOST_AT_ONCE = 1 << 30  # bytes of pixels
+ARRAYS = ("arr_0", "mu", "sigma", "mu_s", "sigma_s")  # that an npz is read for; what else it holds is left alone
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Images:
     read: Callable[[int, int], Pixels]
 
     def batches(self, size: int = 64) -> Iterator[Pixels]:
-        """All of them, `size` at a time."""
+        """All of them, `size` at a time; fewer where those would be more than a GiB."""
+        size = max(1, min(size, MOST_AT_ONCE // (self.size[0] * self.size[1] * 3)))
         for start in range(0, self.count, size):
             yield self.read(start, min(start + size, self.count))
 
@@ -66,18 +71,8 @@ def _folder(folder: Path) -> Images:
 
 
 def read_image(path: Path, size: tuple[int, ...] | None = None) -> Pixels:
-    """One picture, (H, W, 3) uint8. ValueError, by its name, where it is damaged or not of `size` (height, width)."""
-    from PIL import Image
-
-    try:
-        if path.suffix.lower() == ".png" and _png_sides(path) is None:
-            raise ValueError("it ends early, or a checksum is wrong")  # Pillow lets that pass
-        with Image.open(path) as image:
-            if image.mode not in ("RGB", "L", "P", "1") or "transparency" in image.info:
-                raise ValueError(f"its mode is {image.mode}, with more than 8 bits or transparency")
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the image {path} is damaged or unfit: {error}") from None
+    """One picture, (H, W, 3) uint8. ValueError, by its name, where it is unfit or not of `size` (height, width)."""
+    pixels = np.array(read_picture(path))
     if size is not None and pixels.shape[:2] != tuple(size):
         height, width = pixels.shape[:2]
         raise ValueError(f"the image {path} is {width}x{height}, expected {size[1]}x{size[0]} as the others")
@@ -85,29 +80,12 @@ def read_image(path: Path, size: tuple[int, ...] | None = None) -> Pixels:
 
 
 def is_whole_png(path: Path, size: int) -> bool:
-    """Whether there is a PNG of `size` pixels a side, complete and with every checksum right."""
+    """Whether there is a PNG such as a run writes, RGB and of `size` pixels a side, and it can be decoded."""
     try:
-        return _png_sides(path) == (size, size)
-    except OSError:
+        image = open_picture(path)
+    except ValueError:
         return False
-
-
-def _png_sides(path: Path) -> tuple[int, int] | None:
-    """Width and height of a PNG whose chunks are all there and undamaged; nothing is decoded."""
-    data, at, sides = path.read_bytes(), len(PNG_START), None
-    if data[:at] != PNG_START:
-        return None
-    while at + 12 <= len(data):
-        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        end = at + 8 + length
-        if zlib.crc32(data[at + 4 : end]).to_bytes(4, "big") != data[end : end + 4]:
-            return None
-        if kind == b"IHDR":
-            sides = (int.from_bytes(data[at + 8 : at + 12], "big"), int.from_bytes(data[at + 12 : at + 16], "big"))
-        if kind == b"IEND":
-            return sides
-        at = end + 4
-    return None
+    return (image.format, image.mode, image.size) == ("PNG", "RGB", (size, size))
 
 
 def _npz(path: Path) -> Images:
@@ -116,16 +94,21 @@ def _npz(path: Path) -> Images:
         raise ValueError(f"the file {path} has no images: there is no arr_0 in it")
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or min(shape) < 1:
         raise ValueError(f"arr_0 of {path} is {shape} {dtype}, expected (N, H, W, 3) uint8")
-    row = int(np.prod(shape[1:]))
-    member, at = _member(path, "arr_0"), 0  # the open member and the row it stands at: a zip is read forward
+    try:
+        check_pixels(shape[2], shape[1])
+    except ValueError as error:
+        raise ValueError(f"an image in {path} {error}") from None
+    row = math.prod(shape[1:])
+    member, at = _member(path, "arr_0", shape[0] * row), 0  # open, and the row it stands at: a zip is read forward
 
     def read(start: int, stop: int) -> Pixels:
         nonlocal member, at
         try:
             if start < at:
-                member, at = _member(path, "arr_0"), 0
-            for first in range(at, start, 1024):
-                member.read(min(1024, start - first) * row)
+                member, at = _member(path, "arr_0", shape[0] * row), 0
+            left = (start - at) * row
+            while left and (passed := len(member.read(min(left, 1 << 24)))):
+                left -= passed
             data = member.read((stop - start) * row)
         except DAMAGE as error:
             raise ValueError(f"the file {path} is damaged: {error}") from None
@@ -138,19 +121,15 @@ def _npz(path: Path) -> Images:
 
 
 def npz_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and type of every array in an npz, read from the headers alone. ValueError where it is damaged."""
+    """Shape and type of the `ARRAYS` in an npz, read from their headers alone. ValueError where one is damaged."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-        return {name: _header(_open(path, name))[:2] for name in names}
+            held = [name for name in ARRAYS if f"{name}.npy" in archive.NameToInfo]
+            return {name: _header(archive.open(f"{name}.npy"))[:2] for name in held}
     except DAMAGE as error:
         raise ValueError(f"the file {path} is damaged: {error}") from None
-
-
-def _open(path: Path, name: str) -> Any:
-    return zipfile.ZipFile(path).open(f"{name}.npy")
 
 
 def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
@@ -159,19 +138,26 @@ def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
     version = np.lib.format.read_magic(stream)
     if version not in readers:
         raise ValueError(f"an array is in version {version} of the format")
-    shape, fortran, dtype = readers[version](stream)
+    try:
+        shape, fortran, dtype = readers[version](stream)
+    except Exception:  # numpy hands a header to Python's tokenizer and parser, which raise what they like
+        raise ValueError("the header of an array cannot be read") from None
     return shape, dtype, fortran
 
 
-def _member(path: Path, name: str) -> Any:
-    """An array's bytes, its header read. ValueError where they are not in order of rows."""
+def _member(path: Path, name: str, size: int) -> Any:
+    """An array's bytes, its header read. ValueError where they are not in order of rows, or fewer than `size`."""
     try:
-        stream = _open(path, name)
-        fortran = _header(stream)[2]
+        archive = zipfile.ZipFile(path)
+        stream = archive.open(f"{name}.npy")
+        shape, _, fortran = _header(stream)
+        there = archive.getinfo(f"{name}.npy").file_size - stream.tell()
     except DAMAGE as error:
         raise ValueError(f"the file {path} is damaged: {error}") from None
     if fortran:
         raise ValueError(f"{name} of {path} is stored by columns, expected by rows")
+    if there < size:
+        raise ValueError(f"the file {path} is damaged: {name} ends before its {shape[0]} images")
     return stream
 
 

@@ -1,6 +1,7 @@
 """From a set of images to figures that say what they are: FID, sFID, IS, KID, precision, recall, class agreement."""
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +14,16 @@ import torch
 
 from vargen.core.atomic import write_atomically
 from vargen.eval import metrics
-from vargen.eval.features import Extractor, extract
+from vargen.eval.features import Extractor, Stored, extract
 from vargen.eval.images import DAMAGE, Images, npz_shapes, open_images
 from vargen.eval.metrics import Frechet, Gaussian, Rows
 from vargen.scenes.dataset import HELD_OUT, scenes
 
+FIGURES = ("fid", "fid_standard_error", "fid_interval", "sfid", "inception_score", "inception_score_std")
+FIGURES += ("precision", "recall", "kid", "kid_std", "kid_subset")
+SPLITS = 10  # of the Inception Score; of a single image it is 1, whatever the image
 FEWEST = 7  # images up to which precision, recall and KID say nothing
-MOST_FEATURES = 20_000
+MOST_FEATURES = 8192  # of statistics that come in: their covariance is half a GiB
 ENOUGH = 10_000  # images below which a Fréchet distance is mostly bias
 POCKET_REFERENCE = 5_000  # held-out scenes
 
@@ -74,6 +78,7 @@ def _sha256(path: Path) -> str:
 
 
 def _of_images(images: Images, extractor: Extractor, folder: Path) -> Reference:
+    _check_count(images, "the reference")
     pixels = hashlib.sha256()
     found = extract(images, extractor, folder, digest=pixels)
     gaussian = metrics.moments(found["pooled"]).gaussian()
@@ -117,43 +122,66 @@ def measure(
     """All figures of `images`, and a description of what they rest on; `how` says how the pixels came about.
 
     With `labels` (N,) of pocket scenes, the share that the classifier agrees with. `fid_interval` is of sampling alone:
-    the bias of a Fréchet distance from few images is not in it. Figures that too few images allow are left out, with a
-    warning.
+    the bias of a Fréchet distance from few images is not in it. Figures that cannot be had, or would say nothing, are
+    None, with a warning. ValueError where there are fewer than two images.
     """
+    _check_count(images, "these images")
     with tempfile.TemporaryDirectory() as folder:
         _probe(images, extractor, against)
         found = extract(images, extractor, Path(folder))
-        pooled, distance = found["pooled"], Frechet(against.gaussian)
-        fid = distance(metrics.moments(pooled).gaussian())
-        error = metrics.jackknife(pooled, distance) if images.count > 2 else float("inf")
         out: dict[str, Any] = {
             "description": f"{extractor.name}, {against.name}, {images.count:,} images, {how}",
             "images": images.count,
             "features": extractor.name,
             "reference": against.name,
             "reference_sha256": against.digest,
-            "fid": fid,
-            "fid_standard_error": error,
-            "fid_interval": [fid - 1.96 * error, fid + 1.96 * error],
+            **dict.fromkeys(FIGURES),
+            **_distances(found, against),
+            **_neighbours(found["pooled"], against.features, str(extractor.device)),
         }
-        if "spatial" in found and against.spatial is not None:
-            out["sfid"] = Frechet(against.spatial)(metrics.moments(found["spatial"]).gaussian())
         guesses = None
         if "logits" in found:
-            splits = min(10, images.count)
-            out["inception_score"], out["inception_score_std"] = metrics.inception_score(found["logits"], splits=splits)
+            if images.count >= 2 * SPLITS:
+                score = metrics.inception_score(found["logits"], splits=SPLITS)
+                out["inception_score"], out["inception_score_std"] = score
             parts = [found["logits"][i : i + 1024].argmax(1) for i in range(0, images.count, 1024)]
             guesses = np.concatenate(parts)
-        if against.features is not None and min(images.count, len(against.features)) > FEWEST:
-            device = str(extractor.device)
-            out["precision"], out["recall"] = metrics.precision_recall(pooled, against.features, device=device)
-            size = min(1000, images.count // 2, len(against.features) // 2)  # below all: subsets must differ
-            out["kid"], out["kid_std"] = metrics.kid(pooled, against.features, size=size)
-            out["kid_subset"] = size
         if labels is not None and guesses is not None:
             out["class_agreement"] = float((guesses == np.array(labels)).mean())
-        out["warnings"] = warnings(images, against, guesses)
+        lost = [key for key, value in out.items() if isinstance(value, float) and not math.isfinite(value)]
+        out |= dict.fromkeys(lost)
+        out["warnings"] = warnings(images, against, guesses) + [f"{key} is not finite: left out" for key in lost]
+        if out["sfid"] is None and "sfid" not in lost:
+            out["warnings"].append("no spatial statistics on both sides: no sFID")
     return out
+
+
+def _check_count(images: Images, which: str) -> None:
+    """ValueError where there are too few to have a covariance."""
+    if images.count < 2:
+        raise ValueError(f"got {images.count} image in {images.name} ({which}), expected at least 2")
+
+
+def _distances(found: dict[str, Stored], against: Reference) -> dict[str, Any]:
+    """FID with its error and interval, which two images do not have; and sFID, where both sides have what it wants."""
+    distance, count = Frechet(against.gaussian), len(found["pooled"])
+    fid = distance(metrics.moments(found["pooled"]).gaussian())
+    out: dict[str, Any] = {"fid": fid}
+    if count > 2 and math.isfinite(error := metrics.jackknife(found["pooled"], distance)):
+        out |= {"fid_standard_error": error, "fid_interval": [fid - 1.96 * error, fid + 1.96 * error]}
+    if "spatial" in found and against.spatial is not None:
+        out["sfid"] = Frechet(against.spatial)(metrics.moments(found["spatial"]).gaussian())
+    return out
+
+
+def _neighbours(ours: Rows, theirs: Rows | None, device: str) -> dict[str, Any]:
+    """Precision, recall and KID, where the reference has features and neither side too few of them."""
+    if theirs is None or min(len(ours), len(theirs)) <= FEWEST:
+        return {}
+    precision, recall = metrics.precision_recall(ours, theirs, device=device)
+    size = min(1000, len(ours) // 2, len(theirs) // 2)  # below all: subsets must differ
+    kid, deviation = metrics.kid(ours, theirs, size=size)
+    return {"precision": precision, "recall": recall, "kid": kid, "kid_std": deviation, "kid_subset": size}
 
 
 def _probe(images: Images, extractor: Extractor, against: Reference) -> None:
@@ -172,9 +200,14 @@ def warnings(images: Images, against: Reference, guesses: Any) -> list[str]:
     out = []
     if images.count < ENOUGH:
         out.append(f"{images.count:,} images: a Fréchet distance is biased upwards below {ENOUGH:,}")
-    if images.count <= FEWEST and against.features is not None:
-        out.append(f"{images.count} images are too few for precision, recall and KID: left out")
-    if images.count < 1000 and guesses is not None:
+    if images.count <= 2:
+        out.append(f"{images.count} images are too few for a standard error and an interval: left out")
+    out += _left_out(images.count, None if against.features is None else len(against.features))
+    if guesses is None:
+        out.append("these features have no classes: no Inception Score")
+    elif images.count < 2 * SPLITS:
+        out.append(f"{images.count} images are too few for an Inception Score over {SPLITS} splits: left out")
+    elif images.count < 1000:
         out.append(f"an Inception Score over splits of {images.count} images is biased downwards")
     if against.count is not None and against.count < ENOUGH and not against.settled:
         out.append(f"the reference has {against.count:,} images, fewer than {ENOUGH:,}")
@@ -191,6 +224,15 @@ def warnings(images: Images, against: Reference, guesses: Any) -> list[str]:
         if (guesses[1:] == guesses[:-1]).mean() > by_chance + max(doubt, 0.05):
             out.append("the images look sorted by class: split scores of other tools will be wrong (these shuffle)")
     return out
+
+
+def _left_out(ours: int, theirs: int | None) -> list[str]:
+    """Why there is no precision, recall and KID: which of the two sets is too small."""
+    if theirs is None:
+        return ["the reference is statistics without images: no precision, recall and KID"]
+    small = [f"{ours} images are"] if ours <= FEWEST else []
+    small += [f"the reference's {theirs} images are"] if theirs <= FEWEST else []
+    return [f"{which} too few for precision, recall and KID: left out" for which in small]
 
 
 def _pixels(size: tuple[int, int]) -> str:

@@ -5,7 +5,7 @@ batched product depend on its shape, and a run must give the same files on one p
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -13,9 +13,11 @@ from typing import Any, get_origin, get_type_hints
 import torch
 
 from vargen.core import noise, registry
+from vargen.core.atomic import dumps
 from vargen.core.preset import Preset
 from vargen.pipelines import request, values
 
+MOST_IMAGES = 10_000_000  # of a run: so many files a folder may hold, and so many checksums memory
 AUTO_WINDOW = 16  # stands in for `auto`, which follows the clock
 
 
@@ -37,10 +39,10 @@ class Plan:
     quantize: str = ""  # how its layers are stored, where they are quantised
 
     @property
-    def groups(self) -> list[range]:
+    def groups(self) -> Iterator[range]:
         """Indices that are drawn together."""
-        starts = range(0, self.count, self.batch_size)
-        return [range(start, min(start + self.batch_size, self.count)) for start in starts]
+        for start in range(0, self.count, self.batch_size):
+            yield range(start, min(start + self.batch_size, self.count))
 
     def label(self, index: int) -> int:
         """The class of an image: in turn, or drawn uniformly."""
@@ -73,7 +75,7 @@ class Plan:
 
     def json(self) -> dict[str, Any]:
         """The plan as JSON's types."""
-        return json.loads(json.dumps(asdict(self)))
+        return json.loads(dumps(asdict(self)))
 
 
 def make(
@@ -102,7 +104,7 @@ def make(
         )
     values.whole(rest.get("seed", 0), "seed")
     for key, value in (("number of images", count), ("batch size", rest.get("batch_size", 1))):
-        values.whole(value, key, least=1)
+        values.whole(value, key, least=1, most=MOST_IMAGES)
     given = {key: value for key, value in law.items() if value is not None}
     return Plan(
         preset.name,

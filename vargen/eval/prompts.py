@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vargen.core.atomic import dumps
 from vargen.eval.images import read_image
 
 
@@ -89,7 +90,7 @@ def export(images: list[Path], prompts: list[Prompt], layout: str, out: Path) ->
         if layout == "geneval":
             folder = out / f"{index:05d}"
             (folder / "samples").mkdir(parents=True, exist_ok=True)
-            (folder / "metadata.jsonl").write_text(json.dumps(prompt.metadata) + "\n")
+            (folder / "metadata.jsonl").write_text(dumps(prompt.metadata) + "\n")
             for number, path in enumerate(mine):
                 shutil.copyfile(path, folder / "samples" / f"{number:05d}.png")
         elif layout == "dpg":
@@ -102,6 +103,6 @@ def export(images: list[Path], prompts: list[Prompt], layout: str, out: Path) ->
 def _grid(paths: list[Path], out: Path) -> None:
     from PIL import Image
 
-    from vargen.core.png import grid, save_png
+    from vargen.core.png import grid, save_picture
 
-    save_png(out, grid([Image.fromarray(read_image(path)) for path in paths], columns=2), {})
+    save_picture(out, grid([Image.fromarray(read_image(path)) for path in paths], columns=2), {})

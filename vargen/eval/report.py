@@ -1,12 +1,13 @@
 """Tables and plots of many results: quality beside its price, and the published figure beside ours."""
 
 import json
+import math
 import re
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from vargen.core.atomic import write_atomically
+from vargen.core.atomic import write_atomically, write_json
 
 COLUMNS = {  # heading -> key of a row, format
     "model": ("model", "{}"),
@@ -73,8 +74,9 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
     changed = {**plan.get("law", {}), **{key: plan[key] for key in ("seed", "quantize") if plan.get(key)}}
     if changed:
         out["settings"] = ", ".join(f"{key} {value}" for key, value in changed.items())
-    low, high = result["fid_interval"]
-    out["half_interval"] = (high - low) / 2
+    low, high = result["fid_interval"] or (math.nan, math.nan)
+    if math.isfinite(high - low):
+        out["half_interval"] = (high - low) / 2
     if result.get("kid") is not None:
         out["kid_thousandths"] = 1000 * result["kid"]
     if result.get("seconds_sampling") is not None:
@@ -128,9 +130,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes, ("forwards_per_image", "seconds_per_image"), ("forwards per image", "seconds per image"), strict=True
     ):
         for number, (name, members) in enumerate(families(rows).items()):
-            timed = sorted((one for one in members if key in one), key=itemgetter(key))
+            timed = sorted((one for one in members if key in one and "fid" in one), key=itemgetter(key))
             style = {"fmt": "os^Dv*"[number // 10 % 6] + "-", "capsize": 2, "elinewidth": 0.6}
-            values = [[one[field] for one in timed] for field in (key, "fid", "half_interval")]
+            values = [[one.get(field, math.nan) for one in timed] for field in (key, "fid", "half_interval")]
             axis.errorbar(*values, label=name, color=f"C{number % 10}", **style)  # ten colours
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
@@ -146,5 +148,5 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
     """`OUT.md`, `OUT.json` and `OUT.png`."""
     paths = [out.with_name(out.name + suffix) for suffix in (".md", ".json", ".png")]
     write_atomically(paths[0], lambda path: path.write_text(markdown(rows)))
-    write_atomically(paths[1], lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
+    write_json(paths[1], rows)
     plot(rows, paths[2])

@@ -13,8 +13,10 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from reprlib import repr  # short: a run may have thousands of prompts
 from typing import Any
 
 import torch
@@ -23,8 +25,8 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from vargen.core import quantize, registry
-from vargen.core.atomic import write_atomically
-from vargen.core.png import save_png
+from vargen.core.atomic import locked, write_atomically, write_json
+from vargen.core.png import save_picture
 from vargen.eval.images import is_whole_png
 from vargen.eval.plan import Plan, load
 from vargen.pipelines.choose_drafter import chosen
@@ -38,7 +40,8 @@ def sample(
 ) -> dict[str, Any]:
     """Draw what is missing of `plan` into `out` and return the manifest. The folder may hold a part of the same run.
 
-    ValueError where it holds another run, or where a file cannot be written; what was drawn stays.
+    ValueError where it holds another run, or where a file cannot be written; what was drawn stays. Of many processes
+    the first one has the manifest, and says what is refused; the others return an empty one.
     """
     where = find_device(device)
     state = PartialState(cpu=where.type == "cpu", timeout=timedelta(days=30))  # some wait long for the slowest
@@ -56,12 +59,18 @@ def sample(
 def _sample(plan: Plan, pipe: Any, out: Path, state: PartialState) -> dict[str, Any]:
     pipe.set_progress_bar_config(disable=True)
     todo: list[Any] = [None]
+    refused: Exception | None = None
     if state.is_main_process:
-        _begin(plan, pipe, out)
-        side, sums = _side(plan, pipe), _read_sums(out)
-        todo = [[g for g in plan.groups if not all(_is_right(out, plan, i, side, sums) for i in g)]]
+        try:
+            todo = [_begin(plan, pipe, out)]
+        except (ValueError, OSError) as error:
+            refused = error  # raised when the others have heard: they would wait for what never comes
     if state.num_processes > 1:
         broadcast_object_list(todo)
+    if refused is not None:
+        raise refused
+    if todo[0] is None:
+        return {}
     mine = todo[0][state.process_index :: state.num_processes]
     done = plan.count - sum(len(group) for group in todo[0])
     bar = tqdm(total=plan.count, initial=done, unit="image", disable=None if state.is_main_process else True)
@@ -102,26 +111,44 @@ def _image(out: Path, plan: Plan, index: int) -> Path:
     return out / "images" / plan.name(index)
 
 
-def _begin(plan: Plan, pipe: Any, out: Path) -> None:
-    """Write the manifest first and make the folders then, so that a run that was killed here can be taken up again."""
-    path = out / "manifest.json"
+def _begin(plan: Plan, pipe: Any, out: Path) -> list[range]:
+    """Make the folder this run's, and find the groups that are still to be drawn."""
     now = {"plan": plan.json(), "weights": fingerprint(pipe, plan.method, plan.preset)}
+    _check_kind(out)  # before a lock is put there
+    with locked(out / ".manifest.lock"):
+        _claim(now, pipe, out)
+    for folder in (out / "images", out / "traces"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".*"):  # of a process that was killed while it wrote, long ago
+            with suppress(FileNotFoundError):  # another process of this run was quicker
+                if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                    leftover.unlink()
+    side, sums = _side(plan, pipe), _read_sums(out)
+    return [group for group in plan.groups if not all(_is_right(out, plan, i, side, sums) for i in group)]
+
+
+def _check_kind(out: Path) -> None:
+    """ValueError where a folder has things in it and holds no run."""
+    held = out.exists() and any(not path.name.startswith(".manifest") for path in out.iterdir())
+    if held and not (out / "manifest.json").exists():
+        raise ValueError(f"{out} is not empty and holds no run: name a new folder")
+
+
+def _claim(now: dict[str, Any], pipe: Any, out: Path) -> None:
+    """Write the manifest, of a folder that has none; the images come after it, so that a run that was killed here can
+    be taken up again. ValueError where it is another run's.
+    """
+    path = out / "manifest.json"
     if path.exists():
         before = _read_manifest(path)
         found = load(path).json() | {"weights": before.get("weights")}
         after = now["plan"] | {"weights": now["weights"]}
         if other := [key for key in after if found.get(key) != after[key]]:
-            changed = ", ".join(f"{key} {found.get(key)!r} instead of {after[key]!r}" for key in other)
-            raise ValueError(f"{out} holds another run: {changed}")
+            changed = ", ".join(f"{key} {repr(found.get(key))} instead of {repr(after[key])}" for key in other)
+            raise ValueError(f"{out} holds another run: {changed}; give another --out, or delete that folder first")
     else:
-        if out.exists() and any(not p.name.startswith(".manifest") for p in out.iterdir()):
-            raise ValueError(f"{out} is not empty and holds no run: name a new folder")
+        _check_kind(out)
         _write_manifest(out, now | {"complete": False, "versions": [pipe.versions]})
-    for folder in (out / "images", out / "traces"):
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*"):  # of a process that was killed while it wrote, long ago
-            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-                leftover.unlink(missing_ok=True)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -130,7 +157,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
-    write_atomically(out / "manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n"))
+    write_json(out / "manifest.json", manifest)
 
 
 def fingerprint(pipe: Any, method: str, preset: str | None = None) -> str:
@@ -155,8 +182,8 @@ def _draw(plan: Plan, pipe: Any, out: Path, group: range) -> None:
     kept = {key: trace[key] for key in ("images", "forwards_per_image", "seconds")}
     try:
         for index, image in zip(group, drawn.images, strict=True):
-            save_png(_image(out, plan, index), image, plan.texts(index))
-        write_atomically(_trace(out, group.start), lambda path: path.write_text(json.dumps(kept) + "\n"))
+            save_picture(_image(out, plan, index), image, plan.texts(index))
+        write_json(_trace(out, group.start), kept)
     except OSError as error:
         there = len(list((out / "images").glob("*.png")))
         raise ValueError(f"cannot write to {out} ({error.strerror}); {there} images are there and kept") from None

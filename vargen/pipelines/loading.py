@@ -48,7 +48,7 @@ def load(
     preset, where = registry.preset(name), find_device(device)
     if text_encoder is not None and preset.classes:
         raise ValueError(f"{name} draws classes and takes no text encoder")
-    kind = dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
+    kind = dtype or usual_dtype(where)
     if kind not in DTYPES.values():
         raise ValueError(f"got dtype {kind}, expected float32, bfloat16 or float16")
     quantized.check(quantize, where, kind)
@@ -77,6 +77,11 @@ def _path(value: str | Path | None) -> Path | None:
     if value is not None and not isinstance(value, str | Path):
         raise ValueError(f"got checkpoint {value!r}, expected a path")
     return None if value is None else Path(value).expanduser()
+
+
+def usual_dtype(device: torch.device) -> torch.dtype:
+    """The transformer's, unless another is asked for."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def find_device(name: str | torch.device | None) -> torch.device:

@@ -30,9 +30,10 @@ class NextScalePipeline(Pipeline):
 
         `guidance_scale` grows from scale to scale, and 0 is off; `cfg_interval` is the last scale to be guided.
         `temperature`, `top_k` and `top_p` may have a value for each scale. With `image` and `mask_image` the image is
-        repainted where the mask is white (one half or more) and kept elsewhere: as the class asked for says, or as the
-        surroundings do (class -1). Both are PIL images or tensors (3, H, W) in [0, 1] and (H, W), of the model's size,
-        the same for all images drawn. ValueError in one sentence for anything out of range.
+        repainted where the mask is white (one half or more), or transparent where it has holes, and kept elsewhere: as
+        the class asked for says, or as the surroundings do (class -1). Both are PIL images or tensors (3, H, W) in
+        [0, 1] and (H, W), of the model's size, the same for all images drawn. ValueError in one sentence for anything
+        out of range.
         """
         pipe, asked, wanted = self._asked(class_labels, given)
         return pipe._answer(asked, wanted)

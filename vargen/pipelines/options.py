@@ -94,7 +94,7 @@ class ScaleOptions(Options):
     """What pipelines of next-scale models take beside."""
 
     image: Any = option(None, "a picture to repaint: PIL, or a tensor (3, H, W) in [0, 1], of the model's size")
-    mask_image: Any = option(None, "where it is repainted (next-scale models): white; black stays", text=Path)
+    mask_image: Any = option(None, "where it is repainted (next-scale models): white, or its holes", text=Path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from vargen.core import registry
 from vargen.pipelines import request, values
 
 PROMPT = 64  # tokens of a prompt, where a model takes prompts of any length
+MOST_BATCH = 100_000_000  # of which a cache has fewer bytes than an int64 counts
 WIDEST = 64  # tokens in a block whose width is measured
 
 
@@ -56,7 +57,7 @@ def plan(
 
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"got dtype {dtype}, expected float32, bfloat16 or float16")
-    found, batch = registry.preset(name), values.whole(batch, "batch size", least=1)
+    found, batch = registry.preset(name), values.whole(batch, "batch size", least=1, most=MOST_BATCH)
     if found.skeleton is None or found.kind != "raster":
         raise ValueError(f"the memory of {name} cannot be planned: it is no raster model, or its files have its shapes")
     asked = request.method(method or found.method, found.choose(preset), {"guidance_scale": guidance_scale}, {})

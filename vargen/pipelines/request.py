@@ -228,6 +228,4 @@ def image_size(value: Any, recipe: Recipe, *, most: int = 8192) -> int | None:
     """Pixels a side to resize to, from the argument or else the recipe; None: as decoded."""
     if value is None:
         return recipe.image_size
-    if values.whole(value, "image size", least=1) > most:
-        raise ValueError(f"got image size {value}, expected at most {most}")
-    return int(value)
+    return values.whole(value, "image size", least=1, most=most)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from vargen.core import registry
+from vargen.core.image_processor import as_mask, as_picture
 
 
 def per_scale(value: Any, name: str, convert: Callable[[Any, str], Any], scales: int) -> list[Any]:
@@ -26,8 +27,8 @@ def per_scale(value: Any, name: str, convert: Callable[[Any, str], Any], scales:
     return [convert(each, name) for each in value]
 
 
-def whole(value: Any, name: str, *, least: int | None = None) -> int:
-    """`value` as an int. ValueError where it is no whole number or below `least`."""
+def whole(value: Any, name: str, *, least: int | None = None, most: int | None = None) -> int:
+    """`value` as an int. ValueError where it is no whole number, below `least` or above `most`."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -36,6 +37,8 @@ def whole(value: Any, name: str, *, least: int | None = None) -> int:
         raise ValueError(f"got {name} {value!r}, expected a whole number") from None
     if least is not None and found < least:
         raise ValueError(f"got {name} {found}, expected at least {least}")
+    if most is not None and found > most:
+        raise ValueError(f"got {name} {found}, expected at most {most}")
     return found
 
 
@@ -95,9 +98,12 @@ def labels(values: Any, each: Any, names: Sequence[str], count: int, *, uncondit
 
 
 def picture(value: Any, side: int, channels: int) -> Tensor:
-    """A picture as (1, C, side, side) in [0, 1], from a PIL image or a tensor (C, H, W), or (H, W) where C is 1."""
+    """A picture as (1, C, side, side) in [0, 1], from a PIL image or a tensor (C, H, W), or (H, W) where C is 1.
+
+    A PIL image is read as `core/image_processor.py` says; where C is 1, as a mask.
+    """
     if isinstance(value, Image.Image):
-        found = pil_to_tensor(value.convert("RGB" if channels == 3 else "L")) / 255
+        found = pil_to_tensor(as_picture(value) if channels == 3 else as_mask(value)) / 255
     elif isinstance(value, Tensor):
         found = value.float()[None] if value.dim() == 2 else value.float()
     else:

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import io
-import json
 import time
 import zipfile
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from vargen.core.atomic import dumps
 from vargen.server.desk import Job
 from vargen.server.errors import Refusal, answer
 from vargen.server.orders import Done, Order, Shown
@@ -86,7 +86,7 @@ def _event(name: str, told: Told, image: int, png: bytes, more: dict[str, Any]) 
 
 
 def _line(name: str, content: dict[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
+    return f"event: {name}\ndata: {dumps(content)}\n\n".encode()
 
 
 class Events(StreamingResponse):

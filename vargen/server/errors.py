@@ -1,9 +1,10 @@
 """What clients are told when something is wrong, in OpenAI's shape."""
 
-import json
 from typing import Any
 
 from starlette.responses import Response
+
+from vargen.core.atomic import dumps
 
 KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 
@@ -34,4 +35,4 @@ class Refusal(Exception):
 
 def answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON in ASCII: what a client sent may hold halves of characters, which have no UTF-8."""
-    return Response(json.dumps(content), status, headers, media_type="application/json")
+    return Response(dumps(content), status, headers, media_type="application/json")

@@ -1,10 +1,11 @@
 """The log: one JSON object a line on standard error. Prompts are not in it unless they were asked for."""
 
-import json
 import logging
 import sys
 import time
 from typing import Any
+
+from vargen.core.atomic import dumps
 
 NAME = "vargen.server"
 
@@ -17,7 +18,7 @@ class Lines(logging.Formatter):
         if record.exc_info:
             said = {**said, "traceback": self.formatException(record.exc_info)}
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z"
-        return json.dumps({"time": when, "level": record.levelname.lower(), **said}, default=str)
+        return dumps({"time": when, "level": record.levelname.lower(), **said}, default=str)
 
 
 def start() -> None:
