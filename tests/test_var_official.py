@@ -46,7 +46,7 @@ def test_the_tokenizer_has_the_published_count(name, scales):
 
 
 def test_files_have_the_published_names():
-    named = {name: (presets.file_of(name), presets.hub(name)[0]) for name in presets.SHAPES}
+    named = {name: (presets.file_of(name), presets.published(name)[0]) for name in presets.SHAPES}
     assert named["var-d30"] == ("var_d30.pth", "FoundationVision/var")
     assert named["code-drafter-8"] == ("drafter_8.pth", "Zigeng/VAR_CoDe")
     assert named["code-refiner-6"] == ("refiner_6.pth", "Zigeng/VAR_CoDe")

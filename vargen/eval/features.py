@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from vargen.core import checkpoints
+from vargen.core import weight_files
 from vargen.eval.images import Images
 from vargen.eval.metrics import Array
 
@@ -71,7 +71,7 @@ def inception(device: torch.device, weights: Path | None = None) -> Extractor:
         raise ValueError(
             f"{weights} is not torch-fidelity's Inception: its SHA-256 begins {found[:8]}, not {INCEPTION_HASH}"
         )
-    checkpoints.read(weights)  # nothing but tensors in it: torch-fidelity would unpickle whatever there is
+    weight_files.read(weights)  # nothing but tensors in it: torch-fidelity would unpickle whatever there is
     model = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(weights)).to(device)
     return Extractor(f"torch-fidelity Inception {INCEPTION_HASH}", inception_run(model), device)
 

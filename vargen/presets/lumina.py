@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vargen.core import checkpoints
+from vargen.core import checkpoints, hub, weight_files
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.core.specs import RasterSpec
 from vargen.models import chameleon, t5
@@ -174,7 +174,7 @@ def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> VQTok
     if path is not None and path.is_dir():
         path = path / FILES[name]
     if path is None and name == "movqgan-270m":
-        path = checkpoints.fetch("ai-forever/MoVQGAN", FILES[name], REVISION)
+        path = hub.fetch("ai-forever/MoVQGAN", FILES[name], REVISION)
     if path is None or not path.is_file():
         where = "" if path is None else f" {path}"
         raise ValueError(f"no weights file{where} of {name}: name {FILES[name]} with tokenizer_checkpoint")
@@ -209,11 +209,11 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     from vargen.pipelines.prompted import PromptedPipeline
 
     model, given = MODELS[name], sources.checkpoint
-    folder = given if given is not None else checkpoints.fetch(model.repository, "*", REVISION)
+    folder = given if given is not None else hub.fetch(model.repository, "*", REVISION)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: expected one with config.json and the weights of {name}")
     found = settings(folder)
-    checkpoints.shards(folder)
+    weight_files.shards(folder)
     images = None if sources.drafts else tokenizer(model.images, sources.tokenizer_checkpoint, device)
     own = (folder / "tokenizer.json").is_file() and sources.text_encoder is None
     text = None if sources.drafts else t5.load_tokenizer(str(folder) if own else sources.text_encoder, model.words)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vargen.core import checkpoints
+from vargen.core import hub, weight_files
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.core.specs import RasterSpec
 from vargen.models import emu3, t5
@@ -42,10 +42,10 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     from vargen.pipelines.prompted import PromptedPipeline
 
     repository, given = REPOSITORIES[name], sources.checkpoint
-    folder = given if given is not None else checkpoints.fetch(repository, "*", "main")
+    folder = given if given is not None else hub.fetch(repository, "*", "main")
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: expected one with config.json, weights and tokenizer of {name}")
-    checkpoints.shards(folder)
+    weight_files.shards(folder)
     if sources.tokenizer_checkpoint is not None:
         raise ValueError(f"{name} has its image tokenizer in its own files: name no tokenizer_checkpoint")
     text = t5.load_tokenizer(sources.text_encoder or str(folder), repository)
