@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from vargen.core.messages import escaped
 from vargen.core.version import __version__
 
 COMMANDS = {  # name -> the module that has `command(argv)` and its `parser()`, and what it does
@@ -28,7 +29,7 @@ def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     except BrokenPipeError:  # the reader of our output has gone; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
-        print(f"vargen: {error}", file=sys.stderr)
+        print(f"vargen: {escaped(str(error))}", file=sys.stderr)  # nothing that a file says may look like our words
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("vargen: stopped; what was finished is kept", file=sys.stderr)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vargen.core import pretrained
+from vargen.core.messages import shown
 from vargen.eval.images import Images
 
 
@@ -20,7 +21,7 @@ def load(source: str, device: torch.device) -> tuple[Any, Any]:
     processor = pretrained.load(CLIPProcessor, place, "CLIP")
     loaded, info = pretrained.load_model(CLIPModel, place, "CLIP")
     if wrong := [*info["missing_keys"], *info["mismatched_keys"]]:
-        raise ValueError(f"the CLIP model {place} lacks weights, or has them in another shape: {wrong[0]}")
+        raise ValueError(f"the CLIP model {place} lacks weights, or has them in another shape: {shown(wrong[0])}")
     return Embedder(loaded).to(device).eval().requires_grad_(False), processor
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vargen.core import weight_files
+from vargen.core.messages import first_line
 from vargen.eval.images import Images
 from vargen.eval.metrics import Array
 
@@ -94,7 +95,8 @@ def _download(url: str, path: Path) -> None:
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_HASH)
     except Exception as error:  # the network's many complaints, all with the same remedy
-        raise ValueError(f"cannot download Inception's weights ({error}): name a local copy instead") from None
+        why = first_line(error)
+        raise ValueError(f"cannot download Inception's weights ({why}): name a local copy instead") from None
 
 
 def clip(device: torch.device, source: str) -> Extractor:

@@ -5,6 +5,7 @@ Everything is read in a stream, a batch at a time, and what is wrong with a file
 
 import hashlib
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vargen.core import archives
 from vargen.core.atomic import write_atomically
+from vargen.core.messages import first_line
 
 Pixels = NDArray[np.uint8]
-DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error)
+DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, MemoryError)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
@@ -77,7 +80,7 @@ def read_image(path: Path, size: tuple[int, ...] | None = None) -> Pixels:
                 raise ValueError(f"its mode is {image.mode}, with more than 8 bits or transparency")
             pixels = np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the image {path} is damaged or unfit: {error}") from None
+        raise ValueError(f"the image {path} is damaged or unfit: {first_line(error)}") from None
     if size is not None and pixels.shape[:2] != tuple(size):
         height, width = pixels.shape[:2]
         raise ValueError(f"the image {path} is {width}x{height}, expected {size[1]}x{size[0]} as the others")
@@ -116,7 +119,7 @@ def _npz(path: Path) -> Images:
         raise ValueError(f"the file {path} has no images: there is no arr_0 in it")
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or min(shape) < 1:
         raise ValueError(f"arr_0 of {path} is {shape} {dtype}, expected (N, H, W, 3) uint8")
-    row = int(np.prod(shape[1:]))
+    row = math.prod(shape[1:])
     member, at = _member(path, "arr_0"), 0  # the open member and the row it stands at: a zip is read forward
 
     def read(start: int, stop: int) -> Pixels:
@@ -128,7 +131,7 @@ def _npz(path: Path) -> Images:
                 member.read(min(1024, start - first) * row)
             data = member.read((stop - start) * row)
         except DAMAGE as error:
-            raise ValueError(f"the file {path} is damaged: {error}") from None
+            raise ValueError(f"the file {path} is damaged: {first_line(error)}") from None
         at = stop
         if len(data) != (stop - start) * row:
             raise ValueError(f"the file {path} is damaged: arr_0 ends before its {shape[0]} images")
@@ -142,15 +145,11 @@ def npz_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-        return {name: _header(_open(path, name))[:2] for name in names}
+        with archives.opened(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".npy")]
+            return {name.removesuffix(".npy"): _header(archive.open(name))[:2] for name in names}
     except DAMAGE as error:
-        raise ValueError(f"the file {path} is damaged: {error}") from None
-
-
-def _open(path: Path, name: str) -> Any:
-    return zipfile.ZipFile(path).open(f"{name}.npy")
+        raise ValueError(f"the file {path} is damaged: {first_line(error)}") from None
 
 
 def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
@@ -166,10 +165,10 @@ def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
 def _member(path: Path, name: str) -> Any:
     """An array's bytes, its header read. ValueError where they are not in order of rows."""
     try:
-        stream = _open(path, name)
+        stream = archives.opened(path).open(f"{name}.npy")
         fortran = _header(stream)[2]
     except DAMAGE as error:
-        raise ValueError(f"the file {path} is damaged: {error}") from None
+        raise ValueError(f"the file {path} is damaged: {first_line(error)}") from None
     if fortran:
         raise ValueError(f"{name} of {path} is stored by columns, expected by rows")
     return stream

@@ -22,11 +22,12 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from vargen.core import quantize, registry
+from vargen.core import quantize, registry, safe_json
 from vargen.core.atomic import write_atomically
+from vargen.core.messages import quoted
 from vargen.core.png import save_png
 from vargen.eval.images import is_whole_png
-from vargen.eval.plan import Plan, load
+from vargen.eval.plan import Plan, load, read_manifest
 from vargen.pipelines.choose_drafter import chosen
 from vargen.pipelines.loading import find_device
 
@@ -111,7 +112,7 @@ def _begin(plan: Plan, pipe: Any, out: Path) -> None:
         found = load(path).json() | {"weights": before.get("weights")}
         after = now["plan"] | {"weights": now["weights"]}
         if other := [key for key in after if found.get(key) != after[key]]:
-            changed = ", ".join(f"{key} {found.get(key)!r} instead of {after[key]!r}" for key in other)
+            changed = ", ".join(f"{key} {quoted(found.get(key))} instead of {quoted(after[key])}" for key in other)
             raise ValueError(f"{out} holds another run: {changed}")
     else:
         if out.exists() and any(not p.name.startswith(".manifest") for p in out.iterdir()):
@@ -126,7 +127,7 @@ def _begin(plan: Plan, pipe: Any, out: Path) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     load(path)
-    return json.loads(path.read_text())
+    return read_manifest(path)
 
 
 def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
@@ -206,7 +207,7 @@ def totals(plan: Plan, out: Path) -> dict[str, Any]:
     rows = []
     for group in plan.groups:
         try:
-            trace = json.loads(_trace(out, group.start).read_text())
+            trace = safe_json.read(_trace(out, group.start))
             count, forwards = int(trace["images"]), float(trace["forwards_per_image"])
             rows.append((count, forwards, float(trace["seconds"]["total"])))
         except (OSError, ValueError, TypeError, LookupError):

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vargen.core import pretrained
+from vargen.core import model_config, pretrained
+from vargen.core.messages import shown
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
 REPOSITORY, REVISION = "google/flan-t5-xl", "7d6315df2c2fb742f0f5b556879d730926ca9001"
@@ -39,7 +40,7 @@ def load(source: str | None, width: int, device: torch.device, dtype: torch.dtyp
     tokenizer = load_tokenizer(source, place, "a text encoder", revision=revision)
     encoder, info = pretrained.load_model(T5EncoderModel, place, "a text encoder", revision=revision, dtype=precision)
     if wrong := [*info["missing_keys"], *info["mismatched_keys"]]:
-        raise ValueError(f"the text encoder {place} lacks weights, or has them in another shape: {wrong[0]}")
+        raise ValueError(f"the text encoder {place} lacks weights, or has them in another shape: {shown(wrong[0])}")
     if encoder.config.d_model != width:
         raise ValueError(f"the text encoder {place} gives states of width {encoder.config.d_model}, expected {width}")
     return encoder.to(device).eval().requires_grad_(False), tokenizer
@@ -57,12 +58,14 @@ def load_tokenizer(
 
 
 def check_folder(source: str) -> None:
-    """ValueError where `source` is meant as a folder and is none, or has no tokenizer's files."""
+    """ValueError where `source` is meant as a folder and is none, has no tokenizer's files, or a wrong config.json."""
     folder = Path(source)
     if not folder.is_dir() and source.startswith((".", "/", "~")):
         raise ValueError(f"no text encoder in {source}: there is no such folder")
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"the text encoder {source} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}")
+    if (folder / "config.json").is_file():
+        model_config.read(folder)
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vargen.core import checkpoints, registry, weight_files
+from vargen.core.messages import shown
 from vargen.core.preset import Sources
 from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
 from vargen.engine.drafters import HeadDrafter, ModelDrafter
@@ -86,7 +87,7 @@ def load_head(pipe: Any, path: Path | None) -> EagleHead:
     about = weight_files.metadata(path)
     for what, wanted in described(pipe).items():
         if about.get(what) != wanted:
-            raise ValueError(f"the head {path} cannot draft here: {what} {about.get(what)} instead of {wanted}")
+            raise ValueError(f"the head {path} cannot draft here: {what} {shown(about.get(what))} instead of {wanted}")
     return head.eval().requires_grad_(False)
 
 

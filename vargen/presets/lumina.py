@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vargen.core import checkpoints, hub, model_config, weight_files
-from vargen.core.messages import quoted
+from vargen.core.messages import quoted, shown
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.core.specs import RasterSpec
 from vargen.models import chameleon, t5
@@ -150,7 +150,8 @@ def vocabulary(found: dict[str, Any], codes: int, text: Any, where: str) -> Voca
         known = text.get_vocab()
         for name, id in ((name, id) for name, id in names.items() if id in read.ids[2:]):
             if known.get(name) != id:
-                raise ValueError(f"the text tokenizer gives {name} the id {known.get(name)}, {where} has it at {id}")
+                gives = f"gives {shown(name)} the id {known.get(name)}"
+                raise ValueError(f"the text tokenizer {gives}, {where} has it at {id}")
     return read
 
 
