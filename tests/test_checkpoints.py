@@ -1,6 +1,5 @@
 """Weights files: strict about their content, safe, and never half-written."""
 
-import os
 import subprocess
 import sys
 import textwrap

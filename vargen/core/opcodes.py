@@ -93,7 +93,9 @@ class Scan:
         self.stack.append(value)
 
     def name(self, words: str) -> None:
-        self.stack.append(Global(words.replace(" ", ".", 1)))
+        module, name = words.split(" ", 1)
+        module = "builtins" if module == "__builtin__" else module  # protocol 2 has the names of Python 2
+        self.stack.append(Global(f"{module}.{name}"))
 
     def mark(self, _: Any) -> None:
         self.marks.append(len(self.stack))

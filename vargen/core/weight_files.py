@@ -160,9 +160,10 @@ def shards(folder: Path) -> list[Path]:
     try:
         names = sorted(set(safe_json.read(index)["weight_map"].values()))
         paths = [folder / Path(name).name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        missing = [shown(path.name) for path in paths if not path.is_file()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"the index {index} is damaged: expected JSON with a weight_map") from None
-    if missing := [shown(path.name) for path in paths if not path.is_file()]:
+    if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise ValueError(f"the folder {folder} lacks {', '.join(missing[:5])}{more} of {len(paths)} files")
     return paths
