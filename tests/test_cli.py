@@ -157,7 +157,7 @@ def test_damaged_weights_are_named(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run("--checkpoint", bad, "--out", tmp_path / "a.png")
     assert stop.value.code == 2
-    assert f"{bad} is damaged" in capsys.readouterr().err
+    assert f"{bad} is no PyTorch or safetensors file" in capsys.readouterr().err
 
 
 def test_interrupt_keeps_finished_images(tmp_path, monkeypatch, capsys):

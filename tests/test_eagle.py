@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from small import CONFIG, PRESETS, llamagen, pipeline, vq
 
 import vargen
-from vargen.core import checkpoints, registry
+from vargen.core import checkpoints, registry, weight_files
 from vargen.core.types import Block
 from vargen.core.warp import Warp
 from vargen.engine import loops
@@ -172,7 +172,7 @@ def test_training_end_to_end(train, tmp_path):
     assert figures["kept_1"] > before["kept_1"]
     assert train(steps=60, work=tmp_path / "other", measure=True) == figures
     head = tmp_path / "head.safetensors"
-    assert float(checkpoints.metadata(head)["kept_1"]) == pytest.approx(figures["kept_1"], abs=1e-4)
+    assert float(weight_files.metadata(head)["kept_1"]) == pytest.approx(figures["kept_1"], abs=1e-4)
     pipe = vargen.load("small", device="cpu", drafter="eagle", drafter_checkpoint=head)
     trace = pipe([0, 1], method="speculative:length=3", seed=0).trace
     assert 0 < trace.drafts_kept < trace.drafts
