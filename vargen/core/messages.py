@@ -30,5 +30,7 @@ def quoted(value: object) -> str:
 
 def first_line(error: BaseException, most: int = 400) -> str:
     """What an error says in its first line, or its name where it says nothing."""
-    lines = str(error).strip()[: 10 * most].splitlines() or [type(error).__name__]
-    return shown(lines[0].rstrip("."), most)
+    first, *more = str(error).strip()[: 10 * most].splitlines() or [type(error).__name__]
+    if first.endswith(":") and more:
+        first = f"{first} {more[0].strip()}"
+    return shown(first.rstrip("."), most)

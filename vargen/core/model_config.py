@@ -23,6 +23,7 @@ WHOLE = (
 )
 COUNTS = re.compile(r"(.*_)?(layers|depth|blocks|n_layer)")  # of parts that are built one after another
 SIDES = ("image_size", "patch_size")  # one number or several
+MOST = 1 << 24  # that any of these numbers may be
 FEW = 128  # parts that are built so fast that nobody has to ask the weights first
 
 
@@ -44,6 +45,8 @@ def check(found: Mapping[str, Any]) -> None:
     for key, value in _values(found):
         if value is None and key not in NEEDED:
             continue
+        if key == "vocabulary_map" and isinstance(value, dict):
+            check_ids(value, MOST, "config.json's vocabulary_map")
         wanted = ""
         if key in WHOLE or COUNTS.fullmatch(key):
             wanted = "" if _whole(value) or (key in SIDES and isinstance(value, list)) else "a whole number above 0"
@@ -69,7 +72,7 @@ def _values(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _whole(value: object) -> bool:
-    return type(value) is int and 0 < value < 1 << 24
+    return type(value) is int and 0 < value < MOST
 
 
 def _between(value: object, low: float, high: float) -> bool:
