@@ -45,11 +45,16 @@ HANGS = """
 import sys, time
 from vargen.commands import evaluate
 from vargen.core import png
-encode, made = png.encode_png, []
-def hanging(image, texts):
+write, made = png.write_atomically, []
+def hanging(path, fill):
     made.append(1)
-    return encode(image, texts) if len(made) < 4 else (print("hangs", flush=True), time.sleep(3600))
-png.encode_png = hanging
+    def fills(temporary):
+        fill(temporary)
+        if len(made) == 4:
+            print("hangs", flush=True)
+            time.sleep(3600)
+    write(path, fills)
+png.write_atomically = hanging
 evaluate.command(sys.argv[1:])
 """
 
