@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vargen.core import pickles
 from vargen.core.atomic import write_atomically
 
 Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]  # one step's randomness -> loss, figures to show
@@ -60,6 +61,7 @@ def fit(
     start, run = 0, f"{name}, seed {seed}, {data}, {schedule}"
     if checkpoint.exists():
         try:
+            pickles.scan(checkpoint)
             state = torch.load(checkpoint, map_location=device, weights_only=True)
             before = state["run"]
         except Exception:
