@@ -133,8 +133,8 @@ def check_memory(options: argparse.Namespace, method: str, count: int) -> None:
 
     preset, device = registry.preset(options.model), find_device(options.device)
     there = total_memory(device)
-    if preset.skeleton is None or preset.kind != "raster" or there is None:
-        return
+    if preset.skeleton is None or preset.kind != "raster" or options.checkpoint is not None or there is None:
+        return  # nobody's shapes are known, or those of a file
     needed = plan(
         preset.name,
         method=method,
@@ -145,7 +145,7 @@ def check_memory(options: argparse.Namespace, method: str, count: int) -> None:
         height=getattr(options, "height", None),
         width=getattr(options, "width", None),
     )
-    if needed.cache + (0 if options.quantize else needed.weights) > there:
+    if needed.cache > there:
         raise ValueError(f"{needed}; {device} has {there / 2**30:.2f} GiB: lower --batch-size")
 
 
