@@ -9,7 +9,7 @@ sample: .venv/installed
 	$(BIN)/python scripts/sample.py --method sjd --out out/sample.png --overwrite
 
 test: lint .venv/quant
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 	PYTHONPATH=.venv/quant $(BIN)/python -m pytest tests/test_quantize.py
 
 lint: .venv/installed-dev deptry

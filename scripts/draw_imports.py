@@ -1,7 +1,7 @@
-"""The wings of the package and who imports whom, as a picture: python scripts/draw_imports.py [docs/imports.png]
+"""The wings of the package and who imports whom, as a picture: python scripts/draw_imports.py [OUT.png | --list]
 
 Drawn from the imports that are really there, on the floors of the contract in pyproject.toml. The PNG carries what it
-shows, so that a test tells when it is out of date.
+shows, so that a test, by `--list`, tells when it is out of date.
 """
 
 import json
@@ -92,4 +92,7 @@ def draw(found: dict[str, int], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(imports(), Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "imports.png")
+    if sys.argv[1:] == ["--list"]:
+        print(json.dumps(sorted(imports())))
+    else:
+        draw(imports(), Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "imports.png")

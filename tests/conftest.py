@@ -2,11 +2,31 @@
 
 import os
 
-import pytest
-import torch
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when NumPy is imported, and by processes of tests
+    os.environ.setdefault(name, "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when kernels are imported
+
+# Files that take longest begin first, so that no worker is left with one of them at the end.
+LONGEST = (
+    "pocket",
+    "server",
+    "kernels",
+    "pocket_mar",
+    "demo_page",
+    "pocket_lumina",
+    "eval_processes",
+    "llamagen_official",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(autouse=True, scope="session")

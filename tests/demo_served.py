@@ -11,6 +11,8 @@ from vargen.demo import page as pages
 from vargen.demo.limits import Limits
 from vargen.demo.studio import Studio
 
+LONG = 300.0  # seconds: more than anything takes on busy cores
+
 
 def free_port() -> int:
     with socket.socket() as found:
@@ -22,7 +24,7 @@ def free_port() -> int:
 def serving(folder: Path) -> Iterator[tuple[Studio, str]]:
     """A studio, and the address of its page, whose files are kept in `folder`."""
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    studio = Studio(limits=Limits(queue=3), device="cpu")
+    studio = Studio(limits=Limits(queue=3, seconds=2 * LONG), device="cpu")
     page = pages.build(studio)
     try:
         yield studio, pages.launch(page, "127.0.0.1", free_port()).rstrip("/")
@@ -31,7 +33,7 @@ def serving(folder: Path) -> Iterator[tuple[Studio, str]]:
         del os.environ["GRADIO_TEMP_DIR"]
 
 
-def waited(true: Callable[[], bool], seconds: float = 20.0) -> float:
+def waited(true: Callable[[], bool], seconds: float = LONG) -> float:
     """How long it took until `true()`."""
     start = time.monotonic()
     while not true():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vargen.core import checkpoints
+from vargen.core.layout import Layout
 from vargen.core.types import Denoising, Group
 
 
@@ -30,7 +31,7 @@ def relative(out: Tensor, ref: Tensor) -> float:
     return ((out - ref).norm() / ref.norm()).item()
 
 
-def load(cls: Any, config: Any, layout: checkpoints.Layout, case: dict, folder: Any) -> Any:
+def load(cls: Any, config: Any, layout: Layout, case: dict, folder: Any) -> Any:
     """A model of a golden case's weights, by way of a file in the official format."""
     path = folder / "official.pth"
     torch.save(synth.state_dict(case["parameters"] | case["buffers"]), path)

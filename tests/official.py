@@ -1,8 +1,9 @@
 """Official LlamaGen files, from the published key tables and not from our modules: shapes, and whole files."""
 
+import math
+import zlib
 from pathlib import Path
 
-import synth
 import torch
 
 # layers, heads, width, feed-forward width, parameters with classes, parameters with text
@@ -102,9 +103,18 @@ def vq(ch: int, multipliers: tuple[int, ...], z: int, codes: int, dim: int) -> d
     return out
 
 
+def tensor(key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Of `synth.tensor`'s law, but from PyTorch's generator, which is several times as fast: files hold 180 million."""
+    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+    values = torch.randn(shape, generator=generator)
+    if len(shape) <= 1:
+        return values * 0.1 + (1.0 if key.endswith("weight") else 0.0)
+    return values / math.prod(shape[1:]) ** 0.5
+
+
 def write(path: Path, shapes: dict[str, tuple[int, ...]], *, nested: bool = True) -> Path:
     """An official file with values made from its names."""
-    state = {key: synth.tensor(key, shape) for key, shape in shapes.items()}
+    state = {key: tensor(key, shape) for key, shape in shapes.items()}
     if "quantize.embedding.weight" in shapes:
         state["quantize.codebook_used"] = torch.zeros(65536)
     torch.save({"model": state} if nested else state, path)

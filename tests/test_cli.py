@@ -110,7 +110,7 @@ def test_help_shows_the_settings_of_the_method(capsys):
         (["--model", "small", "--method", "sjd", "--window", "0"], "window 0"),
         (["--model", "small", "--method", "sjd", "--window", "1.5"], "window '1.5'"),
         (["--model", "small", "--method", "ar", "--window", "4"], "unrecognized arguments: --window 4"),
-        (["--model", "small", "--temperature", "0"], "temperature 0.0"),
+        (["--model", "small", "--temperature", "0"], "temperature 0"),
         (["--model", "small", "--top-p", "0"], "top-p 0.0"),
         (["--model", "small", "--guidance-scale", "nan"], "guidance scale nan"),
         (["--model", "small", "--method", "sjd:window=4:window=8"], "window stands twice"),
@@ -157,7 +157,7 @@ def test_damaged_weights_are_named(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run("--checkpoint", bad, "--out", tmp_path / "a.png")
     assert stop.value.code == 2
-    assert f"{bad} is damaged" in capsys.readouterr().err
+    assert f"{bad} is no PyTorch or safetensors file" in capsys.readouterr().err
 
 
 def test_interrupt_keeps_finished_images(tmp_path, monkeypatch, capsys):

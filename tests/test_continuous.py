@@ -187,7 +187,7 @@ def test_csd_without_drafts_is_plain_decoding(pipe):
         ({"method": "csd:drafter=pocket-llamagen"}, "pocket-llamagen cannot draft here: it is a raster model"),
         ({"method": "csd:drafter=mar-base"}, "mar-base cannot draft here: slots 256 instead of 16"),
         ({"method": "csd:drafter=eagle"}, "an EAGLE head drafts for raster models"),
-        ({"colour": "red"}, "method mar has no setting 'colour'"),
+        ({"colour": "red"}, "no setting of mar"),
     ],
 )
 def test_bad_input_is_one_sentence(pipe, options, message):

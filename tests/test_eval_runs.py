@@ -1,14 +1,11 @@
-"""Sampling runs: the same files from one process or several, after kill -9, and no loss when something goes wrong."""
+"""Sampling runs: the same files whatever was there before, and no loss when something goes wrong."""
 
 import errno
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +16,6 @@ from vargen.core import registry
 from vargen.eval import plan, runs
 from vargen.presets import llamagen
 
-ROOT = Path(__file__).parent.parent
 SMALL = PRESETS["small"]
 
 
@@ -47,7 +43,8 @@ def test_what_image_i_is_depends_on_i_alone():
 
 def test_random_labels_are_uniform_and_not_balanced():
     many = replace(make(count=5000), labels="random")
-    counts = [sum(many.label(i) == c for i in range(5000)) for c in range(5)]
+    labels = [many.label(i) for i in range(5000)]
+    counts = [labels.count(c) for c in range(5)]
     assert all(900 < count < 1100 for count in counts)
     assert counts != [1000] * 5
     assert replace(many, seed=1).label(3) in range(5)
@@ -242,57 +239,6 @@ def files_of_a_fresh_run(wanted, tmp_path):
 def test_wrong_plans(changes, words):
     with pytest.raises(ValueError, match=words):
         make(**changes)
-
-
-COMMAND = ["scripts/evaluate.py", "sample", "--model", "pocket-llamagen-small", "--method", "sjd-exact:window=16"]
-COMMAND += ["--num-images", "9", "--batch-size", "2", "--device", "cpu", "--out"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def start(out, processes=1):
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*launch, *COMMAND, str(out)], cwd=ROOT, env=ENVIRONMENT, **pipes)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """The files of one process that nobody disturbed."""
-    out = tmp_path_factory.mktemp("runs") / "one"
-    process = start(out)
-    text, _ = process.communicate()
-    assert process.returncode == 0, text
-    return files(out)
-
-
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_draw_the_same_files(processes, tmp_path, reference):
-    process = start(tmp_path / "run", processes)
-    text, _ = process.communicate()
-    assert process.returncode == 0, text
-    assert files(tmp_path / "run") == reference
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["complete"]
-
-
-def test_kill_9_in_the_middle(tmp_path, reference):
-    out = tmp_path / "run"
-    process = start(out)
-    for _ in range(600):
-        if len(list(out.glob("images/*.png"))) >= 3:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    there = list(out.glob("images/0*.png"))
-    assert 3 <= len(there) < 9
-    assert all(path.read_bytes() == reference[path.name] for path in there)
-    assert not json.loads((out / "manifest.json").read_text())["complete"]
-    process = start(out)
-    text, _ = process.communicate()
-    assert process.returncode == 0, text
-    assert files(out) == reference
 
 
 def test_the_small_preset_is_only_in_the_tests():

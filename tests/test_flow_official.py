@@ -7,7 +7,7 @@ import pytest
 import synth
 import torch
 
-from vargen.core import checkpoints
+from vargen.core import hub
 from vargen.core.preset import Sources
 from vargen.models import flowar, xar
 from vargen.models.flowar import FlowAR
@@ -212,7 +212,7 @@ def test_files_come_from_the_hub(folder, monkeypatch, name, repository):
         asked.append(given)
         return folder / given[1]
 
-    monkeypatch.setattr(checkpoints, "fetch", fetch)
+    monkeypatch.setattr(hub, "fetch", fetch)
     presets.build(name, Sources(), **FLOAT)
     assert asked == [("wusize/harmon", "kl16.ckpt", "main"), (repository, FILES[name], "main")]
 

@@ -12,7 +12,7 @@ from small import randomised
 
 import vargen
 from vargen.commands import main, sample
-from vargen.core import checkpoints, registry
+from vargen.core import hub, registry
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.eval import plan, runs
 from vargen.models import harmon
@@ -239,7 +239,7 @@ def test_files_come_from_the_hub(files, words, monkeypatch):
         asked.append(given)
         return files / given[1]
 
-    monkeypatch.setattr(checkpoints, "fetch", fetch)
+    monkeypatch.setattr(hub, "fetch", fetch)
     for name in presets.FILES:
         presets.build(name, Sources(text_encoder=str(words)), torch.device("cpu"), torch.float32)
     wanted = [file for large in presets.FILES.values() for file in ("kl16.ckpt", large)]

@@ -1,10 +1,11 @@
 """Every published LlamaGen: key by key against the fact tables, and GPT-B with VQ-16 at full size."""
 
-import os
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import official
 import pytest
@@ -16,10 +17,10 @@ import vargen
 from vargen.commands import main, sample
 from vargen.core import registry
 from vargen.core.types import Block
-from vargen.models.llamagen import LAYOUT, LlamaGen
+from vargen.models.llamagen import LAYOUT, LlamaGen, LlamaGenConfig
 from vargen.presets import llamagen as presets
 from vargen.tokenizers import vq
-from vargen.tokenizers.vq import VQTokenizer
+from vargen.tokenizers.vq import VQConfig, VQTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +119,7 @@ def test_a_size_that_was_never_published():
 def test_full_size_b_cached_equals_uncached(files):
     pipe = vargen.load("llamagen-c2i-b-256", checkpoint=files["gpt"], tokenizer_checkpoint=files["vq"], device="cpu")
     model, labels = pipe.transformer, torch.tensor([207])
-    assert torch.equal(model.tok_embeddings.weight, synth.tensor("tok_embeddings.weight", (16384, 768)))
+    assert torch.equal(model.tok_embeddings.weight, official.tensor("tok_embeddings.weight", (16384, 768)))
     ids = torch.randint(16384, (1, 256), generator=torch.Generator().manual_seed(0))
     condition = model.class_condition(labels, guided=False)
     with torch.inference_mode():
@@ -133,9 +134,15 @@ def test_full_size_b_cached_equals_uncached(files):
     assert torch.isfinite(decoded).all()
 
 
-def test_the_command_of_the_manual(files, tmp_path, capsys):
+def test_the_command_of_the_manual(tmp_path, capsys, monkeypatch):
+    """On files of two layers and few channels: those of the published size are loaded, run and decoded above."""
+    monkeypatch.setitem(official.GPT, "b", (2, 2, 64, 256, 0, 0))
+    monkeypatch.setitem(presets.SHAPES, "llamagen-c2i-b-256", LlamaGenConfig(2, 2, 64, 16))
+    monkeypatch.setitem(presets.TOKENIZERS, "llamagen-vq-16-c2i", VQConfig(channels=(32,) * 5))
+    gpt = official.write(tmp_path / "c2i_B_256.pt", official.gpt("b"))
+    images = official.write(tmp_path / "vq_ds16_c2i.pt", official.vq(32, (1,) * 5, 256, 16384, 8))
     out = tmp_path / "dog.png"
-    argv = ["--model", "llamagen-c2i-b-256", "--checkpoint", files["gpt"], "--tokenizer-checkpoint", files["vq"]]
+    argv = ["--model", "llamagen-c2i-b-256", "--checkpoint", gpt, "--tokenizer-checkpoint", images]
     argv += ["--method", "sjd-coupled", "--window", 32, "--class", "golden retriever", "--num-images", 1]
     main.guarded(sample.command, [str(word) for word in [*argv, "--out", out, "--device", "cpu"]])
     image = Image.open(out)
@@ -143,26 +150,18 @@ def test_the_command_of_the_manual(files, tmp_path, capsys):
     assert "sjd-coupled" in capsys.readouterr().out
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
-
-
-def test_files_come_from_the_hub_s_cache_at_the_pinned_revision(files, tmp_path):
+def test_files_come_from_the_hub_s_cache_at_the_pinned_revision(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     repository, revision = presets.HUB["c2i"]
-    snapshot = tmp_path / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots" / revision
+    snapshot = tmp_path / f"models--{repository.replace('/', '--')}" / "snapshots" / revision
     snapshot.mkdir(parents=True)
     (snapshot / "vq_ds16_c2i.pt").symlink_to(files["vq"])
-    code = """
-        import torch, vargen
-        model = vargen.load_tokenizer("llamagen-vq-16-c2i", device="cpu")
-        print(model.decode(torch.zeros(1, 2, 3, dtype=torch.int64)).shape)
+    model: Any = vargen.load_tokenizer("llamagen-vq-16-c2i", device="cpu")
+    assert model.decode(torch.zeros(1, 2, 3, dtype=torch.int64)).shape == (1, 3, 32, 48)
+    problem = "cannot download vq_ds8_c2i.pt of FoundationVision/LlamaGen (the hub is out"
+    with pytest.raises(ValueError, match=re.escape(problem)):
         vargen.load_tokenizer("llamagen-vq-8-c2i", device="cpu")
-    """
-    done = python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
-    assert done.stdout == "torch.Size([1, 3, 32, 48])\n"
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("ValueError: cannot download vq_ds8_c2i.pt of FoundationVision/LlamaGen (the hub is out")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -181,6 +180,8 @@ def test_host_memory_while_loading(files, dtype):
         checkpoints.load_into(model, Path({str(files["gpt"])!r}), LAYOUT, dtype=torch.{dtype})
         print(peak_memory(torch.device("cpu")) - before)
     """
-    share = int(python(code).stdout) / Path(files["gpt"]).stat().st_size
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    share = int(done.stdout) / Path(files["gpt"]).stat().st_size
     least, most = (0.9, 1.2) if dtype == "float32" else (0.45, 0.7)
     assert least < share <= most, f"{share:.2f} of the file"

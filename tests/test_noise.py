@@ -24,10 +24,22 @@ def test_bits_are_splitmix64():
     gamma = 0x9E3779B97F4A7C15
     for row, seed in enumerate(SEEDS.tolist()):
         for slot in (0, 7):
-            key = splitmix64(splitmix64(seed + gamma * Purpose.ACCEPT) + gamma * (slot + 1))
+            key = splitmix64(splitmix64(splitmix64(seed) + gamma * Purpose.ACCEPT) + gamma * (slot + 1))
             expected = [splitmix64(key + gamma * (i + 1)) for i in range(5)]
             got = noise.bits(SEEDS, torch.tensor([[slot]]), Purpose.ACCEPT, 5)[row, 0]
             assert [value % (1 << 64) for value in got.tolist()] == expected
+
+
+def test_no_seed_is_another_at_another_purpose():
+    """Seeds that lie a multiple of the generator's step apart share nothing, whatever the two are for."""
+    slots, step = torch.arange(8)[None], noise._signed(0x9E3779B97F4A7C15)
+    drawn = [
+        noise.bits(torch.tensor([noise._signed(5 + k * step)]), slots, purpose, 4).flatten()
+        for k in range(4)
+        for purpose in Purpose
+    ]
+    together = torch.cat(drawn)
+    assert together.unique().numel() == together.numel()
 
 
 def test_published_vector():

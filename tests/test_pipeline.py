@@ -27,7 +27,7 @@ def test_output_types(pipe):
     assert kinds["np"].images.shape == (2, 12, 12, 3)
     assert kinds["pt"].images.shape == (2, 3, 12, 12)
     assert 0 <= kinds["pt"].images.min() <= kinds["pt"].images.max() <= 1
-    assert torch.equal(kinds["latent"].images, kinds["pil"].tokens.flatten(1))
+    assert torch.equal(kinds["latent"].images, kinds["pil"].tokens)
     assert kinds["pil"].tokens.shape == (2, 6, 6)
     pixels = np.asarray(kinds["pil"].images[0])
     assert np.abs(pixels - kinds["np"].images[0] * 255).max() <= 0.5 + 1e-3  # rounded, not cut off
@@ -60,10 +60,9 @@ def test_seeds(pipe):
 
     tokens, seeds = draw(seed=7)
     assert seeds == [7, 8]
-    for same in ({"seed": [7, 8]}, {"generator": torch.Generator().manual_seed(7)}):
-        again, taken = draw(**same)
-        assert torch.equal(again, tokens)
-        assert taken == seeds
+    again, taken = draw(seed=[7, 8])
+    assert torch.equal(again, tokens)
+    assert taken == seeds
     free, taken = draw()
     assert not torch.equal(free, tokens)
     assert torch.equal(draw(seed=taken)[0], free)  # the trace is enough to draw them again
@@ -87,7 +86,7 @@ def test_stream_grows_to_the_image_of_the_call(pipe, method):
         for row, count in enumerate(settled):
             assert torch.equal(tokens[row, :count], final[row, :count])  # what is settled stays
     if "window" in method or method == "ar":  # a fixed window always draws the same image
-        assert torch.equal(pipe(["a", "b"], method=method, seed=4, output_type="latent").images, final)
+        assert torch.equal(pipe(["a", "b"], method=method, seed=4, output_type="latent").images.flatten(1), final)
 
 
 def test_cancelling_a_stream_leaves_the_pipeline_usable(pipe):
@@ -163,9 +162,9 @@ def test_auto_window_is_measured_once_and_recorded(pipe):
         ("a", {"method": "sjd:window=many"}, "window 'many'"),
         ("a", {"method": "sjd:window"}, "expected setting=value"),
         ("a", {"method": "sjd:width=3"}, "no setting 'width'; its settings: window, guess"),
-        ("a", {"method": "ar", "window": 3}, "no setting 'window'"),
+        ("a", {"method": "ar", "window": 3}, "no setting of ar"),
         ("a", {"method": "sjd:guess=right"}, "guess 'right'"),
-        ("a", {"temperature": 0.0}, "temperature 0.0"),
+        ("a", {"temperature": 0.0}, "temperature 0"),
         ("a", {"top_p": 1.5}, "top-p 1.5"),
         ("a", {"top_k": -2}, "top-k -2"),
         ("a", {"guidance_scale": -1.0}, "guidance scale -1.0"),
@@ -206,10 +205,13 @@ def test_bad_input_to_a_stream_is_refused_at_the_call(pipe):
 
 
 def test_stream_leaves_out_the_seconds_of_its_reader(pipe):
+    began, read = time.perf_counter(), 0.0
     final = next(stream := pipe.stream(["a"], method="ar", seed=0))
     for final in stream:  # noqa: B007
+        start = time.perf_counter()
         time.sleep(0.01)
-    assert sum(final.trace.seconds.values()) < SLOTS * 0.01
+        read += time.perf_counter() - start
+    assert 0 < sum(final.trace.seconds.values()) <= time.perf_counter() - began - read
     assert final.trace.forwards == SLOTS
 
 

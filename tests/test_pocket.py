@@ -13,6 +13,7 @@ from vargen.training.data import to_tensor
 
 CPU = torch.device("cpu")
 LABELS = [i % len(CLASSES) for i in range(40)]
+FEW = LABELS[:20]
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +30,13 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def plain(pipe):
-    return pipe(LABELS, method="ar", seed=0, batch_size=20, output_type="pt")
+    return pipe(FEW, method="ar", seed=0, batch_size=20, output_type="pt")
 
 
 @torch.inference_mode()
 def seen_as_asked(images):
     guesses = pocket.load("pocket-classifier")(images * 2 - 1).argmax(-1)
-    return (guesses == torch.tensor(LABELS)).float().mean().item()
+    return (guesses == torch.tensor(LABELS[: len(images)])).float().mean().item()
 
 
 def test_sizes():
@@ -87,7 +88,8 @@ def test_classifier(scenes):
 
 
 def test_samples_show_the_class_asked_for(plain):
-    assert seen_as_asked(plain.images) >= 0.85  # 90% on 500 images; here 40, so a slip or two more may show
+    """All 20 do with this seed. Of a model that shows it half the time, 17 would do with a probability of 0.001."""
+    assert seen_as_asked(plain.images) >= 0.85  # 90% on 500 images; here 20, so a slip or two more may show
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def scales():
 
 def test_scales_show_the_class_asked_for_whoever_draws_them(scales):
     for method in ("var", "code:scales=8"):
-        assert seen_as_asked(scales(LABELS, method=method, seed=0, batch_size=20, output_type="pt").images) >= 0.85
+        assert seen_as_asked(scales(FEW, method=method, seed=0, batch_size=20, output_type="pt").images) >= 0.85
 
 
 def test_collaboration_on_the_real_pair(scales):
@@ -123,19 +125,19 @@ def test_collaboration_on_the_real_pair(scales):
 
 
 def test_sjd_exact_equals_ar_token_for_token(pipe, plain):
-    for count, options in ((len(LABELS), {"window": 16}), (8, {"window": 32, "guess": "above"})):
+    for count, options in ((8, {"window": 16}), (4, {"window": 32, "guess": "above"})):
         out = pipe(LABELS[:count], method="sjd-exact", seed=0, batch_size=8, output_type="latent", **options)
         assert torch.equal(out.tokens, plain.tokens[:count])
         assert out.trace.forwards_per_image < 0.8 * plain.trace.forwards_per_image
 
 
 def test_targets_in_forwards(pipe):
-    """The figures of the README, on fewer images."""
+    """The figures of the README, on fewer images: fewest of the coupled methods, which take 0.3 of the forwards."""
 
-    def forwards(method):
-        return pipe(LABELS[:5], method=method, seed=0, batch_size=5, output_type="latent").trace.forwards_per_image
+    def forwards(method, count=2):
+        return pipe(LABELS[:count], method=method, seed=0, output_type="latent").trace.forwards_per_image
 
-    sjd, coupled = forwards("sjd:window=32"), forwards("sjd-coupled:window=64")
+    sjd, coupled = forwards("sjd:window=32", 5), forwards("sjd-coupled:window=64")
     assert sjd <= 0.6 * 256
     assert coupled <= 0.45 * 256
     assert forwards("sjd-coupled:window=32") <= sjd

@@ -16,10 +16,13 @@ def latents():
     return pipe
 
 
-@pytest.mark.parametrize("method", ["mar:steps=25", "disa:upper=25:lower=5", "csd:upper=25:lower=5"])
-def test_continuous_tokens_show_the_class_asked_for(latents, method):
-    out = latents(LABELS, method=method, seed=0, batch_size=40, output_type="pt", **FEW)
-    assert seen_as_asked(out.images) >= 0.8  # 85% on 500 images by `mar`; here 40, and fewer steps
+@pytest.mark.parametrize(
+    ("method", "count"), [("mar:steps=25", 20), ("disa:upper=25:lower=5", 10), ("csd:upper=25:lower=5", 10)]
+)
+def test_continuous_tokens_show_the_class_asked_for(latents, method, count):
+    """All do with this seed. Of a model that shows it 3 times in 10, 8 of 10 would do with a probability of 0.002."""
+    out = latents(LABELS[:count], method=method, seed=0, batch_size=count, output_type="pt", **FEW)
+    assert seen_as_asked(out.images) >= 0.8  # 85% on 500 images by `mar`; here fewer, and fewer steps
     assert torch.isfinite(out.tokens).all()
 
 

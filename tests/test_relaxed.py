@@ -239,7 +239,7 @@ def test_a_neutral_sampler_draws_what_the_exact_one_draws(settings):
 )
 def test_a_relaxed_sampler_is_caught_by_the_test_of_the_law(settings):
     codes = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)) * 0.3
-    drawn = images(CoupledJacobi, CoupledSettings(window=3, **settings), 12800, 16, codebook=codes)
+    drawn = images(CoupledJacobi, CoupledSettings(window=3, **settings), 12800, 128, codebook=codes)
     ruled_out = set(drawn) - set(law().nonzero()[0])  # a neighbour's mass lets in what top-k had left out
     assert ruled_out or p_value(drawn) < 1e-5
 

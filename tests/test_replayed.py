@@ -256,3 +256,16 @@ def test_torch_compile_takes_a_forward_in_one_piece():
         want = model.decode(block, cache)
         got = torch.compile(model.decode, backend="eager", fullgraph=True)(block, cache)
     assert torch.allclose(got, want)
+
+
+def test_what_stands_for_graphs_fixes_numbers_and_reads_tensors():
+    """And as in a graph nothing may wait for the device."""
+    buffer, numbers = torch.arange(4.0), [2]
+    replay = Traced()(lambda: buffer[numbers[0]] * numbers[0] + torch.ones(()), torch.device("cpu"))
+    assert replay() == 5
+    numbers[0] = 3
+    assert replay() == 5
+    buffer += 1
+    assert replay() == 7
+    with pytest.raises(RuntimeError, match="waits for the device"):
+        Traced()(lambda: buffer * float(buffer[0]), torch.device("cpu"))

@@ -83,3 +83,41 @@ def test_draw_never_takes_an_impossible_id(dtype):
 def test_leading():
     kept = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)
     assert rules.leading(kept).tolist() == [2, 0, 4]
+
+
+def drawn_among(p, q, count, generator):
+    """Tokens drawn by `among` from two candidates of law q without replacement, q and p (V,), float32."""
+    exact = q.double().expand(count, -1)
+    first = torch.multinomial(exact, 1, generator=generator)
+    left = exact.scatter(1, first, 0.0)
+    there = torch.cat([torch.ones(count, 1, dtype=torch.bool), left.sum(1, keepdim=True) > 0], dim=1)
+    second = torch.multinomial(torch.where(there[:, 1:], left, 1.0), 1, generator=generator)
+    drafts = torch.cat([first, second], dim=1)
+    u, v = torch.rand(count, 2, generator=generator), torch.rand(count, generator=generator)
+    rule = lambda draft, q, p, u, offset: rules.exact(draft, q, p, u)  # noqa: E731
+    laws = q.expand(count, -1), p.expand(count, -1)
+    rank, rest = rules.among(rule, drafts, there, *laws, u, torch.zeros(count))
+    kept = drafts.gather(1, rank.clamp(min=0)[:, None])[:, 0]
+    return torch.where(rank >= 0, kept, rules.draw(rest, v))
+
+
+@pytest.mark.parametrize("rare", [1e-20, 1e-35, 1e-40])
+def test_the_rest_of_a_sharp_law_is_a_law(rare):
+    """However little mass the first candidate leaves, the second has a law: an absolute epsilon drew (.2, .8, 0)."""
+    p, q, count = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([1.0, rare, 0.0]), 20_000
+    tokens = drawn_among(p, q, count, torch.Generator().manual_seed(0))
+    share = torch.bincount(tokens, minlength=3) / count
+    assert (share - p).abs().max() < 5 * (0.25 / count) ** 0.5  # a false alarm: below 1e-5
+
+
+def test_sharp_laws_of_many_kinds():
+    """p from q over 80 orders of magnitude, 4 ids; chi-square of all of them together."""
+    from scipy.stats import chi2
+
+    generator, statistic, count = torch.Generator().manual_seed(1), 0.0, 5_000
+    for _ in range(20):
+        p = torch.softmax(torch.randn(4, generator=generator), 0)
+        q = torch.softmax(40 * torch.randn(4, generator=generator), 0)
+        tokens = drawn_among(p, q, count, generator)
+        statistic += float(((torch.bincount(tokens, minlength=4) - count * p) ** 2 / (count * p)).sum())
+    assert chi2.sf(statistic, 60) > 1e-6

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from small import CONFIG, PRESETS, llamagen, pipeline, vq
-from toy import WARP, ToyModel, images, p_value
+from toy import WARP, ToyModel, checked, images, p_value
 
 import vargen
 from vargen.core import registry, rules
@@ -18,36 +18,33 @@ from vargen.pipelines.raster import RasterPipeline
 from vargen.samplers.speculative import Speculative, SpeculativeSettings
 
 LEVEL = 1e-5  # per case; with fixed seeds a case either always passes or always fails
-COUNTS = {1: 400, 4: 1600, 16: 6400}
+COUNT = 6400
 
 
-def draw(batch, length=2, drafter=11, guidance=None, **rest):
-    settings, model = SpeculativeSettings(length=length), ToyModel(drafter)
-    guided = {} if guidance is None else {"guidance": guidance}
-    return images(Speculative, settings, COUNTS[batch], batch, drafter=model, **guided, **rest)
+def draw(**rest):
+    return images(Speculative, SpeculativeSettings(length=2), COUNT, 128, drafter=ToyModel(11), **rest)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7])
-@pytest.mark.parametrize("batch", COUNTS)
-def test_law_of_whole_images(length, batch):
-    assert p_value(draw(batch, length)) > LEVEL
+def test_law_of_whole_images(length):
+    assert p_value(checked(Speculative, SpeculativeSettings(length=length), COUNT, drafter=ToyModel(11))) > LEVEL
 
 
 @pytest.mark.parametrize("interval", [0, 1])
 def test_law_where_guidance_ends_early(interval):
     guidance = Guidance(1.7, interval)
-    assert p_value(draw(16, guidance=guidance), guidance) > LEVEL
+    assert p_value(draw(guidance=guidance), guidance) > LEVEL
 
 
 def test_drawing_from_p_instead_of_the_residual_is_caught(monkeypatch):
     monkeypatch.setattr(rules, "residual", lambda p, q: p)
-    assert p_value(draw(16)) < LEVEL
+    assert p_value(draw()) < LEVEL
 
 
 def test_a_drafter_whose_laws_are_misreported_is_caught(monkeypatch):
     laws = ModelDrafter.laws
     monkeypatch.setattr(ModelDrafter, "laws", lambda self, block: WARP(laws(self, block).clamp(min=1e-9).log() * 0.5))
-    honest = p_value(draw(16))
+    honest = p_value(draw())
     assert honest > LEVEL  # another drafter, but drafts do come from the laws that it tells
     draws = rules.draw
     calls = []
@@ -57,7 +54,7 @@ def test_a_drafter_whose_laws_are_misreported_is_caught(monkeypatch):
         return draws(weights**2 if weights.shape[1:] == (1, 4) and len(calls) % 3 else weights, u)
 
     monkeypatch.setattr(rules, "draw", sharper)
-    assert p_value(draw(16)) < LEVEL
+    assert p_value(draw()) < LEVEL
 
 
 @pytest.mark.parametrize("batch", [1, 4, 16])

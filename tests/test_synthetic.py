@@ -85,14 +85,14 @@ def test_bytes_are_those_of_what_is_read():
 def test_bad_flags(tmp_path, capsys):
     flags = ["--synthetic", "pocket", "--json", str(tmp_path / "x.json")]
     for more, complaint in (
-        (["--widths", "1,0"], "got widths '1,0', expected whole numbers of at least 1"),
+        (["--widths", "1,0"], "got widths '1,0', expected whole numbers from 1 to"),
         (["--batches", "x"], "got batches 'x', expected whole numbers"),
         (["--modes", "fast"], "got mode 'fast', expected off, auto or compile"),
         (
             ["--synthetic", "pocket-var", "--modes", "compile"],
             "got mode 'compile' for pocket-var, expected off or auto",
         ),
-        (["--tokens-per-forward", "0.5"], "got tokens per forward or steps below 1"),
+        (["--tokens-per-forward", "0.5"], "got tokens per forward below 1, or"),
         (["--synthetic", "dalle"], "invalid choice: 'dalle'"),
     ):
         with pytest.raises(SystemExit):

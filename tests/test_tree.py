@@ -6,7 +6,7 @@ import pytest
 import torch
 from small import CONFIG, llamagen, pipeline
 from test_speculative import small_drafter
-from toy import ToyModel, images, p_value
+from toy import ToyModel, checked, images, p_value
 
 from vargen.core import rules
 from vargen.core.dispatch import Kernels
@@ -18,26 +18,24 @@ from vargen.samplers.dynamic import DynamicSettings, DynamicTree
 from vargen.samplers.tree import TreeSettings, TreeSpeculative, parents_of
 
 LEVEL = 1e-5  # per case; with fixed seeds a case either always passes or always fails
-COUNTS = {1: 400, 4: 1600, 16: 6400}
+COUNT = 6400
 SHAPES = ("3", "3-2-1", "4-1-1-1", "0+1+00+01+010")
 GROWN = ((1, 2, 2), (3, 2, 5), (4, 3, 7), (2, 9, 99))  # depth, branches, nodes; the last more than there is
 
 
-def draw(batch, shape, **rest):
-    return images(TreeSpeculative, TreeSettings(tree=shape), COUNTS[batch], batch, drafter=ToyModel(11), **rest)
+def draw():
+    return images(TreeSpeculative, TreeSettings(tree="3-2"), COUNT, 128, drafter=ToyModel(11))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("batch", COUNTS)
-def test_law_of_whole_images(shape, batch):
-    assert p_value(draw(batch, shape)) > LEVEL
+def test_law_of_whole_images(shape):
+    assert p_value(checked(TreeSpeculative, TreeSettings(tree=shape), COUNT, drafter=ToyModel(11))) > LEVEL
 
 
 @pytest.mark.parametrize("shape", GROWN)
-@pytest.mark.parametrize("batch", COUNTS)
-def test_law_of_whole_images_with_a_tree_that_grows(shape, batch):
+def test_law_of_whole_images_with_a_tree_that_grows(shape):
     settings = DynamicSettings(**dict(zip(("depth", "branches", "nodes"), shape, strict=True)))
-    assert p_value(images(DynamicTree, settings, COUNTS[batch], batch, drafter=ToyModel(11))) > LEVEL
+    assert p_value(checked(DynamicTree, settings, COUNT, drafter=ToyModel(11))) > LEVEL
 
 
 def test_judging_what_was_chosen_as_if_it_were_drawn_is_caught(monkeypatch):
@@ -47,7 +45,7 @@ def test_judging_what_was_chosen_as_if_it_were_drawn_is_caught(monkeypatch):
         return judge(rule, drafts, there, torch.full_like(p, 1 / p.shape[-1]), p, u, offset)
 
     monkeypatch.setattr(rules, "among", wrong)
-    assert p_value(images(DynamicTree, settings, COUNTS[16], 16, drafter=ToyModel(11))) < LEVEL
+    assert p_value(images(DynamicTree, settings, COUNT, 128, drafter=ToyModel(11))) < LEVEL
 
 
 def test_a_tree_grows_where_the_drafter_is_confident():
@@ -96,20 +94,20 @@ def test_a_model_that_is_certain_keeps_all_that_it_drafts_itself(batch):
 
 def test_drawing_with_replacement_is_caught(monkeypatch):
     monkeypatch.setattr(rules, "without", lambda law, token: law)
-    drawn = draw(16, "3-2")
+    drawn = draw()
     monkeypatch.undo()
     assert p_value(drawn) > LEVEL  # with replacement in both places it is exact as well
     real, calls = rules.without, []
     monkeypatch.setattr(
         rules, "without", lambda law, token: real(law, token) if law.dim() == 2 else calls.append(1) or law
     )
-    assert p_value(draw(16, "3-2")) < LEVEL  # drawn with replacement, judged as if without
+    assert p_value(draw()) < LEVEL  # drawn with replacement, judged as if without
     assert calls
 
 
 def test_keeping_p_after_a_refusal_is_caught(monkeypatch):
     monkeypatch.setattr(rules, "residual", lambda p, q: p)
-    assert p_value(draw(16, "3-2")) < LEVEL
+    assert p_value(draw()) < LEVEL
 
 
 @pytest.mark.parametrize("batch", [1, 4, 16])

@@ -202,7 +202,7 @@ def test_the_unconditional_class(pipe):
     [
         ({"top_k": [5, 5]}, "got 2 values of top-k for 4 scales"),
         ({"temperature": [1.0] * 5}, "got 5 values of temperature for 4 scales"),
-        ({"temperature": [1.0, 1.0, 1.0, 0.0]}, "got temperature 0.0"),
+        ({"temperature": [1.0, 1.0, 1.0, 0.0]}, "got temperature 0"),
         ({"top_k": [1, 2, 3, "x"]}, "got top-k 'x'"),
         ({"guidance_scale": -1.0}, "got guidance scale -1.0"),
         ({"method": "ar"}, "method ar does not draw with next-scale models; those that do: var, code"),

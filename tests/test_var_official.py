@@ -9,7 +9,7 @@ import synth
 import torch
 
 import vargen
-from vargen.core import checkpoints, registry
+from vargen.core import hub, registry
 from vargen.models import var
 from vargen.models.var import VAR, VARConfig
 from vargen.presets import var as presets
@@ -46,7 +46,7 @@ def test_the_tokenizer_has_the_published_count(name, scales):
 
 
 def test_files_have_the_published_names():
-    named = {name: (presets.file_of(name), presets.hub(name)[0]) for name in presets.SHAPES}
+    named = {name: (presets.file_of(name), presets.published(name)[0]) for name in presets.SHAPES}
     assert named["var-d30"] == ("var_d30.pth", "FoundationVision/var")
     assert named["code-drafter-8"] == ("drafter_8.pth", "Zigeng/VAR_CoDe")
     assert named["code-refiner-6"] == ("refiner_6.pth", "Zigeng/VAR_CoDe")
@@ -104,7 +104,7 @@ def test_pairs_come_together_from_the_hub(folder, monkeypatch):
         asked.append((repository, file, revision))
         return folder / file
 
-    monkeypatch.setattr(checkpoints, "fetch", fetch)
+    monkeypatch.setattr(hub, "fetch", fetch)
     pipe = vargen.load("code-drafter-8")
     pipe.set_progress_bar_config(disable=True)
     assert pipe([1], seed=0).trace.drafter_forwards == 2

@@ -111,6 +111,16 @@ def images(
     return torch.cat(out).numpy()
 
 
+def checked(sampler_class, settings, count: int, **rest) -> np.ndarray:
+    """Images of many seeds, 128 at a time, which costs least. Batches of one and of four must draw the same of them, so
+    that what the law of all is shown to be it is behind any batch.
+    """
+    drawn = images(sampler_class, settings, count, 128, **rest)
+    for batch, few in ((1, 48), (4, 192)):
+        assert (images(sampler_class, settings, few, batch, **rest) == drawn[:few]).all()
+    return drawn
+
+
 def p_value(observed: np.ndarray, guidance: Guidance = GUIDANCE, spec: RasterSpec = SQUARE) -> float:
     """Chi-square of image counts against `law`, images expected fewer than five times taken together."""
     from scipy.stats import chisquare

@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from vargen.core.version import __version__ as __version__
 
-__all__ = ["load", "load_tokenizer", "plan"]
+__all__ = ["list_methods", "list_models", "load", "load_tokenizer", "plan"]
 
 if TYPE_CHECKING:
+    from vargen.core.registry import list_methods, list_models
     from vargen.pipelines.loading import load, load_tokenizer
     from vargen.pipelines.plan import plan
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:  # on demand: they bring torch and diffusers with them
-        from vargen.pipelines import loading, plan
+        from vargen.core import registry
 
-        return getattr(plan if name == "plan" else loading, name)
+        return registry.resolve(registry.PUBLIC[name])
     raise AttributeError(f"module 'vargen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -10,8 +10,9 @@ from tqdm import tqdm
 from vargen.commands import flags, sample
 from vargen.core import registry
 from vargen.core.atomic import check_writable, write_atomically, write_json
+from vargen.core.generation import Generation
 from vargen.core.machine import machine
-from vargen.core.types import Generation, Trace
+from vargen.core.types import Trace
 
 DEFAULT_METHODS = {  # by the kind of model; of continuous ones, by their plan
     "raster": "ar,sjd:window=32,sjd-coupled:window=64:guess=above,sjd-coupled",

@@ -133,8 +133,8 @@ def check_memory(options: argparse.Namespace, method: str, count: int) -> None:
 
     preset, device = registry.preset(options.model), find_device(options.device)
     there = total_memory(device)
-    if preset.skeleton is None or preset.kind != "raster" or options.checkpoint is not None or there is None:
-        return  # nobody's shapes are known, or those of a file
+    if preset.skeleton is None or preset.kind != "raster" or there is None or options.checkpoint is not None:
+        return  # a file that is named may have other shapes than those that were published
     needed = plan(
         preset.name,
         method=method,
@@ -142,10 +142,10 @@ def check_memory(options: argparse.Namespace, method: str, count: int) -> None:
         preset=options.preset,
         guidance_scale=options.guidance_scale,
         dtype=usual_dtype(device) if options.dtype is None else getattr(torch, options.dtype),
-        height=getattr(options, "height", None),
-        width=getattr(options, "width", None),
+        height=vars(options).get("height"),
+        width=vars(options).get("width"),
     )
-    if needed.cache > there:
+    if needed.cache + (0 if options.quantize else needed.weights) > there:
         raise ValueError(f"{needed}; {device} has {there / 2**30:.2f} GiB: lower --batch-size")
 
 

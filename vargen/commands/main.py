@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from vargen.core.messages import escaped
 from vargen.core.version import __version__
 
 COMMANDS = {  # name -> the module that has `command(argv)` and its `parser()`, and what it does
@@ -40,7 +41,7 @@ def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None)
             error = "out of memory: lower --batch-size, or the number or the size of images, or name a smaller model"
         elif not isinstance(error, ValueError | OSError):
             raise
-        print(f"vargen: {error}", file=sys.stderr)
+        print(f"vargen: {escaped(str(error))}", file=sys.stderr)  # nothing that a file says may look like our words
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("vargen: stopped; what was finished is kept", file=sys.stderr)

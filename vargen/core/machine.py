@@ -11,6 +11,11 @@ from vargen.core.types import Trace
 from vargen.core.version import __version__
 
 
+def plainly(device: torch.device) -> torch.autocast:
+    """A context without autocast: decoding keeps the dtypes that the model was loaded in."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start counting anew, where the device counts."""
     if device.type == "cuda":

@@ -55,7 +55,9 @@ def _mix(z: Tensor) -> Tensor:
 
 def bits(seed: Tensor, slot: Tensor, purpose: int, size: int) -> Tensor:
     """64 random bits as int64, (B, n, size), for seeds (B,) and slots (B, n) (or (n,), the same for all)."""
-    key = _mix(seed[:, None] + _signed(_GAMMA * purpose))
+    key = _mix(
+        _mix(seed)[:, None] + _signed(_GAMMA * purpose)
+    )  # hashed first: no seed is another's at the next purpose
     key = _mix(key + (slot + 1) * _GAMMA)
     return _mix(key[..., None] + torch.arange(1, size + 1, device=seed.device) * _GAMMA)
 
@@ -118,7 +120,7 @@ class Table:
         self.seed, self.purpose = seed, purpose
         self._kind, self._size, self._ahead = kind, size, ahead
         self._first = self._stop = 0
-        self._values = torch.empty(len(seed), 0, size, device=seed.device)
+        self._values = torch.empty(len(seed), 0, size, dtype=torch.float32, device=seed.device)
 
     def between(self, first: int, stop: int) -> Tensor:
         """Values (B, stop - first, size) of slots `first` to `stop` - 1; `first` never goes back."""

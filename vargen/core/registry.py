@@ -78,7 +78,13 @@ METHODS = {
     "cool": "vargen.samplers.speculative:Cool",
 }
 
-LOADER = "vargen.pipelines.loading:load"
+PUBLIC = {  # what `import vargen` offers
+    "list_methods": "vargen.core.registry:list_methods",
+    "list_models": "vargen.core.registry:list_models",
+    "load": "vargen.pipelines.loading:load",
+    "load_tokenizer": "vargen.pipelines.loading:load_tokenizer",
+    "plan": "vargen.pipelines.plan:plan",
+}
 
 
 def find(table: dict[str, str], name: str, kind: str) -> Any:
@@ -167,6 +173,19 @@ def _parse(value: Any, kind: type) -> Any:
         return kind(value) if isinstance(value, str) or (kind is float and isinstance(value, int)) else None
     except ValueError:
         return None
+
+
+def list_models() -> list[str]:
+    """The names that `vargen.load` knows, sorted."""
+    return sorted(MODELS)
+
+
+def list_methods(model: str | None = None) -> list[str]:
+    """The names of methods; with `model`, of those that draw with it. ValueError where there is no such model."""
+    if model is None:
+        return sorted(METHODS)
+    found = preset(model)
+    return sorted(methods(found.kind, found.plan))
 
 
 def sampler(name: str) -> Any:

@@ -82,15 +82,20 @@ def among(
         else:
             total = q.sum(-1)
             tried = tried & (total > 0)  # beyond the law's support nothing was drawn
-            law = q / total.clamp(min=1e-30)[:, None]
+            law = _normalised(q, total[:, None])
             q = without(q, token)
         kept, left = rule(token, law, p, u[:, k], offset)
         total = left.sum(-1, keepdim=True)
         refused = (tried & ~kept)[:, None] & (total > 0)
         rest = torch.where(refused, left, rest)
-        p = torch.where(refused, left / total.clamp(min=1e-30), p)
+        p = torch.where(refused, _normalised(left, total), p)
         rank = torch.where(tried & kept, k, rank)
     return rank, rest
+
+
+def _normalised(mass: Tensor, total: Tensor) -> Tensor:
+    """`mass` (B, V) as a law, however little there is; where there is none it stays."""
+    return mass / torch.where(total > 0, total, 1.0)
 
 
 def without(law: Tensor, token: Tensor) -> Tensor:

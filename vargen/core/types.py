@@ -208,14 +208,3 @@ class Trace:
 
 def _added(a: dict, b: dict) -> dict:
     return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Images, how they came about, and their tokens: ids (B, rows, columns), or (B, slots) of all scales, or vectors
-    (B, slots, channels).
-    """
-
-    images: Any  # a list of PIL images, or a tensor or array, as `output_type` asks
-    tokens: Any  # a tensor; a list of them where images differ in size
-    trace: Trace

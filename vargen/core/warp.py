@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LEAST, MOST = 2.0**-149, torch.finfo(torch.float32).max  # temperatures that float32 has: another is 0, or infinite
+
 
 @dataclass(frozen=True)
 class Warp:
@@ -22,8 +24,10 @@ class Warp:
     top_n_sigma: float = 0.0  # ids further than so many deviations below the largest score are left out; 0 is off
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"got temperature {self.temperature}, expected a number above 0")
+        if self.temperature == 0:
+            raise ValueError("got temperature 0, expected a number above 0: top_k=1 draws the likeliest id")
+        if not LEAST <= self.temperature <= MOST:
+            raise ValueError(f"got temperature {self.temperature}, expected a number from {LEAST:.2g} to {MOST:.2g}")
         if self.top_k < 0:
             raise ValueError(f"got top-k {self.top_k}, expected 0 (off) or more")
         if not 0 <= self.top_n_sigma < float("inf"):

@@ -6,7 +6,7 @@ from math import isqrt
 import numpy as np
 
 from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
-from vargen.pipelines.base import Partial
+from vargen.pipelines.partial import Partial
 
 Spec = RasterSpec | ScaleSpec | ContinuousSpec
 

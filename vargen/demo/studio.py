@@ -18,7 +18,8 @@ from vargen.core.specs import RasterSpec, ScaleSpec
 from vargen.demo.limits import MOST, MOST_LETTERS, MOST_SEED, Limits
 from vargen.demo.record import Record, Spec
 from vargen.pipelines import request, values
-from vargen.pipelines.base import Partial, Pipeline
+from vargen.pipelines.base import Pipeline
+from vargen.pipelines.partial import Partial
 
 POCKET = tuple(name for name in registry.MODELS if name.startswith("pocket-"))  # their weights ship
 

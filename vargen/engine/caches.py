@@ -8,13 +8,14 @@ import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from vargen.core.types import KVCache
 from vargen.engine.graphs import Capture, Capturing, Recorder, Tensors
 
+Spec = TypeVar("Spec")  # the layout of the images that a model draws
 KEPT = 2  # caches that are kept for the next call, with their graphs: the last one, and
 SPARE_BYTES = 2 << 30  # others that take no more than this together
 
@@ -87,3 +88,23 @@ def _given_up(owner: Callable[[], Caches | None], _: Any) -> None:
     caches = owner()
     if caches is not None:
         caches.release()
+
+
+class Replaying(Generic[Spec]):
+    """What stands for a model whose forwards are replayed over caches that stay where they are."""
+
+    def __init__(self, model: Any, capture: Capture | None = None) -> None:
+        self.model = model
+        self.caches = Caches(model.device, capture)
+
+    @property
+    def spec(self) -> Spec:
+        return self.model.spec
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def release(self) -> None:
+        """Give up caches that nobody uses."""
+        self.caches.forget()

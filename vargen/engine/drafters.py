@@ -13,6 +13,7 @@ from vargen.core.dispatch import Kernels
 from vargen.core.types import Block, Condition, Group, KVCache
 from vargen.core.warp import Warp
 from vargen.engine.guidance import Guidance
+from vargen.engine.sound import Sound
 from vargen.kernels.sample import law
 from vargen.models.contract import ContinuousModel, RasterModel
 from vargen.models.eagle import EagleHead
@@ -23,7 +24,7 @@ class ModelDrafter:
 
     def __init__(self, model: RasterModel, condition: Condition, guidance: Guidance, warp: Warp) -> None:
         self._model, self._condition, self._guidance, self._warp = model, condition, guidance, warp
-        self.forwards, self.kernels = 0, Kernels()
+        self.forwards, self.kernels, self.sound = 0, Kernels(), Sound("the drafter", model.device)
 
     def watch(self, model: RasterModel) -> RasterModel:
         """`model` as it is to be run: a small model drafts from tokens alone."""
@@ -41,8 +42,9 @@ class ModelDrafter:
         """Laws (B, n, V) of the slots behind a block of tokens, which enters the drafter's cache."""
         self.forwards += 1
         logits = self._model.decode(self._guidance.spread(replace(block, moves=None)), self._cache)
-        given = self._model.spec.given(self._guidance.mix(logits, block), block.slots + 1)
-        return law(given, self._warp, self.kernels)
+        mixed = self._guidance.mix(logits, block)
+        self.sound.note(mixed)
+        return law(self._model.spec.given(mixed, block.slots + 1), self._warp, self.kernels)
 
 
 class LatentModelDrafter:
@@ -65,7 +67,7 @@ class HeadDrafter:
 
     def __init__(self, head: EagleHead, model: Any, rows: int, guidance: Guidance, warp: Warp) -> None:
         self._head, self._model, self._rows, self._guidance, self._warp = head, model, rows, guidance, warp
-        self.forwards, self.kernels = 0, Kernels()
+        self.forwards, self.kernels, self.sound = 0, Kernels(), Sound("the drafter", head.device)
 
     def watch(self, model: RasterModel) -> RasterModel:
         """`model` as it is to be run, so that its states are seen."""
@@ -100,7 +102,9 @@ class HeadDrafter:
         places = rows.slots if rows.places is None else rows.places
         predicted = slice(-1, None) if rows.parents is None else slice(None)
         self._keep(states[:, predicted], places[:, predicted])
-        return law(self._guidance.mix(self._model.logits(states), block), self._warp, self.kernels)
+        mixed = self._guidance.mix(self._model.logits(states), block)
+        self.sound.note(mixed)
+        return law(mixed, self._warp, self.kernels)
 
     def _at(self, places: Tensor) -> Tensor:
         """The states (R, n, d) of `places` (R, n), -1 being the condition."""

@@ -17,6 +17,7 @@ import torch
 from vargen.core.dispatch import Kernels
 from vargen.core.types import Condition
 from vargen.engine.guidance import Guidance, Ramp
+from vargen.engine.sound import Sound, check_tokens
 from vargen.models.contract import ContinuousModel, NextScaleModel, RasterModel
 from vargen.samplers.contract import ContinuousSampler, RasterSampler, ScaleSampler
 from vargen.tokenizers.multiscale_vq import Pyramid
@@ -89,7 +90,9 @@ def raster(
     spec, (rows, front, _) = model.spec, condition.embedding.shape
     cache, slots = model.make_cache(rows, sampler.extra, front), spec.slots
     counts.cache_bytes, cache.kernels = cache.bytes, counts.kernels
+    sound = Sound("the model", model.device)
     logits = guidance.mix(model.prefill(condition, cache))
+    sound.note(logits)
     logits = spec.given(logits, torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device))
     while True:
         counts.note(logits.shape[1], [n < slots for n in sampler.settled])
@@ -99,13 +102,15 @@ def raster(
         yield
         clock.skip()
         if min(sampler.settled) >= slots:
-            return
+            return sound.check()
         block = sampler.propose()
         clock.lap("sampler")
         spread = guidance.spread(block)
         assert len(spread.slots) <= rows, "rows that were dropped cannot come back: their cache has holes"
         rows = len(spread.slots)
-        logits = spec.given(guidance.mix(model.decode(spread, cache), block), block.slots + 1)
+        logits = guidance.mix(model.decode(spread, cache), block)
+        sound.note(logits)
+        logits = spec.given(logits, block.slots + 1)
 
 
 def next_scale(
@@ -122,6 +127,7 @@ def next_scale(
     The last scale that a model draws is never looked back at, and its keys and values are not kept.
     """
     batch, scale = len(pyramid.features), 0
+    sound = Sound("the model", pyramid.features.device)
     counts.per_image = [0] * batch
     for turn, ((model, condition), reach) in enumerate(zip(models, sampler.reaches, strict=True)):
         ran, cache = 0, None  # the cache of the model before is freed here
@@ -135,6 +141,7 @@ def next_scale(
             block = range(ran, scale + 1)
             logits = model.decode(Condition(condition.embedding[:rows]), inputs, block, cache)
             logits, ran = guidance.mix(logits, scale), scale + 1
+            sound.note(logits)
             width = model.spec.start(ran) - model.spec.start(block.start)
             counts.note(width, [turn == 0] * batch, by_other=turn > 0)
             clock.lap("model")
@@ -143,6 +150,7 @@ def next_scale(
             scale += 1
             yield
             clock.skip()
+    sound.check()
 
 
 def continuous(
@@ -162,6 +170,7 @@ def continuous(
         clock.lap("head")
         yield
         clock.skip()
+    check_tokens(sampler.values)
 
 
 def _repeated(condition: Condition, images: int, copies: int) -> Condition:

@@ -9,36 +9,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vargen.core.dispatch import Kernels
 from vargen.core.specs import RasterSpec
 from vargen.core.types import Block, Condition, KVCache
-from vargen.engine.caches import Caches, Held
-from vargen.engine.graphs import Capture, Tensors
+from vargen.engine.caches import Held, Replaying
+from vargen.engine.graphs import Tensors
 from vargen.models.contract import RasterModel
 
 
-class Replayed:
+class Replayed(Replaying[RasterSpec]):
     """A raster model whose blocks are replayed."""
 
-    def __init__(self, model: Any, capture: Capture | None = None) -> None:
-        self.model: RasterModel = model
-        self.caches = Caches(model.device, capture)
-
-    @property
-    def spec(self) -> RasterSpec:
-        return self.model.spec
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def release(self) -> None:
-        """Give up caches that nobody uses."""
-        self.caches.forget()
+    model: RasterModel
 
     def make_cache(self, batch: int, extra: int = 0, front: int = 1) -> KVCache:
         """A cache as the model makes it, of zeros."""

@@ -19,7 +19,7 @@ from vargen.core.dispatch import Kernels
 from vargen.core.noise import PathNoise
 from vargen.core.specs import ContinuousSpec, ScaleSpec
 from vargen.core.types import Condition, Denoising, DenoisingPath, Group, KVCache
-from vargen.engine.caches import Caches
+from vargen.engine.caches import Replaying
 from vargen.engine.graphs import Capture, Capturing, Recorder, Tensors, weights
 from vargen.engine.replayed import Replayed
 from vargen.models.contract import ContinuousModel, NextScaleModel
@@ -29,23 +29,10 @@ STEPS = 64  # graphs of a head: one for every size of a group
 GROUPS = 128  # graphs of a backbone
 
 
-class ReplayedScales:
+class ReplayedScales(Replaying[ScaleSpec]):
     """A next-scale model whose blocks are replayed."""
 
-    def __init__(self, model: NextScaleModel, capture: Capture | None = None) -> None:
-        self.model, self.caches = model, Caches(model.device, capture)
-
-    @property
-    def spec(self) -> ScaleSpec:
-        return self.model.spec
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def release(self) -> None:
-        """Give up caches that nobody uses."""
-        self.caches.forget()
+    model: NextScaleModel
 
     def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
         """The model's."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vargen.core import pretrained
+from vargen.core.messages import shown
 from vargen.eval.images import Images
 
 
@@ -16,12 +18,10 @@ def load(source: str, device: torch.device) -> tuple[Any, Any]:
     from transformers import CLIPModel, CLIPProcessor
 
     place = str(Path(source).expanduser())
-    try:
-        processor = CLIPProcessor.from_pretrained(place)
-        loaded: Any = CLIPModel.from_pretrained(place)
-    except Exception as error:  # the network's and the folder's many complaints, all with the same remedy
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"cannot load CLIP from {place} ({reason}): give the folder of a local copy instead") from None
+    processor = pretrained.load(CLIPProcessor, place, "CLIP")
+    loaded, info = pretrained.load_model(CLIPModel, place, "CLIP")
+    if wrong := [*info["missing_keys"], *info["mismatched_keys"]]:
+        raise ValueError(f"the CLIP model {place} lacks weights, or has them in another shape: {shown(wrong[0])}")
     return Embedder(loaded).to(device).eval().requires_grad_(False), processor
 
 

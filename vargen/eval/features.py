@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from vargen.core import checkpoints
+from vargen.core import weight_files
+from vargen.core.messages import first_line
 from vargen.eval.images import Images
 from vargen.eval.metrics import Array
 
@@ -71,7 +72,7 @@ def inception(device: torch.device, weights: Path | None = None) -> Extractor:
         raise ValueError(
             f"{weights} is not torch-fidelity's Inception: its SHA-256 begins {found[:8]}, not {INCEPTION_HASH}"
         )
-    checkpoints.read(weights)  # nothing but tensors in it: torch-fidelity would unpickle whatever there is
+    weight_files.read(weights)  # nothing but tensors in it: torch-fidelity would unpickle whatever there is
     model = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(weights)).to(device)
     return Extractor(f"torch-fidelity Inception {INCEPTION_HASH}", inception_run(model), device)
 
@@ -94,7 +95,8 @@ def _download(url: str, path: Path) -> None:
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_HASH)
     except Exception as error:  # the network's many complaints, all with the same remedy
-        raise ValueError(f"cannot download Inception's weights ({error}): name a local copy instead") from None
+        why = first_line(error)
+        raise ValueError(f"cannot download Inception's weights ({why}): name a local copy instead") from None
 
 
 def clip(device: torch.device, source: str) -> Extractor:

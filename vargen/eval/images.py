@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vargen.core import archives
 from vargen.core.atomic import write_atomically
 from vargen.core.image_processor import open_picture, read_picture
+from vargen.core.messages import first_line
 from vargen.core.png import check_pixels
 
 Pixels = NDArray[np.uint8]
-DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error)
+DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, MemoryError)
 MOST_AT_ONCE = 1 << 30  # bytes of pixels
 ARRAYS = ("arr_0", "mu", "sigma", "mu_s", "sigma_s")  # that an npz is read for; what else it holds is left alone
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -111,7 +113,7 @@ def _npz(path: Path) -> Images:
                 left -= passed
             data = member.read((stop - start) * row)
         except DAMAGE as error:
-            raise ValueError(f"the file {path} is damaged: {error}") from None
+            raise ValueError(f"the file {path} is damaged: {first_line(error)}") from None
         at = stop
         if len(data) != (stop - start) * row:
             raise ValueError(f"the file {path} is damaged: arr_0 ends before its {shape[0]} images")
@@ -125,11 +127,11 @@ def npz_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with archives.opened(path) as archive:
             held = [name for name in ARRAYS if f"{name}.npy" in archive.NameToInfo]
             return {name: _header(archive.open(f"{name}.npy"))[:2] for name in held}
     except DAMAGE as error:
-        raise ValueError(f"the file {path} is damaged: {error}") from None
+        raise ValueError(f"the file {path} is damaged: {first_line(error)}") from None
 
 
 def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
@@ -148,12 +150,12 @@ def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
 def _member(path: Path, name: str, size: int) -> Any:
     """An array's bytes, its header read. ValueError where they are not in order of rows, or fewer than `size`."""
     try:
-        archive = zipfile.ZipFile(path)
+        archive = archives.opened(path)
         stream = archive.open(f"{name}.npy")
         shape, _, fortran = _header(stream)
         there = archive.getinfo(f"{name}.npy").file_size - stream.tell()
     except DAMAGE as error:
-        raise ValueError(f"the file {path} is damaged: {error}") from None
+        raise ValueError(f"the file {path} is damaged: {first_line(error)}") from None
     if fortran:
         raise ValueError(f"{name} of {path} is stored by columns, expected by rows")
     if there < size:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from vargen.core.atomic import write_atomically
+from vargen.core.messages import first_line
 from vargen.eval import metrics
 from vargen.eval.features import Extractor, Stored, extract
 from vargen.eval.images import DAMAGE, Images, npz_shapes, open_images
@@ -102,7 +103,7 @@ def _of_statistics(path: Path, extractor: Extractor, folder: Path) -> Reference:
         with np.load(path, allow_pickle=False) as file:
             found = [Gaussian(*(np.asarray(file[key], dtype=np.float64) for key in pair)) for pair in pairs]
     except DAMAGE as error:
-        raise ValueError(f"the statistics {path} are damaged: {error}") from None
+        raise ValueError(f"the statistics {path} are damaged: {first_line(error)}") from None
     features = count = size = None
     if "arr_0" in shapes:
         images = open_images(path)

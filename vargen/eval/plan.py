@@ -12,8 +12,9 @@ from typing import Any, get_origin, get_type_hints
 
 import torch
 
-from vargen.core import noise, registry
+from vargen.core import noise, registry, safe_json
 from vargen.core.atomic import dumps
+from vargen.core.messages import first_line, quoted
 from vargen.core.preset import Preset
 from vargen.pipelines import request, values
 
@@ -122,12 +123,17 @@ def make(
 def load(path: Path) -> Plan:
     """The plan that a run's manifest holds. ValueError where it is damaged."""
     try:
-        values = json.loads(path.read_text())["plan"]
+        values = read_manifest(path)["plan"]
         found = Plan(**{**values, "prompts": tuple(values["prompts"])})
         for each in fields(Plan):
             hint, value = get_type_hints(Plan)[each.name], getattr(found, each.name)
             if not isinstance(value, get_origin(hint) or hint):
-                raise TypeError(f"{each.name} is {value!r}")
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ValueError(f"the manifest {path} is damaged: {error}") from None
+                raise TypeError(f"{each.name} is {quoted(value)}")
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"the manifest {path} is damaged: {first_line(error)}") from None
     return found
+
+
+def read_manifest(path: Path) -> Any:
+    """The JSON of a run's manifest, which may hold tens of thousands of prompts."""
+    return safe_json.read(path, most=512 << 20)

@@ -1,15 +1,18 @@
 """Prompt files: COCO captions, PartiPrompts, GenEval, DPG-Bench, plain text; and the folders that two of them want."""
 
 import csv
-import json
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vargen.core import safe_json
 from vargen.core.atomic import dumps
+from vargen.core.messages import quoted
 from vargen.eval.images import read_image
+
+MOST_BYTES = 512 << 20  # COCO's captions of all training images have 90 MB
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ def read(path: Path) -> list[Prompt]:
             raise ValueError(f"got prompts {path}, expected a folder or one of {', '.join(readers)}")
         try:
             found = readers[path.suffix](path)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
-            raise ValueError(f"the prompts {path} are damaged: {error!r}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+            raise ValueError(f"the prompts {path} are damaged: {quoted(error)}") from None
     if not found or not all(isinstance(prompt.text, str) and prompt.text.strip() for prompt in found):
         raise ValueError(f"there are no prompts in {path}, or an empty one")
     return found
@@ -46,6 +49,8 @@ def read(path: Path) -> list[Prompt]:
 
 def _text(path: Path) -> str:
     """A file's text, without the mark that some editors put in front. ValueError, by name, where it is not UTF-8."""
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"the prompts {path} have {size} bytes, expected at most {MOST_BYTES}")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -63,12 +68,12 @@ def _parti(path: Path) -> list[Prompt]:
 
 
 def _geneval(path: Path) -> list[Prompt]:
-    rows = [json.loads(line) for line in _text(path).split("\n") if line.strip()]
+    rows = [safe_json.parse(line) for line in _text(path).split("\n") if line.strip()]
     return [Prompt(row["prompt"], f"{i:05d}", row) for i, row in enumerate(rows)]
 
 
 def _coco(path: Path) -> list[Prompt]:
-    rows = json.loads(_text(path))["annotations"]
+    rows = safe_json.parse(_text(path))["annotations"]
     return [Prompt(row["caption"].strip(), str(row["id"]), row) for row in rows]
 
 

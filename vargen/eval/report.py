@@ -1,13 +1,14 @@
 """Tables and plots of many results: quality beside its price, and the published figure beside ours."""
 
-import json
 import math
 import re
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from vargen.core import safe_json
 from vargen.core.atomic import write_atomically, write_json
+from vargen.core.messages import quoted
 
 COLUMNS = {  # heading -> key of a row, format
     "model": ("model", "{}"),
@@ -41,21 +42,21 @@ def load(folders: list[Path]) -> list[dict[str, Any]]:
         if not path.is_file():
             raise ValueError(f"there is no result in {folder}: measure it first")
         try:
-            rows.append(row(json.loads(path.read_text())))
+            rows.append(row(safe_json.read(path)))
             markdown(rows)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise ValueError(f"the result {path} is damaged: {error!r}") from None
+            raise ValueError(f"the result {path} is damaged: {quoted(error)}") from None
     return rows
 
 
 def timed(rows: list[dict[str, Any]], bench: Path) -> list[dict[str, Any]]:
     """`rows` with the seconds of a benchmark, by model and method; none where it has none. ValueError if damaged."""
     try:
-        found = json.loads(bench.read_text())
+        found = safe_json.read(bench)
         seconds = {(found["model"], each["method"]): float(each["seconds_per_image"]) for each in found["rows"]}
         timing = f"{bench.name}, batch {found['batch_size']}"
     except (OSError, ValueError, TypeError, LookupError) as error:
-        raise ValueError(f"cannot read the benchmark {bench}: {error!r}") from None
+        raise ValueError(f"cannot read the benchmark {bench}: {quoted(error)}") from None
     out = []
     for one in rows:
         kept = {key: value for key, value in one.items() if key != "seconds_per_image"}

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from reprlib import repr  # short: a run may have thousands of prompts
 from typing import Any
 
 import torch
@@ -24,11 +23,12 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from vargen.core import quantize, registry
+from vargen.core import quantize, registry, safe_json
 from vargen.core.atomic import locked, write_atomically, write_json
+from vargen.core.messages import quoted
 from vargen.core.png import save_picture
 from vargen.eval.images import is_whole_png
-from vargen.eval.plan import Plan, load
+from vargen.eval.plan import Plan, load, read_manifest
 from vargen.pipelines.choose_drafter import chosen
 from vargen.pipelines.loading import find_device
 
@@ -144,7 +144,7 @@ def _claim(now: dict[str, Any], pipe: Any, out: Path) -> None:
         found = load(path).json() | {"weights": before.get("weights")}
         after = now["plan"] | {"weights": now["weights"]}
         if other := [key for key in after if found.get(key) != after[key]]:
-            changed = ", ".join(f"{key} {repr(found.get(key))} instead of {repr(after[key])}" for key in other)
+            changed = ", ".join(f"{key} {quoted(found.get(key))} instead of {quoted(after[key])}" for key in other)
             raise ValueError(f"{out} holds another run: {changed}; give another --out, or delete that folder first")
     else:
         _check_kind(out)
@@ -153,7 +153,7 @@ def _claim(now: dict[str, Any], pipe: Any, out: Path) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     load(path)
-    return json.loads(path.read_text())
+    return read_manifest(path)
 
 
 def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
@@ -233,7 +233,7 @@ def totals(plan: Plan, out: Path) -> dict[str, Any]:
     rows = []
     for group in plan.groups:
         try:
-            trace = json.loads(_trace(out, group.start).read_text())
+            trace = safe_json.read(_trace(out, group.start))
             count, forwards = int(trace["images"]), float(trace["forwards_per_image"])
             rows.append((count, forwards, float(trace["seconds"]["total"])))
         except (OSError, ValueError, TypeError, LookupError):

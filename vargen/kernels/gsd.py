@@ -28,7 +28,7 @@ def cluster(
     if not kernels.triton("cluster", p, unfit=unfit):
         return plain(draft, q, p, codebook, below=below, above=above, gap=gap, distance=distance)
     block = power(p.shape[-1])
-    ours, theirs = torch.empty(draft.shape, device=p.device), torch.empty(draft.shape, device=p.device)
+    ours, theirs = (torch.empty(draft.shape, dtype=torch.float32, device=p.device) for _ in range(2))
     with on(p.device):
         _cluster[(draft.numel(),)](
             draft.contiguous(),

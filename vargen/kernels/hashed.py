@@ -15,7 +15,7 @@ def mixed(z):
 def bits(seed, slot, purpose, index):
     """64 random bits, uint64, of int64 seed and slot; `index` counts from 0."""
     gamma = tl.full([], 0x9E3779B97F4A7C15, tl.uint64)
-    key = mixed(seed.to(tl.uint64) + gamma * purpose)
+    key = mixed(mixed(seed.to(tl.uint64)) + gamma * purpose)
     key = mixed(key + (slot.to(tl.uint64) + 1) * gamma)
     return mixed(key + (index.to(tl.uint64) + 1) * gamma)
 

@@ -19,7 +19,7 @@ def shifted(
     if not kernels.triton("shifted", p):
         return plain(draft, p, neighbours, delta=delta, factor=factor)
     vocabulary, count = p.shape[-1], neighbours.shape[1]
-    p, out = p.contiguous(), torch.empty(p.shape, device=p.device)
+    p, out = p.contiguous(), torch.empty(p.shape, dtype=torch.float32, device=p.device)
     with on(p.device):
         _shifted[(draft.numel(),)](
             draft.contiguous(),

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.core.checkpoints import Layout
+from vargen.core.layout import Layout
 from vargen.core.types import KVCache
 from vargen.kernels.attention import Sight, attend
 from vargen.kernels.rope import Halves, enter

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.core.checkpoints import Layout
+from vargen.core.layout import Layout
 from vargen.core.types import Block, Condition, KVCache
 from vargen.kernels.attention import causal_mask
 from vargen.models.llama import LlamaGenConfig, RMSNorm, Step, Trunk

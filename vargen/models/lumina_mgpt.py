@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vargen.core import noise
+from vargen.core import messages, noise
 from vargen.core.specs import RasterSpec
 from vargen.core.types import Condition, KVCache
 from vargen.kernels.attention import Sight
@@ -49,7 +49,7 @@ class Vocabulary:
     def read(cls, names: Mapping[str, int]) -> "Vocabulary":
         """From names and ids, as `vocabulary_map` in a config.json has them. ValueError where one is missing."""
         if wrong := [name for name, id in names.items() if not isinstance(id, int)]:
-            raise ValueError(f"got a vocabulary in which {wrong[0]} has no id")
+            raise ValueError(f"got a vocabulary in which {messages.shown(wrong[0])} has no id")
         found = {code: id for name, id in names.items() if (code := code_of(name)) is not None}
         if not found:
             raise ValueError("got a vocabulary without image codes, expected names such as IMGIMGBZ or <MOVQGAN1>")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vargen.core.checkpoints import Layout
+from vargen.core.layout import Layout
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Group
 from vargen.models.contract import Model

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vargen.core import checkpoints
+from vargen.core import checkpoints, weight_files
 from vargen.models.chameleon import Chameleon, ChameleonConfig
 from vargen.models.classifier import Classifier, ClassifierConfig
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
@@ -126,7 +126,7 @@ def load(
 
 def figures(name: str, path: Path | None = None) -> dict[str, float]:
     """What was measured of a shipped model on held-out scenes, as its weights file records it."""
-    return {key: float(value) for key, value in checkpoints.metadata(_file(name, path)).items()}
+    return {key: float(value) for key, value in weight_files.metadata(_file(name, path)).items()}
 
 
 def _file(name: str, path: Path | None) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -174,6 +175,13 @@ def checked(ids: Any, mask: Any, vocabulary: int, *, unguided: bool = False) -> 
     if not ((mask == 0) | (mask == 1)).all() or not first.all() or (words[..., 1:] & ~words[..., :-1]).any():
         raise ValueError("got a prompt_attention_mask that is not of words first and padding behind them")
     return ids, words
+
+
+def against(read: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, 2, T) of prompts, with those of other prompts for guidance to be against."""
+    longest = max(part.shape[-1] for part, _ in (read, other))
+    ids, mask = ([F.pad(part[i], (0, longest - part[i].shape[-1])) for part in (read, other)] for i in range(2))
+    return tuple(torch.stack([ours[:, 0], theirs[:, 0]], dim=1) for ours, theirs in (ids, mask))  # pyright: ignore
 
 
 def padded(rows: list[list[list[int]]]) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vargen.core import model_config, pretrained
+from vargen.core.messages import shown
+
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
 REPOSITORY, REVISION = "google/flan-t5-xl", "7d6315df2c2fb742f0f5b556879d730926ca9001"
 
@@ -30,53 +33,39 @@ def load(source: str | None, width: int, device: torch.device, dtype: torch.dtyp
     The encoder runs in float32 beside a float32 transformer and in bfloat16 else: T5 overflows in float16. ValueError
     where it cannot be had, lacks weights or its tokenizer, or where its states are not `width` wide.
     """
-    from transformers import AutoTokenizer, T5EncoderModel
+    from transformers import T5EncoderModel
 
     place, revision = (REPOSITORY, REVISION) if source is None else (source, "main")
-    if source is not None:
-        check_folder(source)
     precision = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
-        loaded: Any = T5EncoderModel.from_pretrained(
-            place, revision=revision, dtype=precision, output_loading_info=True
-        )
-    except Exception as error:  # the network's and the folder's many complaints, all with the same remedy
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(
-            f"cannot load a text encoder from {place} ({reason}): give the folder of a local copy instead"
-        ) from None
-    encoder, info = loaded
+    tokenizer = load_tokenizer(source, place, "a text encoder", revision=revision)
+    encoder, info = pretrained.load_model(T5EncoderModel, place, "a text encoder", revision=revision, dtype=precision)
     if wrong := [*info["missing_keys"], *info["mismatched_keys"]]:
-        raise ValueError(f"the text encoder {place} lacks weights, or has them in another shape: {wrong[0]}")
+        raise ValueError(f"the text encoder {place} lacks weights, or has them in another shape: {shown(wrong[0])}")
     if encoder.config.d_model != width:
         raise ValueError(f"the text encoder {place} gives states of width {encoder.config.d_model}, expected {width}")
     return encoder.to(device).eval().requires_grad_(False), tokenizer
 
 
-def load_tokenizer(source: str | None, published: str) -> Any:
+def load_tokenizer(
+    source: str | None, published: str, what: str = "a text tokenizer", *, revision: str = "main"
+) -> Any:
     """A text tokenizer from a folder or repository, by default `published`. ValueError where it cannot be had."""
     from transformers import AutoTokenizer
 
-    place = published if source is None else source
     if source is not None:
         check_folder(source)
-    try:
-        return AutoTokenizer.from_pretrained(place)
-    except Exception as error:  # the network's and the folder's many complaints, all with the same remedy
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(
-            f"cannot load a text tokenizer from {place} ({reason}): give the folder of a local copy instead"
-        ) from None
+    return pretrained.load(AutoTokenizer, source or published, what, revision=revision)
 
 
 def check_folder(source: str) -> None:
-    """ValueError where `source` is meant as a folder and is none, or has no tokenizer's files."""
+    """ValueError where `source` is meant as a folder and is none, has no tokenizer's files, or a wrong config.json."""
     folder = Path(source)
     if not folder.is_dir() and source.startswith((".", "/", "~")):
         raise ValueError(f"no text encoder in {source}: there is no such folder")
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"the text encoder {source} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}")
+    if (folder / "config.json").is_file():
+        model_config.read(folder)
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vargen.core.checkpoints import Layout
+from vargen.core.layout import Layout
 from vargen.core.specs import ScaleSpec
 from vargen.core.types import Condition, KVCache
 from vargen.models.contract import Model

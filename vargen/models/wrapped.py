@@ -11,6 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vargen.core.messages import shown
+from vargen.core.pretrained import load_model
 from vargen.core.types import KVCache
 from vargen.kernels.attention import Sight
 from vargen.models.prompted import Prompted
@@ -69,15 +71,11 @@ class Wrapped(Prompted, ABC):
 
 def pretrained(kind: type, folder: Path) -> Any:
     """A model of transformers from a folder, in the types of its files. ValueError where weights are missing."""
-    loader: Any = kind
-    try:
-        model, info = loader.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    except Exception as error:  # the folder's many complaints, all with the same remedy
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"cannot load {kind.__name__} from {folder} ({reason}): expected a whole copy") from None
+    model, info = load_model(kind, folder, kind.__name__, dtype="auto")
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if wrong := sorted(map(str, info[what])):
-            raise ValueError(f"the weights in {folder} do not fit {kind.__name__}: {what.replace('_', ' ')} {wrong[0]}")
+            why = f"{what.replace('_', ' ')} {shown(wrong[0])}"
+            raise ValueError(f"the weights in {folder} do not fit {kind.__name__}: {why}")
     return model.eval().requires_grad_(False)
 
 

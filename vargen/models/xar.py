@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vargen.core.checkpoints import Layout
+from vargen.core.layout import Layout
 from vargen.core.noise import PathNoise
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Denoising, Group, KVCache

@@ -4,8 +4,7 @@ Here is what all kinds of model share; `raster.py`, `next_scale.py` and `continu
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,38 +15,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vargen.core import quantize, registry
-from vargen.core.machine import peak_memory, reset_peak_memory, versions
+from vargen.core.generation import Generation
+from vargen.core.machine import peak_memory, plainly, reset_peak_memory, versions
 from vargen.core.preset import Preset, custom
-from vargen.core.types import Generation, Trace
+from vargen.core.types import Trace
 from vargen.engine.loops import Clock, Counts
 from vargen.engine.runners import Runners
-from vargen.pipelines import options, request, values
+from vargen.models.prompted import against
+from vargen.pipelines import habits, options, request, values
 from vargen.pipelines.options import Options
+from vargen.pipelines.partial import Partial
 from vargen.pipelines.request import Request
-
-
-@dataclass(frozen=True)
-class Partial:
-    """A batch in the making. `tokens` (B, slots) is a live view; in decoding order, row b is final up to `settled[b]`.
-
-    `trace` is filled when the last image is done.
-    """
-
-    tokens: Tensor
-    settled: list[int]
-    forwards: int
-    trace: Trace
-    pipeline: "Pipeline"
-    image_size: int | None = None
-    features: Tensor | None = None  # what the image is decoded from, where that is not the tokens
-    committed: Any = None  # (B, slots) bool, where the tokens that are final are not the first ones
-
-    @torch.inference_mode()
-    def images(self, output_type: str = "pil") -> Any:
-        """The pictures so far: unsettled tokens are shown as their drafts."""
-        if self.features is None:
-            return self.pipeline.decode(self.tokens, output_type, self.image_size)
-        return self.pipeline.finish(self.pipeline.tokenizer.decode_latents(self.features), output_type, self.image_size)
 
 
 class Pipeline(DiffusionPipeline):
@@ -114,6 +92,11 @@ class Pipeline(DiffusionPipeline):
         return self
 
     @property
+    def components(self) -> dict[str, Any]:
+        """What `type(pipe)(**pipe.components)` makes the same pipeline of: its recipes are among it."""
+        return {**super().components, "preset": self.preset}
+
+    @property
     def versions(self) -> dict[str, str]:
         """What runs, and on what."""
         stored = {} if self.quantize is None else {"torchao": quantize.version()}
@@ -156,7 +139,7 @@ class Pipeline(DiffusionPipeline):
         """The same as `vargen.load`; `torch_dtype` is another name of `dtype`, as in diffusers."""
         if "torch_dtype" in kwargs:
             kwargs["dtype"] = kwargs.pop("torch_dtype")
-        return registry.resolve(registry.LOADER)(pretrained_model_name_or_path, **kwargs)
+        return registry.resolve(registry.PUBLIC["load"])(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
         """Not offered: weights are kept in the format in which they were published."""
@@ -166,8 +149,12 @@ class Pipeline(DiffusionPipeline):
         self, class_labels: Any, given: Mapping[str, Any], *, stream: bool = False
     ) -> "tuple[Pipeline, Request, Any]":
         """The pipeline that draws what was asked for, the request, checked and embedded, and its options."""
+        texts = [class_labels] if isinstance(class_labels, str) else class_labels
+        if not self.transformer.spec.classes and request.are_texts(texts) and "prompt" not in given:
+            class_labels, given = None, {**given, "prompt": class_labels}  # pipe("a red boat"), as in diffusers
         wanted, settings = options.read(self.options_type, class_labels, given, stream=stream)
         pipe = self._at(wanted)
+        habits.check(self.preset.name, wanted.method or self.preset.method, settings, self.options_type)
         return pipe, pipe._request(wanted, settings), wanted
 
     def _at(self, wanted: Any) -> "Pipeline":
@@ -183,33 +170,25 @@ class Pipeline(DiffusionPipeline):
         how = request.output(recipe, wanted.batch_size, wanted.image_size, wanted.output_type)
         inputs = self._inputs(wanted)
         clock.lap("text" if wanted.prompt is not None else "")
-        return Request(method, inputs, values.seeds(len(inputs[0]), wanted.seed, wanted.generator), clock=clock, **how)
+        tell = request.teller(wanted.callback_on_step_end, wanted.callback_on_step_end_tensor_inputs)
+        seeds = values.seeds(len(inputs[0]), wanted.seed, wanted.generator)
+        free = isinstance(wanted, options.RasterOptions) and wanted.free_size
+        return Request(method, inputs, seeds, clock=clock, tell=tell, free_size=free, **how)
 
     def _inputs(self, wanted: Any) -> tuple[Tensor, ...]:
         """What is drawn, a row per image: labels (B,), or a prompt as the model takes it and its mask."""
-        name, spec, device = self.preset.name, self.transformer.spec, self.transformer.device
-        each = values.whole(wanted.num_images_per_prompt, "number of images", least=1)
-        texts = [value is not None for value in (wanted.prompt, *wanted.encoded)]
-        if spec.classes:
-            if any(texts):
-                raise ValueError(f"{name} draws classes and takes no prompt: give a class")
-            if wanted.class_labels is None:
-                raise ValueError(f"{name} draws classes: give at least one{', or -1 for any' * self.unconditional}")
-            found = values.labels(
-                wanted.class_labels, each, self.class_names, spec.classes, unconditional=self.unconditional
-            )
-            return (torch.tensor(found, device=device),)
-        if wanted.class_labels is not None:
-            raise ValueError(f"{name} draws what a prompt says and takes no class: give a prompt")
-        if any(texts[1:]) == texts[0]:
-            raise ValueError(f"{name} draws what a prompt says: give either a prompt or prompt_embeds with its mask")
-        read = self._read(wanted) if texts[0] else wanted.encoded
-        parts = self._checked(*read)
-        return tuple(part.to(device).repeat_interleave(each, dim=0) for part in parts)
+        return request.subjects(self, wanted)
 
     def _read(self, wanted: Any) -> tuple[Tensor, Tensor]:
-        """The prompt, read."""
-        return self.encode_prompt(wanted.prompt)
+        """The prompt, read, and what guidance is against."""
+        read = self.encode_prompt(wanted.prompt)
+        if wanted.negative_prompt is None:
+            return read
+        return self._against(read, wanted.negative_prompt, len(values.prompts(wanted.prompt)))
+
+    def _against(self, read: tuple[Tensor, Tensor], negative: Any, count: int) -> tuple[Tensor, Tensor]:
+        """So many prompts that were read, with other texts for guidance to be against."""
+        return against(read, self.encode_prompt(request.negatives(negative, count)))
 
     def _checked(self, states: Any, mask: Any) -> tuple[Tensor, Tensor]:
         """Encoded prompts that somebody hands in, where the model reads prompts itself."""
@@ -218,7 +197,7 @@ class Pipeline(DiffusionPipeline):
     @abstractmethod
     def _decode(
         self, method: Any, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
-    ) -> Iterator[Partial]:
+    ) -> Generator[Partial, None, None]:
         """Decode one batch: `inputs` have a row per image."""
 
     def _draw(self, asked: Request) -> Generation:
@@ -230,8 +209,9 @@ class Pipeline(DiffusionPipeline):
             for start in range(0, len(seeds), asked.batch_size):
                 final, some = None, slice(start, start + asked.batch_size)
                 inputs = tuple(part[some] for part in asked.inputs)
-                for final in self._decode(asked.method, inputs, seeds[some], asked.image_size):
+                for step, final in enumerate(self._steps(asked.method, inputs, seeds[some], asked.image_size)):
                     bar.update(start * spec.slots + sum(final.settled) - bar.n)
+                    asked.tell(self, step, final)
                 assert final is not None
                 parts.append(self._finish(final, asked.output_type))
         images = _join([part.images for part in parts], asked.output_type)
@@ -240,14 +220,43 @@ class Pipeline(DiffusionPipeline):
             trace.seconds |= {name: seconds, "total": trace.seconds["total"] + seconds}
         return Generation(images, torch.cat([part.tokens for part in parts]), trace)
 
+    def _answer(self, asked: Request, wanted: Any) -> Any:
+        """What a call gives."""
+        with plainly(self.transformer.device):
+            out = self._draw(asked)
+        return out if wanted.return_dict else (out.images,)
+
+    def _steps(
+        self, method: Any, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
+    ) -> Iterator[Partial]:
+        """A batch, step by step; what the caller does between them (autocast, say) does not reach into them."""
+        steps, end = self._decode(method, inputs, seeds, image_size), object()
+        try:
+            while True:
+                with plainly(self.transformer.device):
+                    partial: Any = next(steps, end)
+                if partial is end:
+                    return
+                yield partial
+        finally:
+            steps.close()
+
     @torch.inference_mode()
-    def decode(self, tokens: Tensor, output_type: str, image_size: int | None = None) -> Any:
-        """Images of tokens (B, slots), resized to `image_size` pixels a side if it is given."""
+    def decode(self, tokens: Tensor, output_type: str = "pil", image_size: int | None = None) -> Any:
+        """Images of tokens (B, slots), resized to `image_size` pixels a side if it is given.
+
+        ValueError where they are no ids of the image tokenizer.
+        """
+        codes = len(self.tokenizer.stored_codes)
+        if tokens.dtype != torch.int64 or int(tokens.min()) < 0 or int(tokens.max()) >= codes:
+            raise ValueError(f"got tokens that are no ids, expected whole numbers from 0 to {codes - 1}")
         return self.finish(self.tokenizer.decode(tokens), output_type, image_size)
 
     def finish(self, images: Tensor, output_type: str, image_size: int | None = None) -> Any:
         """Images (B, 3, H, W) in [-1, 1] as they are given out."""
         images = images.float()
+        if not images.isfinite().all():
+            raise ValueError("the image tokenizer gave pixels that are NaN or infinite: its weights are damaged")
         if image_size is not None and images.shape[-2:] != (image_size, image_size):
             images = F.interpolate(images, size=(image_size, image_size), mode="bicubic")  # before rounding: published
         return self._processor.postprocess(images, output_type=output_type)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vargen.core import checkpoints, registry
+from vargen.core import checkpoints, registry, weight_files
+from vargen.core.messages import shown
 from vargen.core.preset import Sources
 from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
 from vargen.engine.drafters import HeadDrafter, ModelDrafter
@@ -83,10 +84,10 @@ def load_head(pipe: Any, path: Path | None) -> EagleHead:
     with torch.device("meta"):
         head = EagleHead(target.config)
     checkpoints.load_into(head, path, dtype=target.dtype, device=target.device)
-    about = checkpoints.metadata(path)
+    about = weight_files.metadata(path)
     for what, wanted in described(pipe).items():
         if about.get(what) != wanted:
-            raise ValueError(f"the head {path} cannot draft here: {what} {about.get(what)} instead of {wanted}")
+            raise ValueError(f"the head {path} cannot draft here: {what} {shown(about.get(what))} instead of {wanted}")
     return head.eval().requires_grad_(False)
 
 

@@ -1,19 +1,19 @@
 """Drawing with models of continuous tokens: MAR, FlowAR, xAR, Harmon."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from vargen.core.dispatch import Kernels
-from vargen.core.types import Generation
 from vargen.engine import loops
 from vargen.engine.drafters import LatentModelDrafter
 from vargen.models.contract import embed
 from vargen.pipelines import choose_drafter, values
-from vargen.pipelines.base import Partial, Pipeline
+from vargen.pipelines.base import Pipeline
 from vargen.pipelines.options import ContinuousOptions, Options, takes
+from vargen.pipelines.partial import Partial
 from vargen.pipelines.request import LatentMethod
 from vargen.samplers.contract import ContinuousSampler, LatentTask
 
@@ -29,7 +29,7 @@ class ContinuousPipeline(Pipeline):
 
     @takes(ContinuousOptions)
     @torch.inference_mode()
-    def __call__(self, class_labels: Any = None, **given: Any) -> Generation:
+    def __call__(self, class_labels: Any = None, **given: Any) -> Any:
         """Draw `num_images_per_prompt` images of each class, class -1 being the unconditional one, or of each prompt.
 
         `prompt_embeds` are token ids (B, 2, T), of the prompt and of what guidance is against, with their mask; both
@@ -38,14 +38,14 @@ class ContinuousPipeline(Pipeline):
         a method's own settings, such as `iterations`. Output type latent gives tokens (B, S, C), scaled as the
         transformer has them. ValueError in one sentence for anything out of range.
         """
-        pipe, asked, _ = self._asked(class_labels, given)
-        return pipe._draw(asked)
+        pipe, asked, wanted = self._asked(class_labels, given)
+        return pipe._answer(asked, wanted)
 
     @takes(ContinuousOptions, stream=True)
     def stream(self, class_labels: Any = None, **given: Any) -> Iterator[Partial]:
         """As a call, for one batch, but yields a `Partial` after each group; stop iterating to cancel."""
         pipe, asked, _ = self._asked(class_labels, given, stream=True)
-        return pipe._decode(asked.method, asked.inputs, asked.seeds, asked.image_size)
+        return pipe._steps(asked.method, asked.inputs, asked.seeds, asked.image_size)
 
     def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
         """Token ids (B, 2, T) and the mask (B, 2, T) of the words, for `prompt_embeds` and its mask."""
@@ -65,8 +65,14 @@ class ContinuousPipeline(Pipeline):
         return side, side
 
     @torch.inference_mode()
-    def decode(self, tokens: Tensor, output_type: str, image_size: int | None = None) -> Any:
-        """Images of tokens (B, S, C), resized to `image_size` pixels a side if it is given."""
+    def decode(self, tokens: Tensor, output_type: str = "pil", image_size: int | None = None) -> Any:
+        """Images of tokens (B, S, C), resized to `image_size` pixels a side if it is given.
+
+        ValueError where they have another shape.
+        """
+        spec = self.transformer.spec
+        if tokens.shape[1:] != (spec.slots, spec.channels):
+            raise ValueError(f"got tokens {tuple(tokens.shape)}, expected (B, {spec.slots}, {spec.channels})")
         return self.finish(self.tokenizer.decode(self.transformer.image(tokens)), output_type, image_size)
 
     def _fit(self) -> None:
@@ -78,7 +84,7 @@ class ContinuousPipeline(Pipeline):
     @torch.inference_mode()
     def _decode(
         self, method: LatentMethod, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
-    ) -> Iterator[Partial]:
+    ) -> Generator[Partial, None, None]:
         self._fit()
         model, device = self.transformer, self.transformer.device
         trace, clock = self._begin(method, seeds), loops.Clock(device)

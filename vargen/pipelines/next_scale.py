@@ -1,6 +1,6 @@
 """Drawing with next-scale models (VAR), scale by scale; and repainting a part of an image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vargen.core.dispatch import Kernels
-from vargen.core.types import Generation
 from vargen.engine import loops
 from vargen.pipelines import choose_drafter, values
-from vargen.pipelines.base import Partial, Pipeline
+from vargen.pipelines.base import Pipeline
 from vargen.pipelines.options import Options, ScaleOptions, takes
+from vargen.pipelines.partial import Partial
 from vargen.pipelines.request import ScaleMethod
 from vargen.samplers.contract import ScaleSampler, ScaleTask
 
@@ -25,7 +25,7 @@ class NextScalePipeline(Pipeline):
 
     @takes(ScaleOptions)
     @torch.inference_mode()
-    def __call__(self, class_labels: Any = None, **given: Any) -> Generation:
+    def __call__(self, class_labels: Any = None, **given: Any) -> Any:
         """Draw `num_images_per_prompt` images of each class; class -1 is the unconditional one.
 
         `guidance_scale` grows from scale to scale, and 0 is off; `cfg_interval` is the last scale to be guided.
@@ -35,19 +35,29 @@ class NextScalePipeline(Pipeline):
         [0, 1] and (H, W), of the model's size, the same for all images drawn. ValueError in one sentence for anything
         out of range.
         """
-        pipe, asked, _ = self._asked(class_labels, given)
-        return pipe._draw(asked)
+        pipe, asked, wanted = self._asked(class_labels, given)
+        return pipe._answer(asked, wanted)
 
     @takes(ScaleOptions, stream=True)
     def stream(self, class_labels: Any = None, **given: Any) -> Iterator[Partial]:
         """As a call, for one batch, but yields a `Partial` after each scale; stop iterating to cancel."""
         pipe, asked, _ = self._asked(class_labels, given, stream=True)
-        return pipe._decode(asked.method, asked.inputs, asked.seeds, asked.image_size)
+        return pipe._steps(asked.method, asked.inputs, asked.seeds, asked.image_size)
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of an image in pixels, as decoded."""
         return self.tokenizer.pixels, self.tokenizer.pixels
+
+    def decode(self, tokens: Tensor, output_type: str = "pil", image_size: int | None = None) -> Any:
+        """Images of tokens (B, S) of all scales, resized to `image_size` pixels a side if it is given.
+
+        ValueError where they are no such ids.
+        """
+        slots = self.transformer.spec.slots
+        if tokens.dim() != 2 or tokens.shape[1] != slots:
+            raise ValueError(f"got tokens {tuple(tokens.shape)}, expected (B, {slots})")
+        return super().decode(tokens, output_type, image_size)
 
     def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
         """ValueError: no next-scale model here reads prompts."""
@@ -81,7 +91,7 @@ class NextScalePipeline(Pipeline):
     @torch.inference_mode()
     def _decode(
         self, method: ScaleMethod, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
-    ) -> Iterator[Partial]:
+    ) -> Generator[Partial, None, None]:
         model, device = self.transformer, self.transformer.device
         trace, clock = self._begin(method, seeds), loops.Clock(device)
         counts = loops.Counts(kernels=Kernels.of(self.fast))

@@ -42,6 +42,7 @@ class Options:
 
     class_labels: Sequence[int | str] | int | str | None = option(None, "classes, by index or name; -1: any, if it may")
     prompt: Sequence[str] | str | None = option(None, "what to draw, where the model takes text")
+    negative_prompt: Sequence[str] | str | None = option(None, "what guidance is against, where the model reads text")
     prompt_embeds: Tensor | None = option(None, "a prompt that `encode_prompt` has read")
     prompt_attention_mask: Tensor | None = option(None, "its mask, from `encode_prompt` too")
     method: str | None = option(None, "a method with its settings, sjd:window=16, see vargen models", text=str)
@@ -58,6 +59,13 @@ class Options:
     seed: Many | None = option(None, "of the first image; image i has seed + i", text=int)
     generator: torch.Generator | Sequence[torch.Generator] | None = option(None, "in place of a seed: one, or a list")
     batch_size: int = option(16, "images decoded together", text=int, whole=True)
+    return_dict: bool = option(True, "False: a tuple of the images alone, as in diffusers", whole=True)
+    callback_on_step_end: Any = option(
+        None,
+        "called behind each step as (pipe, step, tokens settled, tensors); an exception ends it",
+        whole=True,
+    )
+    callback_on_step_end_tensor_inputs: Sequence[str] = option(("tokens",), "tokens, settled", whole=True)
     output_type: str = option("pil", "pil, np (B, H, W, 3), pt (B, 3, H, W) in [0, 1], or latent: tokens", whole=True)
 
     @property

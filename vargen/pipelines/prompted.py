@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from vargen.core import image_processor
+from vargen.core.generation import Generation
 from vargen.core.preset import Preset
-from vargen.core.types import Generation, Trace
+from vargen.core.types import Trace
 from vargen.models.prompted import Prompted
 from vargen.pipelines import values
+from vargen.pipelines.base import Pipeline
 from vargen.pipelines.raster import RasterPipeline
 from vargen.pipelines.request import Request
 
@@ -91,6 +93,9 @@ class PromptedPipeline(RasterPipeline):
         """Height and width of an image in pixels."""
         return self.transformer.size
 
+    def _against(self, read: tuple[Tensor, Tensor], negative: Any, count: int) -> tuple[Tensor, Tensor]:
+        return Pipeline._against(self, read, negative, count)
+
     def _checked(self, states: Any, mask: Any) -> tuple[Tensor, Tensor]:
         return self.transformer.checked(states, mask)
 
@@ -107,7 +112,8 @@ class PromptedPipeline(RasterPipeline):
         for size in dict.fromkeys(sizes):
             which = [i for i, one in enumerate(sizes) if one == size]
             inputs = tuple(part[which] for part in asked.inputs)
-            out = self.at(*size)._draw(replace(asked, inputs=inputs, seeds=[seeds[i] for i in which]))
+            each = replace(asked, inputs=inputs, seeds=[seeds[i] for i in which], free_size=False)
+            out = self.at(*size)._draw(each)
             images |= dict(zip(which, out.images, strict=True))
             tokens |= dict(zip(which, out.tokens, strict=True))
             traces.append(out.trace)

@@ -1,7 +1,7 @@
 """Drawing with raster models: classes or prompts, every method of `samplers/` that decodes token by token."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -10,15 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vargen.core.dispatch import Kernels
-from vargen.core.types import Generation
+from vargen.core.generation import Generation
 from vargen.engine import loops
 from vargen.engine.replayed import Replayed
 from vargen.models import t5
 from vargen.models.contract import embed
 from vargen.pipelines import values
-from vargen.pipelines.base import Partial, Pipeline
+from vargen.pipelines.base import Pipeline
 from vargen.pipelines.choose_drafter import drafter_for
 from vargen.pipelines.options import Options, RasterOptions, takes
+from vargen.pipelines.partial import Partial
 from vargen.pipelines.request import Method, Request
 from vargen.samplers.contract import RasterSampler, Task
 from vargen.samplers.width import LADDER
@@ -35,12 +36,12 @@ class RasterPipeline(Pipeline):
 
     @takes(RasterOptions)
     @torch.inference_mode()
-    def __call__(self, class_labels: Any = None, **given: Any) -> Generation:
+    def __call__(self, class_labels: Any = None, **given: Any) -> Any:
         """Draw `num_images_per_prompt` images of each class, or of each prompt where the model takes text.
 
         `class_labels` are indices or names. Text is `prompt`, or `prompt_embeds` (B, T, C) with
         `prompt_attention_mask` (B, T), both from `encode_prompt`. Image i takes seed `seed + i`, or `seed[i]`; without
-        a seed, or with `generator` (whose initial seed is used), the trace tells which seeds were taken. `method` is a
+        a seed, or with `generator` (whose state gives the seeds), the trace tells which seeds were taken. `method` is a
         name with settings, `sjd-coupled:window=16`. None takes the value of `preset`, one of the model's published
         recipes, by default the first. `height` and `width` in pixels are one of the model's own sizes; `image_size` in
         pixels resizes (bicubic, before rounding). `output_type` is pil, np (B, H, W, 3) or pt (B, 3, H, W), both in
@@ -50,13 +51,13 @@ class RasterPipeline(Pipeline):
         are then a list). ValueError in one sentence for anything out of range.
         """
         pipe, asked, wanted = self._asked(class_labels, given)
-        return pipe._draw_freely(asked) if wanted.free_size else pipe._draw(asked)
+        return pipe._answer(asked, wanted)
 
     @takes(RasterOptions, stream=True)
     def stream(self, class_labels: Any = None, **given: Any) -> Iterator[Partial]:
         """As a call, for one batch, but yields a `Partial` after each forward; stop iterating to cancel."""
         pipe, asked, _ = self._asked(class_labels, given, stream=True)
-        return pipe._decode(asked.method, asked.inputs, asked.seeds, asked.image_size)
+        return pipe._steps(asked.method, asked.inputs, asked.seeds, asked.image_size)
 
     def at(self, height: int | None = None, width: int | None = None) -> "RasterPipeline":
         """This pipeline: it draws one size in pixels. ValueError where another is asked for."""
@@ -77,8 +78,11 @@ class RasterPipeline(Pipeline):
         return high, wide
 
     def _draw(self, asked: Request) -> Generation:
+        if asked.free_size:
+            return self._draw_freely(asked)
         out = super()._draw(asked)
-        return replace(out, tokens=self._codes(out.tokens))
+        tokens = self._codes(out.tokens)
+        return replace(out, tokens=tokens, images=tokens if asked.output_type == "latent" else out.images)
 
     def _draw_freely(self, asked: Request) -> Generation:
         """Draw images whose sizes the model chooses."""
@@ -110,9 +114,15 @@ class RasterPipeline(Pipeline):
         (rows, columns), factor = self._grid(), 1 if self.tokenizer is None else self.tokenizer.factor
         return rows * factor, columns * factor
 
-    def decode(self, tokens: Tensor, output_type: str, image_size: int | None = None) -> Any:
-        """Images of tokens (B, slots), resized to `image_size` pixels a side if it is given."""
-        return super().decode(self._codes(tokens), output_type, image_size)
+    def decode(self, tokens: Tensor, output_type: str = "pil", image_size: int | None = None) -> Any:
+        """Images of tokens (B, rows, columns), or (B, slots) with newlines, resized to `image_size` if it is given.
+
+        ValueError where they are no ids of the model's.
+        """
+        grid = self._codes(tokens) if tokens.dim() == 2 and tokens.shape[1] == self.transformer.spec.slots else tokens
+        if grid.shape[1:] != self._grid():
+            raise ValueError(f"got tokens {tuple(tokens.shape)}, expected (B, {', '.join(map(str, self._grid()))})")
+        return super().decode(grid, output_type, image_size)
 
     def finish(self, images: Tensor, output_type: str, image_size: int | None = None) -> Any:
         """Images (B, 3, H, W) in [-1, 1] as they are given out, in bytes as their tokenizer was published."""
@@ -139,12 +149,19 @@ class RasterPipeline(Pipeline):
 
     def _read(self, wanted: RasterOptions) -> tuple[Tensor, Tensor]:
         assert wanted.prompt is not None
+        if wanted.image is None:
+            return super()._read(wanted)
+        if wanted.negative_prompt is not None:
+            raise ValueError("got a negative_prompt beside an image, expected one of them")
         return self.encode_prompt(wanted.prompt, wanted.image)
+
+    def _against(self, read: tuple[Tensor, Tensor], negative: Any, count: int) -> tuple[Tensor, Tensor]:
+        raise ValueError(f"{self.preset.name} takes no negative_prompt: its guidance is against a learned vector")
 
     @torch.inference_mode()
     def _decode(
         self, method: Method, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
-    ) -> Iterator[Partial]:
+    ) -> Generator[Partial, None, None]:
         model, device = self.transformer, self.transformer.device
         trace, runner = self._begin(method, seeds), self._runners.of("model", model, self.fast)
         clock, counts = loops.Clock(device), loops.Counts(kernels=Kernels.of(self.fast))
@@ -164,8 +181,9 @@ class RasterPipeline(Pipeline):
         for _ in loops.raster(runner, condition, sampler, method.guidance, clock, counts):
             shown, final = (trace, self, image_size), sampler.committed
             yield Partial(sampler.tokens, sampler.settled, counts.forwards, *shown, committed=final)
-        if task.drafter is not None:
-            trace.drafter_forwards = task.drafter.forwards
+        if drafting is not None:
+            drafting[1].sound.check()
+            trace.drafter_forwards = drafting[1].forwards
             trace.drafts, trace.drafts_kept = sampler.counted
         self._fill(trace, clock, counts)
 

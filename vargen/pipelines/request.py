@@ -1,8 +1,10 @@
 """A call's arguments, checked: one clear sentence for anything that is out of range, before any work is done."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vargen.core import registry
@@ -80,6 +82,61 @@ class Request:
     image_size: int | None  # pixels a side to resize to
     output_type: str
     clock: Clock  # what was spent so far
+    tell: Callable[[Any, int, Any], None]  # called with the pipeline, a step's number and its `Partial`
+    free_size: bool = False  # whether the model chooses each image's size
+
+
+def teller(callback: Any, names: Any) -> Callable[[Any, int, Any], None]:
+    """What calls diffusers' `callback_on_step_end` behind a step, with the tensors that it names."""
+    if wrong := [name for name in names if name not in ("tokens", "settled")]:
+        raise ValueError(f"got callback_on_step_end_tensor_inputs {wrong[0]!r}, expected tokens or settled")
+    if callback is not None and not callable(callback):
+        raise ValueError(f"got callback_on_step_end {callback!r}, expected a function")
+
+    def tell(pipe: Any, step: int, partial: Any) -> None:
+        if callback is not None:
+            told = {"tokens": partial.tokens, "settled": torch.tensor(partial.settled)}
+            callback(pipe, step, sum(partial.settled), {name: told[name] for name in names})
+
+    return tell
+
+
+def subjects(pipe: Any, wanted: Any) -> tuple[Tensor, ...]:
+    """What is drawn, a row per image: labels (B,), or a prompt as the model takes it and its mask."""
+    name, spec, device = pipe.preset.name, pipe.transformer.spec, pipe.transformer.device
+    each = values.whole(wanted.num_images_per_prompt, "number of images", least=1)
+    texts = [value is not None for value in (wanted.prompt, *wanted.encoded)]
+    if spec.classes:
+        if any(texts) or wanted.negative_prompt is not None:
+            raise ValueError(f"{name} draws classes and takes no prompt: give a class")
+        if wanted.class_labels is None:
+            raise ValueError(f"{name} draws classes: give at least one{', or -1 for any' * pipe.unconditional}")
+        found = values.labels(
+            wanted.class_labels, each, pipe.class_names, spec.classes, unconditional=pipe.unconditional
+        )
+        return (torch.tensor(found, device=device),)
+    if wanted.class_labels is not None:
+        raise ValueError(f"{name} draws what a prompt says and takes no class: give a prompt")
+    if any(texts[1:]) == texts[0]:
+        raise ValueError(f"{name} draws what a prompt says: give either a prompt or prompt_embeds with its mask")
+    if wanted.negative_prompt is not None and not texts[0]:
+        raise ValueError("got a negative_prompt and no prompt: prompt_embeds hold what guidance is against")
+    read = pipe._read(wanted) if texts[0] else wanted.encoded
+    parts = pipe._checked(*read)
+    return tuple(part.to(device).repeat_interleave(each, dim=0) for part in parts)
+
+
+def are_texts(given: Any) -> bool:
+    """Whether it is a sequence of texts and of nothing else."""
+    return isinstance(given, Sequence) and len(given) > 0 and all(isinstance(one, str) for one in given)
+
+
+def negatives(values_given: Any, count: int) -> list[str]:
+    """Negative prompts for so many prompts, from one for all or one for each."""
+    texts = values.prompts(values_given)
+    if len(texts) not in (1, count):
+        raise ValueError(f"got {len(texts)} negative prompts for {count} prompts, expected one, or one each")
+    return texts * (count if len(texts) == 1 else 1)
 
 
 def asked(

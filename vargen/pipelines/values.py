@@ -60,7 +60,7 @@ def seeds(count: int, seed: Any, generator: Any) -> list[int]:
         many = [generator] if isinstance(generator, torch.Generator) else generator
         if not isinstance(many, Sequence) or not all(isinstance(g, torch.Generator) for g in many):
             raise ValueError(f"got generator {generator!r}, expected a torch.Generator or a list of them")
-        seed = generator.initial_seed() if many is not generator else [g.initial_seed() for g in many]
+        seed = [drawn for g in many for drawn in _drawn(g, count if many is not generator else 1)]
     if seed is None:
         seed = secrets.randbits(32)
     if isinstance(seed, Sequence | np.ndarray | torch.Tensor) and not isinstance(seed, str):
@@ -71,6 +71,12 @@ def seeds(count: int, seed: Any, generator: Any) -> list[int]:
     if len(found) != count:
         raise ValueError(f"got {len(found)} seeds for {count} images, expected one each")
     return [(s + (1 << 63)) % (1 << 64) - (1 << 63) for s in found]
+
+
+def _drawn(generator: torch.Generator, count: int) -> list[int]:
+    """Seeds from a generator's state, which moves on as it does in diffusers."""
+    bound = 1 << 62
+    return torch.randint(bound, (count,), generator=generator, device=generator.device).tolist()
 
 
 def labels(values: Any, each: Any, names: Sequence[str], count: int, *, unconditional: bool = False) -> list[int]:

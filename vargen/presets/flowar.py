@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vargen.core import checkpoints
-from vargen.core.checkpoints import Layout
+from vargen.core import checkpoints, hub
+from vargen.core.layout import Layout
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import flowar
 from vargen.models.flowar import FlowAR, FlowARConfig
@@ -45,7 +45,7 @@ def file_of(name: str) -> str:
 def find(repository: str, file: str, given: Path | None) -> Path:
     """A weights file: the one given, in the folder given, or downloaded."""
     if given is None:
-        return checkpoints.fetch(repository, file, REVISION)
+        return hub.fetch(repository, file, REVISION)
     path = given / file if given.is_dir() else given
     if not path.is_file():
         raise ValueError(f"no weights file {path}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vargen.core import checkpoints
+from vargen.core import checkpoints, hub
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import llamagen, t5
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
@@ -112,7 +112,7 @@ def find(name: str, given: Path | None) -> Path:
     if name not in FILES:
         raise ValueError(f"no weights of {name} were ever published: name a checkpoint")
     repository, revision = HUB["t2i" if "t2i" in name else "c2i"]
-    return checkpoints.fetch(repository, FILES[name], revision)
+    return hub.fetch(repository, FILES[name], revision)
 
 
 def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> VQTokenizer:

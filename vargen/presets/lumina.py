@@ -5,7 +5,6 @@ Shapes and the vocabulary are read from a checkpoint's own config.json. Recipes 
 first one and of Anole is Chameleon's, which Meta gives out under its own licence: its file has to be named.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vargen.core import checkpoints
+from vargen.core import checkpoints, hub, model_config, weight_files
+from vargen.core.messages import quoted, shown
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.core.specs import RasterSpec
 from vargen.models import chameleon, t5
@@ -34,6 +34,7 @@ TOKENIZERS = {
 }
 FILES = {"chameleon-vqgan": "vqgan.ckpt", "movqgan-270m": "movqgan_270M.ckpt"}
 TEMPLATE = "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
+MOST_YAML = 1 << 20  # bytes
 REVISION = "main"  # none is known to us
 WORDS = "Alpha-VLLM/Lumina-mGPT-7B-768"  # where the text tokenizer of every size is
 
@@ -106,19 +107,6 @@ MODELS = {
 }
 
 
-def settings(folder: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint. ValueError where it is missing or no JSON object."""
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"cannot read {path}, which has the shapes and the vocabulary: expected a JSON object")
-    return found
-
-
-WHOLE = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size")
 PLAIN = {"rope_scaling": None, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}  # what we build
 
 
@@ -127,14 +115,11 @@ def shapes(found: dict[str, Any], *, per_head: bool) -> ChameleonConfig:
 
     Norms of queries and keys have a row `per_head`, or one for each of the parts that the model was trained in.
     """
-    for key in (*WHOLE, "max_position_embeddings"):
-        if key in found and not (isinstance(found[key], int) and 0 < found[key] < 1 << 20):
-            raise ValueError(f"config.json has {key} {found[key]!r}, expected a whole number above 0")
     for key, built in PLAIN.items():
         if found.get(key, built) != built:
-            raise ValueError(f"config.json has {key} {found[key]!r}, and only {built!r} is built here")
+            raise ValueError(f"config.json has {key} {quoted(found[key])}, and only {built!r} is built here")
     try:
-        groups = found["num_attention_heads"] if per_head else found.get("model_parallel_size", 1)
+        groups = found["num_attention_heads"] if per_head else found.get("model_parallel_size") or 1
         return ChameleonConfig(
             layers=found["num_hidden_layers"],
             heads=found["num_attention_heads"],
@@ -157,6 +142,7 @@ def vocabulary(found: dict[str, Any], codes: int, text: Any, where: str) -> Voca
     names = found.get("vocabulary_map")
     if not isinstance(names, dict):
         raise ValueError(f"config.json of {where} has no vocabulary_map")
+    model_config.check_ids(names, found["vocab_size"], f"the vocabulary_map of {where}")
     read = Vocabulary.read(names)
     if read.codes != codes:
         raise ValueError(f"the vocabulary_map of {where} has {read.codes} image codes, expected {codes}")
@@ -164,7 +150,8 @@ def vocabulary(found: dict[str, Any], codes: int, text: Any, where: str) -> Voca
         known = text.get_vocab()
         for name, id in ((name, id) for name, id in names.items() if id in read.ids[2:]):
             if known.get(name) != id:
-                raise ValueError(f"the text tokenizer gives {name} the id {known.get(name)}, {where} has it at {id}")
+                gives = f"gives {shown(name)} the id {known.get(name)}"
+                raise ValueError(f"the text tokenizer {gives}, {where} has it at {id}")
     return read
 
 
@@ -174,7 +161,7 @@ def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> VQTok
     if path is not None and path.is_dir():
         path = path / FILES[name]
     if path is None and name == "movqgan-270m":
-        path = checkpoints.fetch("ai-forever/MoVQGAN", FILES[name], REVISION)
+        path = hub.fetch("ai-forever/MoVQGAN", FILES[name], REVISION)
     if path is None or not path.is_file():
         where = "" if path is None else f" {path}"
         raise ValueError(f"no weights file{where} of {name}: name {FILES[name]} with tokenizer_checkpoint")
@@ -193,15 +180,17 @@ def _check_yaml(path: Path, config: VQConfig) -> None:
     if not path.is_file():
         return
     try:
+        if path.stat().st_size > MOST_YAML:
+            raise ValueError(f"expected at most {MOST_YAML} bytes")
         params = yaml.safe_load(path.read_text())["model"]["params"]
         inner = params["ddconfig"]
         said = (params["n_embed"], params["embed_dim"], inner["ch"], list(inner["ch_mult"]), inner["num_res_blocks"])
-    except (yaml.YAMLError, KeyError, TypeError):
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, RecursionError):
         raise ValueError(f"cannot read {path}: expected the shapes of an image tokenizer") from None
     least = config.channels[0]
     built = (config.codes, config.code_dim, least, [width // least for width in config.channels], config.layers)
     if said != built or inner.get("attn_resolutions"):
-        raise ValueError(f"{path} is of another image tokenizer: {said} instead of {built}")
+        raise ValueError(f"{path} is of another image tokenizer: {quoted(said)} instead of {built}")
 
 
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "RasterPipeline":
@@ -209,16 +198,17 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     from vargen.pipelines.prompted import PromptedPipeline
 
     model, given = MODELS[name], sources.checkpoint
-    folder = given if given is not None else checkpoints.fetch(model.repository, "*", REVISION)
+    folder = given if given is not None else hub.fetch(model.repository, "*", REVISION)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: expected one with config.json and the weights of {name}")
-    found = settings(folder)
-    checkpoints.shards(folder)
+    found = model_config.read(folder)
+    weight_files.shards(folder)
+    config = shapes(found, per_head=model.made is Anole)
+    model_config.check_decoder(found, folder, config.groups)
     images = None if sources.drafts else tokenizer(model.images, sources.tokenizer_checkpoint, device)
     own = (folder / "tokenizer.json").is_file() and sources.text_encoder is None
     text = None if sources.drafts else t5.load_tokenizer(str(folder) if own else sources.text_encoder, model.words)
     ids = vocabulary(found, TOKENIZERS[model.images].codes, text, str(folder))
-    config = shapes(found, per_head=model.made is Anole)
     with torch.device("meta"):
         decoder = Chameleon(config)
     checkpoints.load_into(decoder, folder, chameleon.LAYOUT, dtype=dtype, device=device)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vargen.core import checkpoints
+from vargen.core import checkpoints, hub
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import mar
 from vargen.models.mar import MAR, MARConfig
@@ -40,7 +40,7 @@ def find(name: str, given: Path | None) -> Path:
     """The weights file of a model or of the autoencoder: the one given, in the folder given, or downloaded."""
     file = TOKENIZER_FILE if name in TOKENIZERS else FILE
     if given is None and name in TOKENIZERS:
-        return checkpoints.fetch(REPOSITORY, file, REVISION)
+        return hub.fetch(REPOSITORY, file, REVISION)
     if given is None:
         raise ValueError(f"{file} of {name} was not published on a hub: name a checkpoint, or a drafter's")
     inside = [given / file, given / name.replace("-", "_") / file]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vargen.core import checkpoints
+from vargen.core import checkpoints, hub
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import var
 from vargen.models.var import VAR, VARConfig
@@ -53,7 +53,7 @@ def file_of(name: str) -> str:
     return f"var_{rest[0]}.pth" if family == "var" else f"{rest[0]}_{rest[1]}.pth"
 
 
-def hub(name: str) -> tuple[str, str]:
+def published(name: str) -> tuple[str, str]:
     """The repository and revision of a model's or tokenizer's file."""
     loose = [repository for start, repository in UNPINNED.items() if name.startswith(start)]
     return (loose[0], "main") if loose else (REPOSITORY, REVISION)
@@ -63,8 +63,8 @@ def find(name: str, given: Path | None) -> Path:
     """The weights file of a model or tokenizer: the one given, in the folder given, or downloaded."""
     file = TOKENIZER_FILE if name in TOKENIZERS else file_of(name)
     if given is None:
-        repository, revision = hub(name)
-        return checkpoints.fetch(repository, file, revision)
+        repository, revision = published(name)
+        return hub.fetch(repository, file, revision)
     path = given / file if given.is_dir() else given
     if not path.is_file():
         raise ValueError(f"no weights file {path}")

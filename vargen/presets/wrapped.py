@@ -4,14 +4,13 @@ Emu3's recipe is that of its model card, Janus's that of its official repository
 Neither repository is known to us at a revision.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vargen.core import checkpoints
+from vargen.core import hub, model_config, safe_json, weight_files
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.core.specs import RasterSpec
 from vargen.models import emu3, t5
@@ -42,10 +41,10 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     from vargen.pipelines.prompted import PromptedPipeline
 
     repository, given = REPOSITORIES[name], sources.checkpoint
-    folder = given if given is not None else checkpoints.fetch(repository, "*", "main")
+    folder = given if given is not None else hub.fetch(repository, "*", "main")
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: expected one with config.json, weights and tokenizer of {name}")
-    checkpoints.shards(folder)
+    weight_files.shards(folder)
     if sources.tokenizer_checkpoint is not None:
         raise ValueError(f"{name} has its image tokenizer in its own files: name no tokenizer_checkpoint")
     text = t5.load_tokenizer(sources.text_encoder or str(folder), repository)
@@ -62,12 +61,15 @@ def normalised(folder: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        found = safe_json.read(path)
         pairs = {key: set(found.get(f"image_{key}") or [0.5]) for key in ("mean", "std")}
         (mean,), (std,) = pairs["mean"], pairs["std"]
-    except (ValueError, TypeError, AttributeError):
+        law = {"mean": float(mean), "std": float(std)}
+        if not 0 < law["std"] < 1e3 or not abs(law["mean"]) < 1e3:
+            raise ValueError("no picture is normalised so")
+    except (ValueError, TypeError, AttributeError, OverflowError):
         raise ValueError(f"cannot read {path}: expected one image_mean and image_std for all channels") from None
-    return {"mean": float(mean), "std": float(std)}
+    return law
 
 
 def _emu3(folder: Path, text: Any, pretrained: Any) -> "tuple[Wrapped, Any, int]":
@@ -81,6 +83,7 @@ def _emu3(folder: Path, text: Any, pretrained: Any) -> "tuple[Wrapped, Any, int]
         if text.get_vocab().get(name) != names.get(name) or name not in names:
             raise ValueError(f"the text tokenizer and the vocabulary_map of {folder} disagree on {name}")
     inner = model.model
+    model_config.check_ids(names, model.config.text_config.vocab_size, f"the vocabulary_map of {folder}")
     ids = emu3.codes(names)
     return Emu3(inner.text_model, model.lm_head, ids, size=sizes[0], sizes=sizes), inner.vqmodel, emu3.FACTOR
 
@@ -96,8 +99,10 @@ def _janus(folder: Path, text: Any, pretrained: Any) -> "tuple[Wrapped, Any, int
     begin = text.get_vocab().get("<begin_of_image>") if begin is None else begin
     start = text.bos_token_id if how.bos_token_id is None else how.bos_token_id
     nothing = text.pad_token_id if how.pad_token_id is None else how.pad_token_id
-    if None in (begin, start, nothing):
+    ids = {"the begin of an image": begin, "the begin of a text": start, "padding": nothing}
+    if None in ids.values():
         raise ValueError(f"{folder} does not say which ids begin a text and an image, and which one pads")
+    model_config.check_ids(ids, model.config.text_config.vocab_size, str(folder))
     made = Janus(model.model, begin=begin, start=start, nothing=nothing)
     return made, model.model.vqmodel, made.size[0] // made.spec.rows
 

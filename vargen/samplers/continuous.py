@@ -146,7 +146,7 @@ class ContinuousSpeculative(StepAnnealing):
         The better the drafter, the more attempts a rejected draft takes: more and more of them are made at a time.
         """
         whole, first, count = len(rows), 0, 1
-        out = torch.empty(whole, self._task.spec.channels, device=rows.device)
+        out = torch.empty(whole, self._task.spec.channels, dtype=torch.float32, device=rows.device)
         waiting, tries = torch.arange(whole, device=rows.device), self._settings.tries
         while len(waiting):
             attempts = [self._attempt(rows[waiting], slots[waiting], first + i) for i in range(count)]

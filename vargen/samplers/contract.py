@@ -58,7 +58,7 @@ class Task:
     def uniform_guess(self) -> tuple[Tensor, Tensor]:
         """The ids (n,) that a draft from nowhere may be, and its law (V,)."""
         allowed = self.warp.allowed
-        every = torch.ones(self.spec.vocabulary, device=self.device) if allowed is None else allowed.float()
+        every = self.seeds.new_ones(self.spec.vocabulary, dtype=torch.float32) if allowed is None else allowed.float()
         if self.spec.newline is not None:
             every[self.spec.newline] = 0.0
         return every.nonzero().flatten(), every / every.sum()

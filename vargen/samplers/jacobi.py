@@ -55,7 +55,8 @@ class JacobiWindow(Window):
         self._ids, flat = task.uniform_guess()
         self._flat = flat[None, None]  # (1, 1, V)
         sampled = settings.guess.startswith("sample-")
-        self._laws = torch.zeros(*self._buffer.shape, task.spec.vocabulary, device=task.device) if sampled else None
+        shape = (*self._buffer.shape, task.spec.vocabulary)
+        self._laws = task.seeds.new_zeros(shape, dtype=torch.float32) if sampled else None
 
     @classmethod
     def block_width(cls, settings: WindowSettings) -> int | None:
@@ -138,7 +139,7 @@ class JacobiWindow(Window):
         inside, source = source >= 0, source.clamp(min=0)
         if self._laws is None:
             copied = self._buffer.gather(1, source)
-            peak = torch.zeros(*slots.shape, law.shape[-1], device=law.device).scatter_(2, copied[..., None], 1.0)
+            peak = law.new_zeros(*slots.shape, law.shape[-1]).scatter_(2, copied[..., None], 1.0)
         else:
             peak = self._laws.gather(1, source[..., None].expand(-1, -1, law.shape[-1]))
             copied = rules.draw(peak, u)

@@ -109,7 +109,8 @@ class Continuous(ContinuousSampler):
         self._settings, self._task = settings, task
         fixed = task.spec.plan != "masked"
         self._rounds = in_order(task) if fixed else masked(task, settings.iterations)
-        self.values = torch.zeros(task.batch, task.spec.slots, task.spec.channels, device=task.seeds.device)
+        shape, device = (task.batch, task.spec.slots, task.spec.channels), task.seeds.device
+        self.values = torch.zeros(shape, dtype=torch.float32, device=device)
         self._next = 0  # the round that is next
 
     @classmethod

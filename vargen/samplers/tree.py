@@ -202,7 +202,8 @@ class TreeSpeculative(Tree):
         self._parents, self._depths = rows(parents), rows(depths)
         self._children = rows([nodes + [0] * (most - len(nodes)) for nodes in below])
         self._sees = rows([[n in own for n in range(1, len(parents))] for own in kin])
-        self._q = torch.zeros(task.batch, len(parents), task.spec.vocabulary, device=task.device)
+        shape = (task.batch, len(parents), task.spec.vocabulary)
+        self._q = task.seeds.new_zeros(shape, dtype=torch.float32)
 
     def _grow(self) -> None:
         assert self._q is not None

@@ -49,7 +49,8 @@ class AdaptiveZipAR(ZipAR):
     def __init__(self, settings: ZipARSettings, task: Task) -> None:
         super().__init__(settings, task)
         self._trial = np.zeros(self._done.shape, dtype=bool)  # rows whose first token is on trial
-        self._laws = torch.zeros(*self._done.shape, task.spec.vocabulary, device=task.device)  # that it was drawn from
+        shape = (*self._done.shape, task.spec.vocabulary)
+        self._laws = task.seeds.new_zeros(shape, dtype=torch.float32)  # that it was drawn from
         self._steps = 0
 
     def _decide(self, scores: Tensor, step: Step) -> tuple[Tensor, np.ndarray]:

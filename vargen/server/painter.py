@@ -13,8 +13,9 @@ import torch
 
 from vargen.core.png import encode_png, texts
 from vargen.models import pocket
-from vargen.pipelines.base import Partial, Pipeline
+from vargen.pipelines.base import Pipeline
 from vargen.pipelines.loading import DTYPES
+from vargen.pipelines.partial import Partial
 from vargen.server.options import parsed
 from vargen.server.orders import Batch, Card, Done, Ended, Failed, Order, Shown
 

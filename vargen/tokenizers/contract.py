@@ -9,7 +9,10 @@ from torch import Tensor, nn
 class ImageTokenizer(nn.Module, ABC):
     """Images (B, 3, H, W), nominally in [-1, 1], to what a transformer draws, and back."""
 
-    truncates: bool = False  # whether pixels are cut to bytes, and not rounded, as it was published
+    @property
+    def truncates(self) -> bool:
+        """Whether pixels are cut to bytes, and not rounded, as it was published."""
+        return False
 
     @property
     @abstractmethod

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vargen.core.checkpoints import Layout
+from vargen.core.layout import Layout
 from vargen.tokenizers import taming
 from vargen.tokenizers.contract import ImageTokenizer
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vargen.core.checkpoints import Layout
+from vargen.core.layout import Layout
 from vargen.tokenizers import taming
 from vargen.tokenizers.contract import ImageTokenizer
 

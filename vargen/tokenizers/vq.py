@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vargen.core.checkpoints import Layout
+from vargen.core.layout import Layout
 from vargen.tokenizers import taming
 from vargen.tokenizers.contract import ImageTokenizer
 
@@ -94,7 +94,7 @@ class VQTokenizer(ImageTokenizer):
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        self.config, self.truncates = config, config.truncates
+        self.config = config
         self.encoder, self.decoder = taming.autoencoder(
             config.channels,
             layers=config.layers,
@@ -110,6 +110,10 @@ class VQTokenizer(ImageTokenizer):
     @property
     def factor(self) -> int:
         return self.config.factor
+
+    @property
+    def truncates(self) -> bool:
+        return self.config.truncates
 
     @property
     def stored_codes(self) -> Tensor | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vargen.core import checkpoints
+from vargen.core import checkpoints, weight_files
 from vargen.core.atomic import check_writable, write_atomically
 from vargen.core.warp import Warp
 from vargen.engine.guidance import Guidance
@@ -224,7 +224,7 @@ def run(
     checkpoints.load_into(head, out, dtype=torch.float32, device=pipe.transformer.device)
     figures = measured(head.eval(), pipe, asked[images:], ids[images:], depth)
     written = {key: f"{value:.4f}" for key, value in figures.items()} | described(pipe)
-    checkpoints.save(out, checkpoints.read(out), written)
+    checkpoints.save(out, weight_files.read(out), written)
     return figures
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from vargen.core import checkpoints
+from vargen.core import checkpoints, weight_files
 from vargen.core.preset import Sources
 from vargen.models.chameleon import Chameleon
 from vargen.models.classifier import Classifier
@@ -106,7 +106,7 @@ def measure(name: str, *, work: Path, weights: Path, device: torch.device) -> di
             figures = transformer.measure(model, _pocket_vq(weights, device), work, device=device)
         figures["class_agreement"] = agreement(name, weights, device=device)
     path = weights / f"{name}.safetensors"
-    checkpoints.save(path, checkpoints.read(path), {key: f"{value:.4f}" for key, value in figures.items()})
+    checkpoints.save(path, weight_files.read(path), {key: f"{value:.4f}" for key, value in figures.items()})
     return figures
 
 

@@ -1,0 +1,57 @@
+"""What a call gives: images, how they came about, their tokens. It shows itself in a notebook, indexes, and saves."""
+
+import io
+from collections.abc import Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vargen.core.png import grid, save_picture, texts
+from vargen.core.types import Trace
+
+
+@dataclass(frozen=True, repr=False)
+class Generation:
+    """Images, how they came about, and their tokens: ids (B, rows, columns), or (B, slots) of all scales, or vectors
+    (B, slots, channels). `out[i]` is an image, `len(out)` how many there are.
+    """
+
+    images: Any  # a list of PIL images, or a tensor or array, as `output_type` asks
+    tokens: Any  # a tensor; a list of them where images differ in size
+    trace: Trace
+
+    def __len__(self) -> int:
+        return len(self.images) if isinstance(self.images, Sized) else self.trace.images
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.images[index]
+
+    def __repr__(self) -> str:
+        trace = self.trace
+        seconds = f", {trace.seconds['total']:.2f} s" if "total" in trace.seconds else ""
+        spent = f"{trace.forwards_per_image:.1f} forwards an image{seconds}"
+        return f"Generation({len(self)} images of {trace.model} by {trace.method}: {spent})"
+
+    def _repr_png_(self) -> bytes | None:
+        """The images side by side, for a notebook; None where they are no PIL images of one size."""
+        sizes = {image.size if isinstance(image, Image.Image) else None for image in self.images}
+        if len(sizes) != 1 or None in sizes:
+            return None
+        out = io.BytesIO()
+        grid(self.images).save(out, format="PNG")
+        return out.getvalue()
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write each image as a PNG that says how it was drawn, MODEL-SEED.png; the paths.
+
+        ValueError where they are no PIL images.
+        """
+        if not all(isinstance(image, Image.Image) for image in self.images):
+            raise ValueError("got images that are no PIL images, expected output_type pil: only these are saved")
+        paths = []
+        for image, seed in zip(self.images, self.trace.seeds, strict=True):
+            paths.append(Path(folder).expanduser() / f"{self.trace.model}-{seed}.png")
+            save_picture(paths[-1], image, texts(self.trace, [seed]))
+        return paths
