@@ -115,9 +115,7 @@ def make_plan(options: argparse.Namespace) -> plan.Plan:
 def cost(wanted: plan.Plan, preset: Preset) -> str:
     """What a run would take, in words."""
     batches = -(-wanted.count // wanted.batch_size)
-    said = (
-        f"{wanted.count:,}, as published FIDs have, are {batches:,} batches of {wanted.batch_size} by {wanted.method}"
-    )
+    said = f"{wanted.count:,}, as of published FIDs, are {batches:,} batches of {wanted.batch_size} by {wanted.method}"
     if preset.spec is not None and preset.kind == "raster":
         said += f", of up to {preset.spec.slots:,} forwards each"
     return f"{said}, and as many files as images"

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from vargen.core import png
 
@@ -156,6 +155,8 @@ def fit(picture: Any, sizes: Sequence[tuple[int, int]]) -> Tensor:
     (H, W) is the one of `sizes` of which the least has to be cut off; the middle stays (published: a random part).
     ValueError where it is no picture.
     """
+    from torchvision.transforms.v2.functional import pil_to_tensor  # takes its time, and most readers want no tensor
+
     picture = as_picture(picture)
 
     def kept(size: tuple[int, int]) -> float:

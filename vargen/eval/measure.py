@@ -138,7 +138,6 @@ def measure(
             "reference_sha256": against.digest,
             **dict.fromkeys(FIGURES),
             **_distances(found, against),
-            **_neighbours(found["pooled"], against.features, str(extractor.device)),
         }
         guesses = None
         if "logits" in found:
@@ -147,6 +146,7 @@ def measure(
                 out["inception_score"], out["inception_score_std"] = score
             parts = [found["logits"][i : i + 1024].argmax(1) for i in range(0, images.count, 1024)]
             guesses = np.concatenate(parts)
+        out |= _neighbours(found["pooled"], against.features, str(extractor.device))
         if labels is not None and guesses is not None:
             out["class_agreement"] = float((guesses == np.array(labels)).mean())
         lost = [key for key, value in out.items() if isinstance(value, float) and not math.isfinite(value)]

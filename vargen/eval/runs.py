@@ -9,6 +9,7 @@ each uses one thread, since the last bits of a product depend on their number: s
 cores.
 """
 
+import atexit
 import hashlib
 import json
 import time
@@ -45,8 +46,9 @@ def sample(
     """
     where = find_device(device)
     state = PartialState(cpu=where.type == "cpu", timeout=timedelta(days=30))  # some wait long for the slowest
-    if state.num_processes > 1 and where.type != "cpu":
-        where = torch.device(str(state.device))
+    if state.num_processes > 1:
+        atexit.register(state.destroy_process_group)  # else its threads may abort a process that ends
+        where = where if where.type == "cpu" else torch.device(str(state.device))
     threads = torch.get_num_threads()
     if where.type == "cpu":
         torch.set_num_threads(1)
@@ -67,6 +69,8 @@ def _sample(plan: Plan, pipe: Any, out: Path, state: PartialState) -> dict[str, 
             refused = error  # raised when the others have heard: they would wait for what never comes
     if state.num_processes > 1:
         broadcast_object_list(todo)
+    if todo[0] is None:
+        state.wait_for_everyone()  # all have heard before one leaves
     if refused is not None:
         raise refused
     if todo[0] is None:
