@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -233,6 +234,8 @@ class Server(LitServer):
         async with super().lifespan(app), self.service.desk.working():
             await self.engine.greeted()
             _stop_gently(self.service.desk)
+            where, models = f"http://{self.options.host}:{self.options.port}", ", ".join(self.options.names)
+            print(f"vargen: ready at {where} ({models}); {where}/docs says what it takes", file=sys.stderr, flush=True)
             watch = asyncio.create_task(_watch(self._helpers))
             yield
             watch.cancel()
