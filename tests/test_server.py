@@ -255,7 +255,7 @@ def test_it_stops_when_what_was_begun_is_done(server):
     for thread in asking:
         thread.join()
     assert [answer.status_code for answer in answers] == [200, 200]
-    assert server.process.wait(timeout=LONG) == 0, server.lines
+    assert server.process.wait(timeout=LONG) == 0, server.lines[-4:]
     assert not server.children()
     # What is nobody's child any more ends by itself.
     assert soon(lambda: not any(Path(f"/proc/{pid}").exists() for pid in server.pids))

@@ -87,11 +87,9 @@ class ImposedJacobi(CoupledJacobi):
         super()._advance(revised, torch.full_like(moved, count))
 
 
-def command(argv: list[str]) -> None:
-    """Run the benchmark from flags."""
-    parser = flags.Parser(
-        prog="vargen bench --synthetic", description="Time forwards at published shapes, random weights."
-    )
+def parser() -> flags.Parser:
+    """The flags."""
+    parser = flags.Parser(prog="vargen bench --synthetic", description="Time published shapes with random weights.")
     parser.add_argument("--synthetic", required=True, choices=list(MODELS), help="whose shapes")
     parser.add_argument("--widths", default="1,8,16,32,64", help="tokens in a block, separated by commas")
     parser.add_argument("--batches", default="1", help="images decoded together, separated by commas")
@@ -103,7 +101,12 @@ def command(argv: list[str]) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--json", type=Path, required=True, help="results")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def command(argv: list[str]) -> None:
+    """Run the benchmark from flags."""
+    options = parser().parse_args(argv)
     widths, batches = (_numbers(getattr(options, name), name) for name in ("widths", "batches"))
     modes = options.modes.split(",")
     if wrong := [mode for mode in modes if mode not in ("off", "auto", "compile")]:
@@ -114,28 +117,27 @@ def command(argv: list[str]) -> None:
     device, guidance, warp = find_device(options.device), Guidance(options.guidance_scale), Warp(top_k=options.top_k)
     model = build(options.synthetic, device, getattr(torch, options.dtype))
     speed, imposed = bandwidth(device), Imposed(options.tokens_per_forward, options.steps + WARM)
-    rows = []
     if model.spec.kind == "raster":
         cases = [(b, mode, w) for b in batches for mode in modes for w in widths]
-        for batch, mode, width in tqdm(cases, disable=None):
-            rows.append(measure(model, batch, width, mode, imposed, guidance, warp))
+        rows = [measure(model, b, w, mode, imposed, guidance, warp) for b, mode, w in tqdm(cases, disable=None)]
     else:
         if "compile" in modes:
             raise ValueError(f"got mode 'compile' for {options.synthetic}, expected off or auto")
         drawn = [(b, method, mode) for b in batches for method in WHOLE[model.spec.kind] for mode in modes]
         rows = [whole(options.synthetic, model, *case) for case in tqdm(drawn, disable=None)]
-    result = {
-        "model": MODELS[options.synthetic],
-        "dtype": options.dtype,
-        "guidance_scale": options.guidance_scale,
-        "top_k": options.top_k,
-        "tokens_per_forward": options.tokens_per_forward,
-        "bytes_per_second": round(speed),
-        "machine": machine(Trace(versions=versions(device))),
-        "command": f"python scripts/benchmark.py {' '.join(argv)}",
-        "rows": rows,
-    }
-    result = limited(result)
+    result = limited(
+        {
+            "model": MODELS[options.synthetic],
+            "dtype": options.dtype,
+            "guidance_scale": options.guidance_scale,
+            "top_k": options.top_k,
+            "tokens_per_forward": options.tokens_per_forward,
+            "bytes_per_second": round(speed),
+            "machine": machine(Trace(versions=versions(device))),
+            "command": f"python scripts/benchmark.py {' '.join(argv)}",
+            "rows": rows,
+        }
+    )
     write_json(options.json, result)
     print(table(result))
 

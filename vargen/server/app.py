@@ -129,7 +129,11 @@ def build(service: Service, key: str | None, lifespan: Lifespan | None = None) -
     app.add_middleware(Guard, key=key, max_body=service.options.max_body, metrics=service.metrics)
     if service.options.allowed_origins:  # before the guard: a browser asks first, and without a key
         origins, headers = list(service.options.allowed_origins), ["authorization", "content-type"]
-        told: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": headers, "expose_headers": ["x-request-id"]}
+        told: dict[str, Any] = {
+            "allow_methods": ["GET", "POST"],
+            "allow_headers": headers,
+            "expose_headers": ["x-request-id"],
+        }
         app.add_middleware(CORSMiddleware, allow_origins=origins, **told)
     return app
 
