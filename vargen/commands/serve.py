@@ -77,8 +77,9 @@ def serve(server: Any, options: Options) -> None:
     finally:
         for worker in server.inference_workers:
             worker.kill()
-    if server.front_died:
-        raise ValueError("the process that answers requests has died, and the server with it")
+    if server.front_died is not None:
+        code = server.front_died
+        raise ValueError(f"the process that answers requests has died (exit code {code}), and the server with it")
 
 
 def _stop_once() -> None:

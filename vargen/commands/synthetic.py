@@ -2,8 +2,8 @@
 
 `python scripts/benchmark.py --synthetic llamagen-xl --json FILE`. Nothing is downloaded. Random weights say nothing of
 how many drafts are kept, so that number is a setting; everything else of a step is run. Steps are timed in the middle
-of an image. The limit is the time in which the device could read the weights, and the keys and values in use, once.
-Models that are no raster models draw whole images, and their limit is that of the backbone's weights.
+of an image. The limit is the time to read the weights, and the keys and values in use, once. Models that are no raster
+models draw whole images, and their limit is that of the backbone's weights.
 """
 
 import statistics
@@ -120,9 +120,9 @@ def command(argv: list[str]) -> None:
     if model.spec.kind == "raster":
         cases = [(b, mode, w) for b in batches for mode in modes for w in widths]
         rows = [measure(model, b, w, mode, imposed, guidance, warp) for b, mode, w in tqdm(cases, disable=None)]
+    elif "compile" in modes:
+        raise ValueError(f"got mode 'compile' for {options.synthetic}, expected off or auto")
     else:
-        if "compile" in modes:
-            raise ValueError(f"got mode 'compile' for {options.synthetic}, expected off or auto")
         drawn = [(b, method, mode) for b in batches for method in WHOLE[model.spec.kind] for mode in modes]
         rows = [whole(options.synthetic, model, *case) for case in tqdm(drawn, disable=None)]
     result = limited(

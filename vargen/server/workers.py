@@ -189,7 +189,7 @@ class Server(LitServer):
 
     def __init__(self, options: Options, accelerator: str, key: str | None) -> None:
         self.options, self._key, self.engine = options, key, Workers(self)
-        self.front_died = False
+        self.front_died: int | None = None  # its exit code, where it was not told to end
         self.service = Service(self.engine, options)
         studio, devices = Studio(options), options.devices or "auto"
         super().__init__(
@@ -218,7 +218,8 @@ class Server(LitServer):
 
     def _outlive(self, front: Any) -> None:
         front.join()
-        self.front_died = front.exitcode not in (0, -signal.SIGTERM, -signal.SIGINT)
+        if front.exitcode not in (0, -signal.SIGTERM, -signal.SIGINT):
+            self.front_died = front.exitcode
         stop: Any = self._shutdown_event
         with contextlib.suppress(OSError, EOFError):  # the event's keeper may be gone as well
             stop.set()
