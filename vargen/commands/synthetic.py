@@ -33,7 +33,6 @@ from vargen.pipelines.loading import find_device
 from vargen.pipelines.next_scale import NextScalePipeline
 from vargen.samplers.contract import Task
 from vargen.samplers.sjd import CoupledJacobi, CoupledSettings
-from vargen.tokenizers.kl import KLConfig, KLTokenizer
 from vargen.tokenizers.multiscale_vq import MultiScaleVQConfig, MultiScaleVQTokenizer
 
 MOST = 1_000_000  # images decoded together, tokens in a block, steps
@@ -248,8 +247,7 @@ def whole(name: str, model: Any, batch: int, method: str, fast: str) -> dict[str
         )
         pipe = NextScalePipeline(model, _filled(lambda: MultiScaleVQTokenizer(images), model.device, torch.float32))
     else:
-        with torch.device("meta"):  # it tells its shape, and decodes nothing
-            pipe = ContinuousPipeline(model, KLTokenizer(KLConfig(latent_channels=model.spec.channels)), preset=preset)
+        pipe = ContinuousPipeline(model, None, preset=preset)
     pipe.set_progress_bar_config(disable=True)
     pipe.fast = fast
     how = {"method": method, "guidance_scale": 2.0, "output_type": "latent", "batch_size": batch, "seed": 0}
