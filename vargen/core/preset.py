@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vargen.core.messages import quoted
+
 if TYPE_CHECKING:
     import torch
 
@@ -91,7 +93,7 @@ class Preset:
     def choose(self, recipe: str | None) -> Recipe:
         """A recipe by name. ValueError lists the names."""
         if recipe is not None and (not isinstance(recipe, str) or recipe not in self.recipes):
-            raise ValueError(f"{self.name} has no preset {recipe!r}; there are {', '.join(self.recipes)}")
+            raise ValueError(f"{self.name} has no preset {quoted(recipe)}; there are {', '.join(self.recipes)}")
         return self.recipe if recipe is None else self.recipes[recipe]
 
 
