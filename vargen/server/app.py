@@ -88,7 +88,7 @@ def _model(card: Card) -> dict[str, Any]:
         "classes": list(preset.names()),
         "sizes": [f"{wide}x{high}" for high, wide in card.sizes],
         "presets": list(preset.recipes),
-        "method": reading.usual(preset),
+        "method": preset.method,
         "methods": reading.methods(preset, card),
     }
 

@@ -15,8 +15,6 @@ from vargen.server.orders import Card, Order
 from vargen.server.schema import ImageRequest
 
 WINDOW = 16  # of methods whose window is auto: that choice hangs on the clock, and would not repeat
-# The rounding of a batch hardly ever turns a draw of `sjd-exact` over; docs/serving.md has figures.
-USUAL = {"raster": f"sjd-exact:window={WINDOW}"}
 MOST = {"window": 128, "length": 64, "drafts": 64, "ahead": 64}  # what one forward may be made to hold
 MOST_OTHERS = 1024
 LONGEST = 256  # characters of a method
@@ -69,11 +67,6 @@ def said_size(order: Order, cards: Mapping[str, Card]) -> str:
     return f"{wide}x{high}"
 
 
-def usual(preset: Preset) -> str:
-    """The method that a model is drawn with unless another is asked for: one that repeats itself."""
-    return USUAL.get(preset.kind, preset.method)
-
-
 def methods(preset: Preset, card: Card) -> list[str]:
     """The methods that can be asked for."""
     fit = registry.methods(preset.kind, preset.plan)
@@ -92,7 +85,7 @@ def _method(text: str | None, law: dict[str, Any], recipe: Recipe, preset: Prese
     """A method that repeats itself, with its settings. ValueError where it cannot be had here."""
     if text is not None and (len(text) > LONGEST or not text.isascii() or not text.isprintable() or " " in text):
         raise ValueError("got a method with characters that no method has, expected such as sjd-coupled:window=16")
-    name, *parts = (text or usual(preset)).split(":")
+    name, *parts = (text or preset.method).split(":")
     chosen = request.asked(":".join([name, *parts]), recipe, law, {}, preset.spec)
     given = {part.partition("=")[0] for part in parts}
     partner = chosen.sampler.partner
