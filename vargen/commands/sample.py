@@ -25,7 +25,7 @@ def command(argv: list[str]) -> None:
     known = _settings(method)
     settings = {name: value for name in known if (value := getattr(options, name)) is not None}
     flags.check(options, [(options.method, settings)])
-    chosen = flags.subjects(options, registry.preset(options.model))
+    chosen = flags.subjects(options, flags.preset(options))
     outputs.check(options.out)
     flags.check_memory(options, options.method, options.num_images or 2 * len(chosen))
     draw(options, flags.load, {**flags.law(options), **settings, **flags.repainting(options)}, chosen)

@@ -26,7 +26,7 @@ def read(body: ImageRequest, cards: Mapping[str, Card], options: Options) -> Ord
     if name not in cards:
         message = registry.unknown("model", name[:100], list(cards))
         raise Refusal(404, message, param="model", code="model_not_found")
-    card, preset, count = cards[name], registry.preset(name), body.n or 1
+    card, preset, count = cards[name], options.presets[name], body.n or 1
     if count > options.most_images:
         raise Refusal(400, f"got n {count}, expected at most {options.most_images}", param="n")
     recipe = _checked("preset", preset.choose, body.preset)
