@@ -262,3 +262,9 @@ def test_the_server_knows_them(five):
     assert (preset.classes, list(preset.names()), preset.examples) == (5, [], (0, 1, 2, 3, 4))
     with pytest.raises(ValueError, match="got classes 'x', expected a whole number above 0"):
         Options(model=("pocket-llamagen:classes=x",))
+
+
+def test_a_method_s_own_depth_is_another():
+    found = sample.parser("speculative-dynamic").parse_args(["--depth", "3", "--model-depth", "2"])
+    assert (found.depth, found.number_depth) == ("3", 2)
+    assert sample.parser("ar").parse_args(["--depth", "2"]).number_depth == 2

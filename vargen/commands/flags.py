@@ -21,7 +21,7 @@ NUMBERS = {  # argument of `vargen.load`: the flags that the official scripts ha
     "codebook_embed_dim": ("--codebook-embed-dim",),
     "downsample_size": ("--downsample-size",),
     "patch_nums": ("--pn", "--patch-nums"),
-    "depth": ("--depth",),
+    "depth": ("--depth", "--model-depth"),  # the first is a setting of speculative-dynamic
 }
 MOST = {"num_images": 10_000, "batch_size": 10_000}  # of a command that holds its images
 

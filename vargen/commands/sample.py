@@ -42,7 +42,7 @@ def wanted_method(argv: list[str]) -> str:
 
 def parser(method: str = "sjd-coupled") -> flags.Parser:
     """The flags, those of the method's settings among them."""
-    made = flags.Parser(prog="vargen sample", description="Draw images.")
+    made = flags.Parser(prog="vargen sample", description="Draw images.", conflict_handler="resolve")
     flags.add_options(made, "method")
     flags.add_subjects(made)
     made.add_argument("--num-images", type=int, help="in all; classes or prompts take turns (default: two of each)")
