@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from vargen.core import registry
 from vargen.core.dispatch import Kernels
 from vargen.core.numbers import Numbers
 from vargen.core.preset import Sources
-from vargen.pipelines import choose_drafter
+from vargen.pipelines import choose_drafter, keywords
 from vargen.pipelines.base import Pipeline
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of transformers
@@ -37,6 +38,7 @@ def load(
     downsample_size: int | None = None,
     patch_nums: Sequence[int] | str | None = None,
     depth: int | None = None,
+    **brought: Any,
 ) -> Pipeline:
     """A pipeline by the model's name. ValueError lists names, or names the file that does not load.
 
@@ -55,8 +57,10 @@ def load(
 
     Files that somebody trained may have other numbers than published ones, which are read from their shapes: classes
     (which then have no names), codebooks, depth. They may be said too (`classes` to `depth`), and are then held to the
-    files; `downsample_size` (pixels per token, LlamaGen's) and `patch_nums` (VAR's sides) a file need not say.
+    files; `downsample_size` (pixels per token, LlamaGen's) and `patch_nums` (VAR's sides) a file need not say. `brought`
+    are keywords of diffusers' loading: `torch_dtype`, a `device_map` of one device, and what asks for nothing else.
     """
+    device, dtype = keywords.read(load, str(name), brought, device, dtype)
     Kernels.of(fast)
     numbers = Numbers(classes, codebook_size, codebook_embed_dim, downsample_size, patch_nums, depth)  # type: ignore[arg-type]
     preset, where = registry.preset(name), find_device(device)
