@@ -95,11 +95,11 @@ def test_surroundings_of_other_kinds(make):
     ("keyword", "words"),
     [
         ("negative_prompt", "small draws classes and takes no prompt"),
-        ("num_inference_steps", "got num_inference_steps, which small does not take: steps are a method's own"),
+        ("num_inference_steps", "got num_inference_steps, which small does not take: it draws tokens"),
         ("cfg_scale", "it is guidance_scale"),
         ("guidence_scale", "is it guidance_scale?"),
         ("windw", "no setting of sjd (window, guess); is it window?"),
-        ("callback_on_step_end_tensor_inputs", "expected tokens or settled"),
+        ("callback_on_step_end_tensor_inputs", "expected a list of tokens and settled"),
         ("callback_on_step_end", "expected a function"),
     ],
 )
@@ -127,14 +127,18 @@ def test_a_negative_prompt_is_what_guidance_is_against(lumina):
     assert torch.equal(lumina(**by_hand, **asked).tokens, drawn)
     assert torch.equal(lumina(prompt=prompts, negative_prompt=[other, other], **asked).tokens, drawn)
     assert not torch.equal(lumina(prompt=prompts, **asked).tokens, drawn)
+    own = lumina(prompt=prompts, **asked).tokens
+    for nothing in ("", ["", " "]):
+        assert torch.equal(lumina(prompt=prompts, negative_prompt=nothing, **asked).tokens, own)
+    one = lumina(prompt=prompts, negative_prompt=["", other], **asked).tokens
+    assert torch.equal(one, torch.stack([own[0], drawn[1]]))
     unguided = {**asked, "guidance_scale": 1.0}
     assert torch.equal(
         lumina(prompt=prompts, negative_prompt=other, **unguided).tokens, lumina(prompt=prompts, **unguided).tokens
     )
     for wrong, words in (
         ([other] * 3, "got 3 negative prompts for 2 prompts"),
-        ("", "empty prompt"),
-        (3, "got prompt 3"),
+        (3, "got negative_prompt 3"),
     ):
         with pytest.raises(ValueError, match=words):
             lumina(prompt=prompts, negative_prompt=wrong, **asked)
@@ -202,3 +206,105 @@ def test_names_at_the_top():
     assert vargen.list_methods() == sorted(vargen.list_methods())
     with pytest.raises(ValueError, match="unknown model"):
         vargen.list_methods("pocket-dalle")
+
+
+WRONG = [
+    ({"callback_on_step_end_tensor_inputs": None}, "got callback_on_step_end_tensor_inputs None"),
+    ({"callback_on_step_end_tensor_inputs": 5}, "got callback_on_step_end_tensor_inputs 5"),
+    ({"callback_on_step_end_tensor_inputs": "tokens"}, "got callback_on_step_end_tensor_inputs 'tokens'"),
+    ({"callback_on_step_end_tensor_inputs": [torch.ones(2)]}, "got callback_on_step_end_tensor_inputs"),
+    ({"generator": []}, "got 0 generators for 1 images"),
+    ({"generator": [torch.Generator()] * 3}, "got 3 generators for 1 images"),
+    ({"seed": torch.tensor(1.5)}, "got seed tensor"),
+    ({"seed": [1, 2]}, "got 2 seeds for 1 images"),
+    ({"temperature": torch.ones(2)}, "got temperature"),
+    ({"temperature": torch.ones(2, 2).numpy()}, "got temperature"),
+    ({"output_type": torch.ones(2).numpy()}, "got output type"),
+    ({"output_type": ["pil"]}, "got output type"),
+    ({"image_size": 0}, "got image size 0"),
+    ({"method": ""}, "unknown method ''"),
+    ({"method": []}, "got method []"),
+    ({"method": 0}, "got method 0"),
+    ({"return_dict": None}, "got return_dict None"),
+    ({"free_size": "no"}, "got free_size 'no'"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), WRONG, ids=lambda value: value if isinstance(value, str) else "")
+def test_wild_values_are_one_sentence(pipe, given, words):
+    with pytest.raises(ValueError) as told:  # noqa: PT011 - the words are looked at below
+        pipe(["a"], **{"method": "ar", **given})
+    assert words in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_scalars_of_any_kind_are_seeds(pipe):
+    asked = {"method": "ar", "output_type": "latent"}
+    plain = pipe("a", seed=3, **asked).tokens
+    for seed in (torch.tensor(3), torch.tensor(3).numpy(), torch.tensor([3]), [3]):
+        assert torch.equal(pipe("a", seed=seed, **asked).tokens, plain)
+
+
+@pytest.mark.parametrize("make", [pipeline, scale_pipeline, latent_pipeline])
+def test_what_decode_does_not_take(make):
+    pipe = make()
+    tokens = pipe([1], seed=0, output_type="latent").tokens
+    for wrong in (None, tokens.tolist(), tokens.numpy(), tokens[:0], tokens[0, 0], torch.tensor(3), tokens[0]):
+        with pytest.raises(ValueError, match="got tokens"):
+            pipe.decode(wrong, "np")
+    for named in ({"output_type": "latent"}, {"output_type": 3}, {"image_size": -1}, {"image_size": "x"}):
+        with pytest.raises(ValueError, match=r"got (output type|image size)"):
+            pipe.decode(tokens, **named)
+    if make is latent_pipeline:
+        assert (pipe.decode(tokens.double(), "np") == pipe.decode(tokens, "np")).all()
+        for value in (float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="not all finite"):
+                pipe.decode(torch.full_like(tokens, value), "np")
+    elif make is pipeline:
+        assert (pipe.decode(tokens.flatten(1), "np") == pipe.decode(tokens, "np")).all()
+
+
+@pytest.mark.parametrize("make", [pipeline, scale_pipeline, latent_pipeline])
+def test_without_an_image_tokenizer(make):
+    """Tokens can be had where the model draws them without one; whatever shows pictures says what is missing."""
+    pipe = make()
+    tokens = pipe([1], seed=0, output_type="latent").tokens
+    pipe.register_modules(tokenizer=None)
+    missing = "has no image tokenizer here"
+    if make is not scale_pipeline:
+        assert torch.equal(pipe([1], seed=0, output_type="latent").tokens, tokens)
+        last = list(pipe.stream([1], seed=0))[-1]
+        with pytest.raises(ValueError, match=missing):
+            last.images()
+    else:
+        with pytest.raises(ValueError, match=missing):
+            pipe([1], seed=0, output_type="latent")
+    for ask in (lambda: pipe([1], seed=0), lambda: pipe.decode(tokens)):
+        with pytest.raises(ValueError, match=missing):
+            ask()
+
+
+def test_inference_steps_of_what_denoises(pipe):
+    small, asked = latent_pipeline(), {"seed": 0, "output_type": "latent"}
+    by_name = small([1], method="mar", num_inference_steps=7, **asked).tokens
+    assert torch.equal(by_name, small([1], method="mar:steps=7", **asked).tokens)
+    assert not torch.equal(by_name, small([1], method="mar:steps=6", **asked).tokens)
+    annealed = small([1], method="disa:lower=3", num_inference_steps=7, **asked).tokens
+    assert torch.equal(annealed, small([1], method="disa:lower=3:upper=7", **asked).tokens)
+    with pytest.raises(ValueError, match="got both num_inference_steps and steps"):
+        small([1], method="mar", steps=7, num_inference_steps=7, **asked)
+    for wrong in (0, 2.5, "x"):
+        with pytest.raises(ValueError, match="got num_inference_steps"):
+            small([1], method="mar", num_inference_steps=wrong, **asked)
+
+
+def test_images_of_one_seed_are_all_kept(pipe, tmp_path):
+    out = pipe(["a", "b"], method="ar", seed=[4, 4])
+    assert [path.name for path in out.save(tmp_path)] == ["small-4.png", "small-4_2.png"]
+    assert [path.name for path in out.save(tmp_path)] == ["small-4_3.png", "small-4_4.png"]
+    assert Image.open(tmp_path / "small-4.png").tobytes() == out[0].tobytes()
+
+
+def test_none_for_a_prompt_is_no_prompt(lumina):
+    asked = {"method": "sjd-exact:window=16", "seed": 0, "output_type": "latent"}
+    assert torch.equal(lumina("a red boat", prompt=None, **asked).tokens, lumina("a red boat", **asked).tokens)

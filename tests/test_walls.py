@@ -32,12 +32,12 @@ def house(tmp_path):
         ("eval/report.py", "\nimport vargen.server.errors\n", "not allowed to import vargen.server"),
         (
             "samplers/ar.py",
-            "\nfrom vargen.models import llama\n",
+            "\nfrom vargen.models import contract\n",
             "not allowed to import vargen.models",
         ),
         ("engine/graphs.py", "\nfrom vargen.engine import caches\n", "No circles BROKEN"),
     ],
-    ids=["upwards", "sideways", "implementations", "circle"],
+    ids=["upwards", "sideways", "models", "circle"],
 )
 def test_a_planted_import_is_found(house, file, planted, broken, capfd):
     path = house / "vargen" / file

@@ -155,7 +155,7 @@ def check(options: argparse.Namespace, methods: list[tuple[str, dict[str, Any]]]
     recipe = named.choose(options.preset)
     for name, settings in methods:
         request.asked(name, recipe, law(options), settings, named.spec)
-    request.image_size(vars(options).get("image_size"), recipe)
+    request.image_size(vars(options).get("image_size"), recipe.image_size)
     for flag, most in MOST.items():
         if getattr(options, flag) is not None:
             values.whole(getattr(options, flag), f"--{flag.replace('_', '-')}", least=1, most=most)

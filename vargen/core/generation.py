@@ -46,12 +46,21 @@ class Generation:
     def save(self, folder: str | Path) -> list[Path]:
         """Write each image as a PNG that says how it was drawn, MODEL-SEED.png; the paths.
 
+        Where a name is taken, by a file or by an image of the same seed, a number follows: MODEL-SEED_2.png.
         ValueError where they are no PIL images.
         """
         if not all(isinstance(image, Image.Image) for image in self.images):
             raise ValueError("got images that are no PIL images, expected output_type pil: only these are saved")
         paths = []
         for image, seed in zip(self.images, self.trace.seeds, strict=True):
-            paths.append(Path(folder).expanduser() / f"{self.trace.model}-{seed}.png")
+            paths.append(_free(Path(folder).expanduser() / f"{self.trace.model}-{seed}.png"))
             save_picture(paths[-1], image, texts(self.trace, [seed]))
         return paths
+
+
+def _free(path: Path) -> Path:
+    """`path`, or with the first number behind its name that no file has."""
+    tried, number = path, 2
+    while tried.exists():
+        tried, number = path.with_stem(f"{path.stem}_{number}"), number + 1
+    return tried

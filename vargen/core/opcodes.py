@@ -248,7 +248,7 @@ class Scan:
 
 def deeper(items: Sequence[Any]) -> int:
     """How deep a container of `items` nests."""
-    depth = 1 + max((getattr(item, "depth", 0) for item in items), default=0)
+    depth = 1 + max((item.depth for item in items if isinstance(item, Table | Row | Parts)), default=0)
     if depth > DEEPEST:
         raise Refused(f"nests more than {DEEPEST} deep, which weights do not need: it was refused")
     return depth

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vargen.core.messages import quoted
 from vargen.core.numbers import Numbers
 
 if TYPE_CHECKING:
     import torch
 
+    from vargen.core.layout import Layout
     from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
 
 
@@ -61,6 +63,10 @@ class Preset:
     drafter: str | None = None  # what drafts for this one, or refines what it began, unless something else is named
     usual: str | None = None  # its method, where that is not the one of its kind
     skeleton: Callable[[], Any] | None = None  # its transformer with fresh weights, of its published shapes
+    layout: "Layout | None" = None  # how its published files name the weights of `skeleton`
+    repository: str = ""  # on the hub
+    file: str = ""  # its name there, where it is one
+    originals: tuple[str, ...] = ()  # repositories with the same weights in a form that needs code of its own
     head: Path | None = None  # weights of an EAGLE head that drafts for this one
     scenes: bool = False  # trained on pocket scenes, whose captions are drawn when no prompt is given
     reads: "Callable[[Sources], Preset] | None" = None  # this one with the numbers of files that are named
@@ -105,7 +111,7 @@ class Preset:
     def choose(self, recipe: str | None) -> Recipe:
         """A recipe by name. ValueError lists the names."""
         if recipe is not None and (not isinstance(recipe, str) or recipe not in self.recipes):
-            raise ValueError(f"{self.name} has no preset {recipe!r}; there are {', '.join(self.recipes)}")
+            raise ValueError(f"{self.name} has no preset {quoted(recipe)}; there are {', '.join(self.recipes)}")
         return self.recipe if recipe is None else self.recipes[recipe]
 
 

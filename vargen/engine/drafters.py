@@ -1,6 +1,6 @@
 """Drafters: what proposes tokens for a large model to verify. They keep their own cache and count their forwards.
 
-The small model that refines what a large next-scale model began (`code`) is found here by name as well.
+Which one works for a pipeline, or which small model refines, is found in `pipelines/choose_drafter.py`.
 """
 
 from dataclasses import replace

@@ -34,11 +34,11 @@ class Embedder(nn.Module):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         out = self.model.get_image_features(pixel_values)
-        return getattr(out, "pooler_output", out)
+        return getattr(out, "pooler_output", out)  # a tensor before transformers 5
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         out = self.model.get_text_features(input_ids, attention_mask)
-        return getattr(out, "pooler_output", out)
+        return getattr(out, "pooler_output", out)  # a tensor before transformers 5
 
 
 def score(images: Images, prompts: Sequence[str], source: str, device: torch.device, *, batch: int = 32) -> float:

@@ -93,7 +93,7 @@ def make(
     chosen, method = preset.choose(recipe), method or preset.method
     name = recipe or next(iter(preset.recipes))
     request.asked(method, chosen, law, {}, preset.spec)
-    request.image_size(law.get("image_size"), chosen)
+    request.image_size(law.get("image_size"), chosen.image_size)
     sampler, settings = registry.method(method, chosen.settings)
     if sampler.block_width(settings) is None:
         method = ":".join([p for p in method.split(":") if not p.startswith("window=")] + [f"window={AUTO_WINDOW}"])

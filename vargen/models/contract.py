@@ -13,6 +13,8 @@ from vargen.core.types import Block, Condition, Denoising, Group, KVCache
 class Model(nn.Module):
     """Where models begin: what they need not offer, and do where they say so."""
 
+    config: Any  # its shapes; where memory is planned or a head drafts: layers, heads, width and hidden
+
     replays: ClassVar[bool] = False  # its forwards may be captured and replayed: see `engine/runners.py`
     shows_states: ClassVar[bool] = False  # it is `ShowsStates`
 

@@ -177,11 +177,13 @@ def checked(ids: Any, mask: Any, vocabulary: int, *, unguided: bool = False) -> 
     return ids, words
 
 
-def against(read: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, 2, T) of prompts, with those of other prompts for guidance to be against."""
+def against(read: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, 2, T) of prompts, with those of other prompts for guidance of some `rows` to be against."""
     longest = max(part.shape[-1] for part, _ in (read, other))
-    ids, mask = ([F.pad(part[i], (0, longest - part[i].shape[-1])) for part in (read, other)] for i in range(2))
-    return tuple(torch.stack([ours[:, 0], theirs[:, 0]], dim=1) for ours, theirs in (ids, mask))  # pyright: ignore
+    ours, theirs = ([F.pad(part, (0, longest - part.shape[-1])) for part in pair] for pair in (read, other))
+    for mine, another in zip(ours, theirs, strict=True):
+        mine[list(rows), 1] = another[:, 0]
+    return ours[0], ours[1]
 
 
 def padded(rows: list[list[list[int]]]) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ class Wrapped(Prompted, ABC):
         return self.language(**inputs, **given, use_cache=False).last_hidden_state
 
     def empty_cache(self, batch: int, rows: int) -> KVCache:
-        c = self.config
+        c = self.config  # transformers', whose fields differ from family to family
         heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
         dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         return KVCache(c.num_hidden_layers, batch, rows, heads, dim, dtype=self.dtype, device=self.device)

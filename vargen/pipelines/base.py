@@ -8,9 +8,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from diffusers import DiffusionPipeline
-from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,10 +23,11 @@ from vargen.models.prompted import against
 from vargen.pipelines import habits, options, request, values
 from vargen.pipelines.options import Options
 from vargen.pipelines.partial import Partial
+from vargen.pipelines.pictures import Pictures, joined
 from vargen.pipelines.request import Request
 
 
-class Pipeline(DiffusionPipeline):
+class Pipeline(Pictures, DiffusionPipeline):
     """Components `transformer` and `tokenizer` (of images) as in any diffusers pipeline, and `text_encoder` with
     `text_tokenizer` where the model takes prompts.
     """
@@ -65,7 +64,6 @@ class Pipeline(DiffusionPipeline):
         self._progress_bar_config: dict[str, Any] = {}  # as diffusers' `set_progress_bar_config` leaves it
         self._runners = Runners()
         self._costs: dict[Any, dict[int, float]] = {}  # measured seconds per step, by all that they depend on
-        self._processor = VaeImageProcessor()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -150,11 +148,11 @@ class Pipeline(DiffusionPipeline):
     ) -> "tuple[Pipeline, Request, Any]":
         """The pipeline that draws what was asked for, the request, checked and embedded, and its options."""
         texts = [class_labels] if isinstance(class_labels, str) else class_labels
-        if not self.transformer.spec.classes and request.are_texts(texts) and "prompt" not in given:
+        if not self.transformer.spec.classes and request.are_texts(texts) and given.get("prompt") is None:
             class_labels, given = None, {**given, "prompt": class_labels}  # pipe("a red boat"), as in diffusers
         wanted, settings = options.read(self.options_type, class_labels, given, stream=stream)
         pipe = self._at(wanted)
-        habits.check(self.preset.name, wanted.method or self.preset.method, settings, self.options_type)
+        habits.check(self.preset.name, request.named(wanted.method, self.preset), settings, self.options_type)
         return pipe, pipe._request(wanted, settings), wanted
 
     def _at(self, wanted: Any) -> "Pipeline":
@@ -163,16 +161,17 @@ class Pipeline(DiffusionPipeline):
 
     def _request(self, wanted: Any, settings: dict[str, Any]) -> Request:
         recipe, clock = self.preset.choose(wanted.preset), Clock(self.transformer.device)
-        method = request.asked(wanted.method or self.preset.method, recipe, wanted.law, settings, self.transformer.spec)
-        high, wide = self.size
-        if wanted.image_size is not None and high != wide:
+        named = request.named(wanted.method, self.preset)
+        method = request.asked(named, recipe, wanted.law, settings, self.transformer.spec)
+        if wanted.image_size is not None and self.size[0] != self.size[1]:
             raise ValueError(f"got image size {wanted.image_size}, a square, for images that are none")
         how = request.output(recipe, wanted.batch_size, wanted.image_size, wanted.output_type)
+        values.flag(wanted.return_dict, "return_dict")
+        free = values.flag(wanted.free_size, "free_size")
         inputs = self._inputs(wanted)
         clock.lap("text" if wanted.prompt is not None else "")
         tell = request.teller(wanted.callback_on_step_end, wanted.callback_on_step_end_tensor_inputs)
         seeds = values.seeds(len(inputs[0]), wanted.seed, wanted.generator)
-        free = isinstance(wanted, options.RasterOptions) and wanted.free_size
         return Request(method, inputs, seeds, clock=clock, tell=tell, free_size=free, **how)
 
     def _inputs(self, wanted: Any) -> tuple[Tensor, ...]:
@@ -182,13 +181,12 @@ class Pipeline(DiffusionPipeline):
     def _read(self, wanted: Any) -> tuple[Tensor, Tensor]:
         """The prompt, read, and what guidance is against."""
         read = self.encode_prompt(wanted.prompt)
-        if wanted.negative_prompt is None:
-            return read
-        return self._against(read, wanted.negative_prompt, len(values.prompts(wanted.prompt)))
+        others = request.negatives(wanted.negative_prompt, len(read[0]))
+        return self._against(read, others) if others else read
 
-    def _against(self, read: tuple[Tensor, Tensor], negative: Any, count: int) -> tuple[Tensor, Tensor]:
-        """So many prompts that were read, with other texts for guidance to be against."""
-        return against(read, self.encode_prompt(request.negatives(negative, count)))
+    def _against(self, read: tuple[Tensor, Tensor], others: dict[int, str]) -> tuple[Tensor, Tensor]:
+        """Prompts that were read, some of them with another text for guidance to be against, by their numbers."""
+        return against(read, self.encode_prompt(list(others.values())), list(others))
 
     def _checked(self, states: Any, mask: Any) -> tuple[Tensor, Tensor]:
         """Encoded prompts that somebody hands in, where the model reads prompts itself."""
@@ -202,8 +200,8 @@ class Pipeline(DiffusionPipeline):
 
     def _draw(self, asked: Request) -> Generation:
         """Decode all images, `batch_size` at a time."""
-        if self.tokenizer is None and asked.output_type != "latent":
-            raise ValueError(f"{self.preset.name} has no image tokenizer here: only output_type latent can be had")
+        if asked.output_type != "latent":
+            _ = self.image_tokenizer  # before anything is drawn
         spec, parts, seeds = self.transformer.spec, [], asked.seeds
         with tqdm(total=len(seeds) * spec.slots, unit="token", **self._bar()) as bar:
             for start in range(0, len(seeds), asked.batch_size):
@@ -214,7 +212,7 @@ class Pipeline(DiffusionPipeline):
                     asked.tell(self, step, final)
                 assert final is not None
                 parts.append(self._finish(final, asked.output_type))
-        images = _join([part.images for part in parts], asked.output_type)
+        images = joined([part.images for part in parts], asked.output_type)
         trace = Trace.merge([part.trace for part in parts])
         for name, seconds in asked.clock.seconds().items():
             trace.seconds |= {name: seconds, "total": trace.seconds["total"] + seconds}
@@ -240,26 +238,6 @@ class Pipeline(DiffusionPipeline):
                 yield partial
         finally:
             steps.close()
-
-    @torch.inference_mode()
-    def decode(self, tokens: Tensor, output_type: str = "pil", image_size: int | None = None) -> Any:
-        """Images of tokens (B, slots), resized to `image_size` pixels a side if it is given.
-
-        ValueError where they are no ids of the image tokenizer.
-        """
-        codes = len(self.tokenizer.stored_codes)
-        if tokens.dtype != torch.int64 or int(tokens.min()) < 0 or int(tokens.max()) >= codes:
-            raise ValueError(f"got tokens that are no ids, expected whole numbers from 0 to {codes - 1}")
-        return self.finish(self.tokenizer.decode(tokens), output_type, image_size)
-
-    def finish(self, images: Tensor, output_type: str, image_size: int | None = None) -> Any:
-        """Images (B, 3, H, W) in [-1, 1] as they are given out."""
-        images = images.float()
-        if not images.isfinite().all():
-            raise ValueError("the image tokenizer gave pixels that are NaN or infinite: its weights are damaged")
-        if image_size is not None and images.shape[-2:] != (image_size, image_size):
-            images = F.interpolate(images, size=(image_size, image_size), mode="bicubic")  # before rounding: published
-        return self._processor.postprocess(images, output_type=output_type)
 
     def _bar(self) -> dict[str, Any]:
         return {"leave": False, "disable": None, **self._progress_bar_config}
@@ -287,10 +265,3 @@ class Pipeline(DiffusionPipeline):
         trace.seconds = {**seconds, "total": sum(seconds.values())}
         trace.peak_memory_bytes = peak_memory(self.transformer.device)
         return Generation(images, final.tokens, trace)
-
-
-def _join(images: list[Any], output_type: str) -> Any:
-    if output_type == "pil":
-        return [image for part in images for image in part]
-    tensors = [torch.as_tensor(part) for part in images]
-    return torch.cat(tensors).numpy() if output_type == "np" else torch.cat(tensors)

@@ -135,13 +135,16 @@ def drafter_for(pipe: Any, method: Method, inputs: tuple[Tensor, ...]) -> tuple[
     if isinstance(module, EagleHead):
         if not target.shows_states:
             raise ValueError(f"an EAGLE head cannot draft for {type(target).__name__}, which does not show its states")
-        _check_config("EagleHead", module, target, "width")
+        if (ours := module.config.width) != (theirs := target.config.width):
+            raise ValueError(f"EagleHead cannot draft here: width {ours} instead of {theirs}")
         head, rows = module.to(target.device, target.dtype), len(inputs[0]) * (2 if method.guidance.active else 1)
         return name, HeadDrafter(head, target, rows, method.guidance, method.warp)
     if isinstance(target, Prompted) and isinstance(module, Prompted):
         _check_words(name, module, target, inputs)
     elif not target.spec.classes:
-        _check_config(type(module).__name__, module, target, "caption_width", "caption_tokens")
+        ours, theirs = module.text_shape, target.text_shape
+        if ours != theirs:
+            raise ValueError(f"{name} cannot draft here: it reads texts of {ours} (tokens, width) instead of {theirs}")
     model = on(module, target.device)
     return name, ModelDrafter(model, embed(model, inputs, guided=method.guidance.active), method.guidance, method.warp)
 
@@ -153,10 +156,3 @@ def _check_words(name: str, drafter: Prompted, target: Prompted, inputs: tuple[T
     if drafter.size != target.size:
         raise ValueError(f"{name} cannot draft here: it draws {drafter.size[1]}x{drafter.size[0]} pixels")
     drafter.checked(*inputs)
-
-
-def _check_config(name: str, drafter: Any, target: Any, *keys: str) -> None:
-    for key in keys:
-        ours, theirs = getattr(drafter.config, key), getattr(target.config, key)
-        if ours != theirs:
-            raise ValueError(f"{name} cannot draft here: {key.replace('_', ' ')} {ours} instead of {theirs}")

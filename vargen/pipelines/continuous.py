@@ -6,15 +6,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from vargen.core import registry
 from vargen.core.dispatch import Kernels
 from vargen.engine import loops
 from vargen.engine.drafters import LatentModelDrafter
 from vargen.models.contract import embed
-from vargen.pipelines import choose_drafter, values
+from vargen.pipelines import choose_drafter, request, values
 from vargen.pipelines.base import Pipeline
 from vargen.pipelines.options import ContinuousOptions, Options, takes
 from vargen.pipelines.partial import Partial
-from vargen.pipelines.request import LatentMethod
+from vargen.pipelines.request import LatentMethod, Request
 from vargen.samplers.contract import ContinuousSampler, LatentTask
 
 
@@ -47,6 +48,15 @@ class ContinuousPipeline(Pipeline):
         pipe, asked, _ = self._asked(class_labels, given, stream=True)
         return pipe._steps(asked.method, asked.inputs, asked.seeds, asked.image_size)
 
+    def _request(self, wanted: ContinuousOptions, settings: dict[str, Any]) -> Request:
+        if wanted.num_inference_steps is not None:
+            name = registry.sampler(request.named(wanted.method, self.preset).split(":")[0]).inference_steps
+            if name in settings:
+                raise ValueError(f"got both num_inference_steps and {name}, which are the same: expected one of them")
+            count = values.whole(wanted.num_inference_steps, "num_inference_steps", least=1)
+            settings = {**settings, name: count}
+        return super()._request(wanted, settings)
+
     def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
         """Token ids (B, 2, T) and the mask (B, 2, T) of the words, for `prompt_embeds` and its mask."""
         if image is not None:
@@ -61,24 +71,22 @@ class ContinuousPipeline(Pipeline):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of an image in pixels, as decoded."""
-        side = self.transformer.side * self.tokenizer.factor
+        side = self.transformer.side * self.image_tokenizer.factor
         return side, side
 
-    @torch.inference_mode()
-    def decode(self, tokens: Tensor, output_type: str = "pil", image_size: int | None = None) -> Any:
-        """Images of tokens (B, S, C), resized to `image_size` pixels a side if it is given.
-
-        ValueError where they have another shape.
-        """
+    def _pixels(self, tokens: Tensor) -> Tensor:
+        """Of tokens (B, S, C), of whatever float dtype."""
         spec = self.transformer.spec
         if tokens.shape[1:] != (spec.slots, spec.channels):
             raise ValueError(f"got tokens {tuple(tokens.shape)}, expected (B, {spec.slots}, {spec.channels})")
-        return self.finish(self.tokenizer.decode(self.transformer.image(tokens)), output_type, image_size)
+        if not tokens.is_floating_point() or not tokens.isfinite().all():
+            raise ValueError("got tokens that are not all finite floating-point numbers")
+        return self.image_tokenizer.decode(self.transformer.image(tokens.float()))
 
     def _fit(self) -> None:
         """ValueError where transformer and autoencoder do not go together."""
-        ours, theirs = self.transformer.spec.channels, self.tokenizer.channels
-        if ours != theirs:
+        ours = self.transformer.spec.channels
+        if self.tokenizer is not None and (theirs := self.tokenizer.channels) != ours:
             raise ValueError(f"transformer and autoencoder do not go together: channels {ours} and {theirs}")
 
     @torch.inference_mode()

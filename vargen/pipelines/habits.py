@@ -8,7 +8,7 @@ from typing import Any
 from vargen.core import registry
 
 REASONS = {
-    "num_inference_steps": "steps are a method's own, such as iterations and steps of mar, upper and lower of disa",
+    "num_inference_steps": "it draws tokens, and there is nothing to denoise",
     "eta": "the noise of a diffusion head is its temperature",
     "latents": "noise is a function of the seed: give a seed",
     "strength": "repainting keeps what the mask keeps: give image and mask_image",
@@ -25,7 +25,7 @@ REASONS = {
 
 def check(name: str, method: str, settings: Mapping[str, Any], kind: Any) -> None:
     """ValueError where a keyword is neither an option of a call to the model `name` nor a setting of the method."""
-    chosen = method.split(":")[0] if isinstance(method, str) else ""
+    chosen = method.split(":")[0]
     if chosen not in registry.METHODS:
         return  # which is complained of elsewhere
     own = [field.name for field in registry.settings_of(chosen)]

@@ -47,17 +47,15 @@ class NextScalePipeline(Pipeline):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of an image in pixels, as decoded."""
-        return self.tokenizer.pixels, self.tokenizer.pixels
+        side = self.image_tokenizer.pixels
+        return side, side
 
-    def decode(self, tokens: Tensor, output_type: str = "pil", image_size: int | None = None) -> Any:
-        """Images of tokens (B, S) of all scales, resized to `image_size` pixels a side if it is given.
-
-        ValueError where they are no such ids.
-        """
+    def _pixels(self, tokens: Tensor) -> Tensor:
+        """Of tokens (B, S) of all scales."""
         slots = self.transformer.spec.slots
         if tokens.dim() != 2 or tokens.shape[1] != slots:
             raise ValueError(f"got tokens {tuple(tokens.shape)}, expected (B, {slots})")
-        return super().decode(tokens, output_type, image_size)
+        return super()._pixels(tokens)
 
     def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
         """ValueError: no next-scale model here reads prompts."""
@@ -78,7 +76,7 @@ class NextScalePipeline(Pipeline):
 
     def _fit(self) -> None:
         """ValueError where transformer and tokenizer do not go together."""
-        spec, images = self.transformer.spec, self.tokenizer
+        spec, images = self.transformer.spec, self.image_tokenizer
         codes, width = images.stored_codes.shape
         for what, mine, theirs in (
             ("sides", spec.sides, tuple(images.sides)),
@@ -92,13 +90,13 @@ class NextScalePipeline(Pipeline):
     def _decode(
         self, method: ScaleMethod, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
     ) -> Generator[Partial, None, None]:
+        self._fit()
         model, device = self.transformer, self.transformer.device
         trace, clock = self._begin(method, seeds), loops.Clock(device)
         counts = loops.Counts(kernels=Kernels.of(self.fast))
         codes = self.tokenizer.codebook().to(device)
         task = ScaleTask(model.spec, torch.tensor(seeds, device=device), method.warps, codes, *inputs[1:])
         sampler: ScaleSampler = method.sampler(method.settings, task)
-        self._fit()
         models = [model]
         if len(sampler.reaches) > 1 and (other := choose_drafter.chosen(self, method.sampler, method.settings)):
             trace.settings["refiner"], small = other

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from vargen.core.preset import LAW
 
@@ -42,7 +42,9 @@ class Options:
 
     class_labels: Sequence[int | str] | int | str | None = option(None, "classes, by index or name; -1: any, if it may")
     prompt: Sequence[str] | str | None = option(None, "what to draw, where the model takes text")
-    negative_prompt: Sequence[str] | str | None = option(None, "what guidance is against, where the model reads text")
+    negative_prompt: Sequence[str] | str | None = option(
+        None, "what guidance is against, where the model reads text", text=str
+    )
     prompt_embeds: Tensor | None = option(None, "a prompt that `encode_prompt` has read")
     prompt_attention_mask: Tensor | None = option(None, "its mask, from `encode_prompt` too")
     method: str | None = option(None, "a method with its settings, sjd:window=16, see vargen models", text=str)
@@ -62,11 +64,16 @@ class Options:
     return_dict: bool = option(True, "False: a tuple of the images alone, as in diffusers", whole=True)
     callback_on_step_end: Any = option(
         None,
-        "called behind each step as (pipe, step, tokens settled, tensors); an exception ends it",
+        "called behind each step as (pipe, step of its batch, tokens settled, tensors); what it returns is not looked "
+        "at, an exception ends the call",
         whole=True,
     )
-    callback_on_step_end_tensor_inputs: Sequence[str] = option(("tokens",), "tokens, settled", whole=True)
+    callback_on_step_end_tensor_inputs: Sequence[str] = option(
+        ("tokens",), "of tokens (a view that goes on changing: clone what is kept) and settled", whole=True
+    )
     output_type: str = option("pil", "pil, np (B, H, W, 3), pt (B, 3, H, W) in [0, 1], or latent: tokens", whole=True)
+
+    free_size: ClassVar[bool] = False  # of raster models alone
 
     @property
     def law(self) -> dict[str, Any]:
@@ -86,7 +93,9 @@ class RasterOptions(Options):
     image: Any = option(None, "a picture to read with the prompt, or a list of them for each prompt")
     height: int | None = option(None, "of an image in pixels, for a model with several sizes", text=int)
     width: int | None = option(None, "of an image in pixels, likewise", text=int)
-    free_size: bool = option(False, "let the model choose each image's size, where it can", whole=True)
+    free_size: bool = option(  # pyright: ignore[reportIncompatibleVariableOverride]
+        False, "let the model choose each image's size, where it can", whole=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +108,11 @@ class ScaleOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuousOptions(Options):
-    """What pipelines of continuous models take: nothing beside."""
+    """What pipelines of continuous models take beside."""
+
+    num_inference_steps: int | None = option(
+        None, "denoising steps of a token, a scale or a cell; of methods that anneal them, in the first round"
+    )
 
 
 KINDS = (RasterOptions, ScaleOptions, ContinuousOptions)

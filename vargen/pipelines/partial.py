@@ -33,4 +33,4 @@ class Partial:
         with plainly(pipe.transformer.device):
             if self.features is None:
                 return pipe.decode(self.tokens, output_type, self.image_size)
-            return pipe.finish(pipe.tokenizer.decode_latents(self.features), output_type, self.image_size)
+            return pipe.finish(pipe.image_tokenizer.decode_latents(self.features), output_type, self.image_size)

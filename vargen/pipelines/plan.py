@@ -60,7 +60,7 @@ def plan(
     found, batch = registry.preset(name), values.whole(batch, "batch size", least=1, most=MOST_BATCH)
     if found.skeleton is None or found.kind != "raster":
         raise ValueError(f"the memory of {name} cannot be planned: it is no raster model, or its files have its shapes")
-    asked = request.method(method or found.method, found.choose(preset), {"guidance_scale": guidance_scale}, {})
+    asked = request.method(request.named(method, found), found.choose(preset), {"guidance_scale": guidance_scale}, {})
     with torch.device("meta"):
         model = found.skeleton().to(dtype)
     if isinstance(model, Prompted):

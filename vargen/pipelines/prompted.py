@@ -93,8 +93,8 @@ class PromptedPipeline(RasterPipeline):
         """Height and width of an image in pixels."""
         return self.transformer.size
 
-    def _against(self, read: tuple[Tensor, Tensor], negative: Any, count: int) -> tuple[Tensor, Tensor]:
-        return Pipeline._against(self, read, negative, count)
+    def _against(self, read: tuple[Tensor, Tensor], others: dict[int, str]) -> tuple[Tensor, Tensor]:
+        return Pipeline._against(self, read, others)
 
     def _checked(self, states: Any, mask: Any) -> tuple[Tensor, Tensor]:
         return self.transformer.checked(states, mask)

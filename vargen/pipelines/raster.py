@@ -15,7 +15,7 @@ from vargen.engine import loops
 from vargen.engine.replayed import Replayed
 from vargen.models import t5
 from vargen.models.contract import embed
-from vargen.pipelines import values
+from vargen.pipelines import request, values
 from vargen.pipelines.base import Pipeline
 from vargen.pipelines.choose_drafter import drafter_for
 from vargen.pipelines.options import Options, RasterOptions, takes
@@ -114,19 +114,16 @@ class RasterPipeline(Pipeline):
         (rows, columns), factor = self._grid(), 1 if self.tokenizer is None else self.tokenizer.factor
         return rows * factor, columns * factor
 
-    def decode(self, tokens: Tensor, output_type: str = "pil", image_size: int | None = None) -> Any:
-        """Images of tokens (B, rows, columns), or (B, slots) with newlines, resized to `image_size` if it is given.
-
-        ValueError where they are no ids of the model's.
-        """
+    def _pixels(self, tokens: Tensor) -> Tensor:
+        """Of tokens (B, rows, columns), or (B, slots) with newlines."""
         grid = self._codes(tokens) if tokens.dim() == 2 and tokens.shape[1] == self.transformer.spec.slots else tokens
         if grid.shape[1:] != self._grid():
             raise ValueError(f"got tokens {tuple(tokens.shape)}, expected (B, {', '.join(map(str, self._grid()))})")
-        return super().decode(grid, output_type, image_size)
+        return super()._pixels(grid)
 
     def finish(self, images: Tensor, output_type: str, image_size: int | None = None) -> Any:
         """Images (B, 3, H, W) in [-1, 1] as they are given out, in bytes as their tokenizer was published."""
-        if output_type == "pil" and image_size is None and self.tokenizer.truncates:
+        if isinstance(output_type, str) and output_type == "pil" and image_size is None and self.tokenizer.truncates:
             images = (images.float().clamp(-1, 1) * 127.5 + 127.5).floor() / 127.5 - 1
         return super().finish(images, output_type, image_size)
 
@@ -151,11 +148,12 @@ class RasterPipeline(Pipeline):
         assert wanted.prompt is not None
         if wanted.image is None:
             return super()._read(wanted)
-        if wanted.negative_prompt is not None:
+        read = self.encode_prompt(wanted.prompt, wanted.image)
+        if request.negatives(wanted.negative_prompt, len(read[0])):
             raise ValueError("got a negative_prompt beside an image, expected one of them")
-        return self.encode_prompt(wanted.prompt, wanted.image)
+        return read
 
-    def _against(self, read: tuple[Tensor, Tensor], negative: Any, count: int) -> tuple[Tensor, Tensor]:
+    def _against(self, read: tuple[Tensor, Tensor], others: dict[int, str]) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{self.preset.name} takes no negative_prompt: its guidance is against a learned vector")
 
     @torch.inference_mode()

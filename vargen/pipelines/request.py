@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from vargen.core import registry
-from vargen.core.preset import LAW, Recipe
+from vargen.core.messages import quoted
+from vargen.core.preset import LAW, Preset, Recipe
 from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
 from vargen.core.warp import Warp
 from vargen.engine.guidance import Guidance, Ramp
 from vargen.engine.loops import Clock
 from vargen.pipelines import values
 from vargen.samplers.contract import ContinuousSampler, RasterSampler, ScaleSampler
+
+PICTURES = ("pil", "np", "pt")  # output types that show something
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,13 @@ class Request:
 
 def teller(callback: Any, names: Any) -> Callable[[Any, int, Any], None]:
     """What calls diffusers' `callback_on_step_end` behind a step, with the tensors that it names."""
-    if wrong := [name for name in names if name not in ("tokens", "settled")]:
-        raise ValueError(f"got callback_on_step_end_tensor_inputs {wrong[0]!r}, expected tokens or settled")
+    known = ("tokens", "settled")
+    if not isinstance(names, Sequence) or isinstance(names, str) or not all(name in known for name in map(str, names)):
+        raise ValueError(
+            f"got callback_on_step_end_tensor_inputs {quoted(names)}, expected a list of {' and '.join(known)}"
+        )
     if callback is not None and not callable(callback):
-        raise ValueError(f"got callback_on_step_end {callback!r}, expected a function")
+        raise ValueError(f"got callback_on_step_end {quoted(callback)}, expected a function")
 
     def tell(pipe: Any, step: int, partial: Any) -> None:
         if callback is not None:
@@ -131,12 +137,15 @@ def are_texts(given: Any) -> bool:
     return isinstance(given, Sequence) and len(given) > 0 and all(isinstance(one, str) for one in given)
 
 
-def negatives(values_given: Any, count: int) -> list[str]:
-    """Negative prompts for so many prompts, from one for all or one for each."""
-    texts = values.prompts(values_given)
+def negatives(given: Any, count: int) -> dict[int, str]:
+    """Negative prompts for so many prompts, from one for all or one for each, by the number of the prompt.
+
+    None and a text without a word say nothing: guidance is then against what the model learned it against.
+    """
+    texts = [""] if given is None else values.prompts(given, "negative_prompt")
     if len(texts) not in (1, count):
         raise ValueError(f"got {len(texts)} negative prompts for {count} prompts, expected one, or one each")
-    return texts * (count if len(texts) == 1 else 1)
+    return {i: text for i, text in enumerate(texts * (count // len(texts))) if text.strip()}
 
 
 def asked(
@@ -158,8 +167,6 @@ def _sampler(
     name: str, settings: dict[str, Any], kind: str, recipe: Recipe, plan: str | None = None
 ) -> tuple[Any, Any]:
     """A sampler for models of a kind (and plan), and its settings."""
-    if not isinstance(name, str):
-        raise ValueError(f"got method {name!r}, expected a name such as sjd-coupled:window=16")
     sampler, chosen = registry.method(name, recipe.settings, **settings)
     if sampler.kind != kind or sampler.plan not in (None, plan):
         known, models = ", ".join(registry.methods(kind, plan)), f"{kind} models" + (f" ({plan})" if plan else "")
@@ -173,7 +180,7 @@ def latent_method(
     """As `method`, for a continuous model, of whose law only guidance and temperature are set from outside."""
     for key in LAW:
         if law.get(key) is not None and key not in ("guidance_scale", "temperature"):
-            raise ValueError(f"got {key} {law[key]!r}: continuous tokens have none")
+            raise ValueError(f"got {key} {quoted(law[key])}: continuous tokens have none")
     sampler, chosen = _sampler(name, settings, spec.kind, recipe, spec.plan)
     used = _used(recipe, law)
     guidance = values.number(used["guidance_scale"], "guidance scale")
@@ -216,16 +223,26 @@ def method(name: str, recipe: Recipe, law: dict[str, Any], settings: dict[str, A
     )
 
 
+def named(method: Any, preset: Preset) -> str:
+    """The method that is asked for, or else the preset's, with its settings. ValueError where it is no text."""
+    if method is not None and not isinstance(method, str):
+        raise ValueError(f"got method {quoted(method)}, expected a name such as sjd-coupled:window=16")
+    return preset.method if method is None else method
+
+
 def output(recipe: Recipe, batch_size: Any, size: Any, kind: Any) -> dict[str, Any]:
     """How images are drawn and given out: `batch_size`, `image_size` and `output_type`, checked."""
-    if kind not in ("pil", "np", "pt", "latent"):
-        raise ValueError(f"got output type {kind!r}, expected pil, np, pt or latent")
     batch = values.whole(batch_size, "batch size", least=1)
-    return {"batch_size": batch, "image_size": image_size(size, recipe), "output_type": kind}
+    output_type(kind, (*PICTURES, "latent"))
+    return {"batch_size": batch, "image_size": image_size(size, recipe.image_size), "output_type": kind}
 
 
-def image_size(value: Any, recipe: Recipe, *, most: int = 8192) -> int | None:
-    """Pixels a side to resize to, from the argument or else the recipe; None: as decoded."""
-    if value is None:
-        return recipe.image_size
-    return values.whole(value, "image size", least=1, most=most)
+def output_type(kind: Any, known: Sequence[str]) -> None:
+    """ValueError where it is none of the output types that are known."""
+    if not isinstance(kind, str) or kind not in known:
+        raise ValueError(f"got output type {quoted(kind)}, expected {', '.join(known[:-1])} or {known[-1]}")
+
+
+def image_size(value: Any, usual: int | None = None, *, most: int = 8192) -> int | None:
+    """Pixels a side to resize to, from the argument or else as usual; None: as decoded."""
+    return usual if value is None else values.whole(value, "image size", least=1, most=most)

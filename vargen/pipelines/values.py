@@ -14,11 +14,14 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from vargen.core import registry
 from vargen.core.image_processor import as_mask, as_picture
+from vargen.core.messages import quoted
+
+Arrays = np.ndarray | Tensor
 
 
 def per_scale(value: Any, name: str, convert: Callable[[Any, str], Any], scales: int) -> list[Any]:
     """A value for each of so many scales, from one for all or from a list. ValueError where it has another length."""
-    if isinstance(value, np.ndarray | Tensor):
+    if isinstance(value, Arrays):
         value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [convert(value, name)] * scales
@@ -34,7 +37,7 @@ def whole(value: Any, name: str, *, least: int | None = None, most: int | None =
             raise TypeError
         found = operator.index(value)
     except TypeError:
-        raise ValueError(f"got {name} {value!r}, expected a whole number") from None
+        raise ValueError(f"got {name} {quoted(value)}, expected a whole number") from None
     if least is not None and found < least:
         raise ValueError(f"got {name} {found}, expected at least {least}")
     if most is not None and found > most:
@@ -42,14 +45,21 @@ def whole(value: Any, name: str, *, least: int | None = None, most: int | None =
     return found
 
 
+def flag(value: Any, name: str) -> bool:
+    """`value` where it is True or False. ValueError where it is neither."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"got {name} {quoted(value)}, expected True or False")
+    return bool(value)
+
+
 def number(value: Any, name: str) -> float:
     """`value` as a float. ValueError where it is no number."""
     if isinstance(value, bool | str):
-        raise ValueError(f"got {name} {value!r}, expected a number")
+        raise ValueError(f"got {name} {quoted(value)}, expected a number")
     try:
         return float(value)
-    except (TypeError, OverflowError):
-        raise ValueError(f"got {name} {value!r}, expected a number") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array of several numbers among them
+        raise ValueError(f"got {name} {quoted(value)}, expected a number") from None
 
 
 def seeds(count: int, seed: Any, generator: Any) -> list[int]:
@@ -59,11 +69,13 @@ def seeds(count: int, seed: Any, generator: Any) -> list[int]:
             raise ValueError("got both seed and generator, expected one of them")
         many = [generator] if isinstance(generator, torch.Generator) else generator
         if not isinstance(many, Sequence) or not all(isinstance(g, torch.Generator) for g in many):
-            raise ValueError(f"got generator {generator!r}, expected a torch.Generator or a list of them")
+            raise ValueError(f"got generator {quoted(generator)}, expected a torch.Generator or a list of them")
+        if many is generator and len(many) != count:
+            raise ValueError(f"got {len(many)} generators for {count} images, expected one for all, or one each")
         seed = [drawn for g in many for drawn in _drawn(g, count if many is not generator else 1)]
     if seed is None:
         seed = secrets.randbits(32)
-    if isinstance(seed, Sequence | np.ndarray | torch.Tensor) and not isinstance(seed, str):
+    if (isinstance(seed, Sequence) and not isinstance(seed, str)) or (isinstance(seed, Arrays) and seed.ndim):
         found = [whole(s, "seed") for s in seed]
     else:
         first = whole(seed, "seed")
@@ -89,7 +101,7 @@ def labels(values: Any, each: Any, names: Sequence[str], count: int, *, uncondit
     try:
         many = list(values)
     except TypeError:
-        raise ValueError(f"got class labels {values!r}, expected indices or names") from None
+        raise ValueError(f"got class labels {quoted(values)}, expected indices or names") from None
     if not many:
         raise ValueError("got no class labels, expected at least one")
     each = whole(each, "number of images", least=1)
@@ -115,11 +127,11 @@ def picture(value: Any, side: int, channels: int) -> Tensor:
     return found[None]
 
 
-def prompts(values: Any) -> list[str]:
+def prompts(values: Any, name: str = "prompt") -> list[str]:
     """One prompt or several, as a list."""
     found = [values] if isinstance(values, str) else list(values) if isinstance(values, Sequence) else []
     if not found or not all(isinstance(value, str) for value in found):
-        raise ValueError(f"got prompt {values!r}, expected text or a list of texts")
+        raise ValueError(f"got {name} {quoted(values)}, expected text or a list of texts")
     return found
 
 

@@ -95,6 +95,7 @@ def _janus(folder: Path, text: Any, pretrained: Any) -> "tuple[Wrapped, Any, int
 
     model = pretrained(JanusForConditionalGeneration, folder)
     how = model.generation_config
+    # Only configs that Janus wrote have it: transformers' own know no such field.
     begin = (getattr(how, "generation_kwargs", None) or {}).get("boi_token_id")
     begin = text.get_vocab().get("<begin_of_image>") if begin is None else begin
     start = text.bos_token_id if how.bos_token_id is None else how.bos_token_id

@@ -199,6 +199,7 @@ class ContinuousSampler(Sampler, ABC):
 
     kind: ClassVar[Kind] = "continuous"
     least_temperature: ClassVar[float] = 0.0  # of the head
+    inference_steps: ClassVar[str] = "steps"  # the setting that diffusers calls num_inference_steps
     settled: Any
     values: Tensor
 

@@ -54,6 +54,7 @@ class StepAnnealing(Continuous):
 
     Settings: ClassVar[type] = DiSASettings
     exact: ClassVar[bool] = False
+    inference_steps: ClassVar[str] = "upper"
 
     def steps(self, index: int) -> int:
         s = self._settings

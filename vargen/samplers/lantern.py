@@ -1,7 +1,8 @@
 """LANTERN (arXiv 2410.03355) and LANTERN++ (2502.06352): codes that lie close to a draft's count as the draft.
 
-With no neighbours, or a bound of 0, the rule is exact; elsewhere it is approximate. `lantern` and `lantern++` are
-speculative decoding under it (`speculative.py`); any drafting method takes it as `rule=lantern`.
+With no neighbours, or a bound of 0, the rule is exact; elsewhere it is approximate. The methods `lantern` and
+`lantern++` are classes in `speculative.py`, speculative decoding under this rule; any drafting method takes it as
+`rule=lantern`, and `relax.py` is where rules are chosen.
 """
 
 from torch import Tensor

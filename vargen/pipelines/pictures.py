@@ -1,0 +1,62 @@
+"""From tokens to pictures: what every pipeline decodes with, and how its images are given out."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor
+
+from vargen.core.preset import Preset
+from vargen.pipelines import request
+
+
+class Pictures:
+    """The part of a pipeline that knows its image tokenizer."""
+
+    preset: Preset
+    transformer: Any
+    tokenizer: Any
+
+    @property
+    def image_tokenizer(self) -> Any:
+        """`tokenizer`, where it is wanted. ValueError where there is none."""
+        if self.tokenizer is None:
+            raise ValueError(f"{self.preset.name} has no image tokenizer here, which makes pictures of its tokens")
+        return self.tokenizer
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor, output_type: str = "pil", image_size: int | None = None) -> Any:
+        """Images of tokens as a call gives them with output type latent, resized to `image_size` pixels a side if it
+        is given; `output_type` is pil, np or pt. ValueError in one sentence for anything out of range.
+        """
+        if not isinstance(tokens, Tensor):
+            raise ValueError(f"got tokens as a {type(tokens).__name__}, expected a tensor")
+        if not len(tokens.shape) or not len(tokens):
+            raise ValueError(f"got tokens {tuple(tokens.shape)}, expected at least one image's")
+        return self.finish(self._pixels(tokens.to(self.transformer.device)), output_type, image_size)
+
+    def _pixels(self, tokens: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] of ids as the image tokenizer takes them. ValueError where they are none."""
+        codes = len(self.image_tokenizer.stored_codes)
+        if tokens.dtype != torch.int64 or int(tokens.min()) < 0 or int(tokens.max()) >= codes:
+            raise ValueError(f"got tokens that are no ids, expected whole numbers from 0 to {codes - 1}")
+        return self.tokenizer.decode(tokens)
+
+    def finish(self, images: Tensor, output_type: str, image_size: int | None = None) -> Any:
+        """Images (B, 3, H, W) in [-1, 1] as they are given out."""
+        request.output_type(output_type, request.PICTURES)
+        image_size, images = request.image_size(image_size), images.float()
+        if not images.isfinite().all():
+            raise ValueError("the image tokenizer gave pixels that are NaN or infinite: its weights are damaged")
+        if image_size is not None and images.shape[-2:] != (image_size, image_size):
+            images = F.interpolate(images, size=(image_size, image_size), mode="bicubic")  # before rounding: published
+        return VaeImageProcessor().postprocess(images, output_type=output_type)
+
+
+def joined(images: list[Any], output_type: str) -> Any:
+    """The images of several batches."""
+    if output_type == "pil":
+        return [image for part in images for image in part]
+    tensors = [torch.as_tensor(part) for part in images]
+    return torch.cat(tensors).numpy() if output_type == "np" else torch.cat(tensors)
