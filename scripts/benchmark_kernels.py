@@ -23,7 +23,7 @@ from vargen.core.warp import Warp
 from vargen.kernels import gsd, lantern, sample, verify
 from vargen.kernels.attention import Sight, attend
 from vargen.kernels.norm import rms_norm
-from vargen.kernels.rope import Halves, Neighbours, enter
+from vargen.kernels.rope import Halves, Joined, enter, enter_joined
 from vargen.models.chameleon import HeadNorm
 
 VOCABULARY = 16384  # LlamaGen's
@@ -55,7 +55,7 @@ def cases(width: int, device: torch.device) -> dict[str, Callable[[Kernels], Any
     }
 
 
-LAYERS = ("attention", "norm", "rope, neighbours", "rope, halves")
+LAYERS = ("attention", "norm", "rope", "rope, norms")
 
 
 def layers(width: int, device: torch.device) -> dict[str, Callable[[Kernels], Any]]:
@@ -66,27 +66,29 @@ def layers(width: int, device: torch.device) -> dict[str, Callable[[Kernels], An
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, device=device).bfloat16()
 
-    q, k, v = normal(2, width, 3, heads, dim).unbind(2)
-    angles = normal(1, width, 1, dim // 2).float()
-    neighbours, halves = Neighbours(torch.polar(torch.ones_like(angles), angles)), Halves(angles.cos(), angles.sin())
+    qkv, tables = normal(2, width, 3, heads, dim), normal(2, 1, width, 3, 1, dim).float()
+    q, k, v = qkv.unbind(2)
+    joined, halves = Joined(*tables), Halves(*tables[:, :, :, 0, :, : dim // 2])
     norms = tuple(HeadNorm(1, dim).to(device, torch.bfloat16).requires_grad_(False) for _ in range(2))
     cache = KVCache(1, 2, slots, heads, dim, dtype=torch.bfloat16, device=device)
     rows = (slots // 2 + torch.arange(width, device=device)).expand(2, -1)
     flat, x, weight = cache.flat(rows), normal(2, width, heads * dim), normal(heads * dim)
 
-    def entering(turns: Any, norms: Any, kernels: Kernels) -> Any:
+    def entering(norms: Any, kernels: Kernels) -> Any:
         cache.kernels = kernels
-        return enter(q, k, v, turns, cache, 0, flat, slots, norms)
+        if norms is None:
+            return enter_joined(qkv, joined, cache, 0, flat, slots)
+        return enter(q, k, v, halves, cache, 0, flat, slots, norms)
 
     def attending(kernels: Kernels) -> torch.Tensor:
         sight = Sight(rows, 0, slots, q.dtype, kernels=kernels)
-        return attend(q, cache.keys[0], cache.values[0], sight)
+        return attend(q, *cache.seen(0, 2, slots), sight)
 
     return {
         "attention": attending,
         "norm": partial(rms_norm, x, weight, 1e-5),
-        "rope, neighbours": partial(entering, neighbours, None),
-        "rope, halves": partial(entering, halves, norms),
+        "rope": partial(entering, None),
+        "rope, norms": partial(entering, norms),
     }
 
 

@@ -41,7 +41,7 @@ def seen(sight, count):
 
 
 def reference(q, k, v, hidden):
-    q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))
+    q, k, v = q.double().transpose(1, 2), k.double(), v.double()
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     scores = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).masked_fill(hidden[:, None], -math.inf)
     return (scores.softmax(-1) @ v).transpose(1, 2)
@@ -62,7 +62,7 @@ def test_attention(rows, n, slots, heads, kv_heads, dim, form, dtype):
     generator, normal = drawer(n, dtype)
     q, keys = normal(rows, n, heads, dim), normal(2, rows, slots + 9, kv_heads, dim)
     values = normal(2, rows, slots + 9, kv_heads, dim)
-    k, v = keys[1, :, :slots], values[1, :, :slots]  # a layer of a cache, and of it what is in use
+    k, v = (part[1, :, :slots].transpose(1, 2) for part in (keys, values))  # of a layer of a cache, what is in use
     first = torch.randint(7, slots - n, (rows, 1), generator=generator)
     if form == "both":  # conditional and unconditional rows stand at the same places
         first = first[: rows // 2].repeat(2, 1)
@@ -77,7 +77,7 @@ def test_attention(rows, n, slots, heads, kv_heads, dim, form, dtype):
     visible = seen(sight, slots)
     if form == "causal":  # what nobody sees may be anything
         beyond = torch.arange(slots, device=DEVICE) > places.max()
-        k[:, beyond], v[:, beyond] = math.nan, math.nan
+        k[:, :, beyond], v[:, :, beyond] = math.nan, math.nan
     out = attention.attend(q, k, v, sight)
     k, v = k.nan_to_num(0.0), v.nan_to_num(0.0)
     want = reference(q, k, v, ~visible)
@@ -90,11 +90,12 @@ def test_attention(rows, n, slots, heads, kv_heads, dim, form, dtype):
 def test_attention_of_too_many_queries():
     """A long prompt is left to PyTorch, unless the kernel is asked for."""
     x = torch.zeros(1, 257, 1, 64, device=DEVICE)
+    keys = x.transpose(1, 2)
     sight = Sight(torch.arange(257, device=DEVICE)[None], 0, 257, x.dtype, kernels=Kernels(captured=True))
-    assert torch.equal(attention.attend(x, x, x, sight), x)
+    assert torch.equal(attention.attend(x, keys, keys, sight), x)
     assert sight.kernels.ran == {"attention": "torch"}
     with pytest.raises(ValueError, match="attention cannot run: 512 queries of 64 channels are more than 2048"):
-        attention.attend(x, x, x, replace(sight, kernels=kernels()))
+        attention.attend(x, keys, keys, replace(sight, kernels=kernels()))
 
 
 @pytest.mark.parametrize("width", [16, 100, 1280])
@@ -113,9 +114,6 @@ def test_norm(width, dtype):
 def turned(x, turns):
     """In float64."""
     cos, sin = (part.double() for part in turns.parts)
-    if turns.pairs:
-        a, b = x.double().unflatten(-1, (-1, 2)).unbind(-1)
-        return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
     a, b = x.double().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
@@ -128,7 +126,7 @@ def normed(x, norm):
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "pairs", "groups", "dtype"),
+    ("heads", "kv_heads", "dim", "joined", "groups", "dtype"),
     [
         (3, 3, 20, True, 0, torch.float32),
         (2, 2, 64, True, 0, HALF),
@@ -137,14 +135,17 @@ def normed(x, norm):
         (4, 4, 16, False, 1, HALF),
     ],
 )
-def test_rope(heads, kv_heads, dim, pairs, groups, dtype):
+def test_rope(heads, kv_heads, dim, joined, groups, dtype):
     """Queries, and the whole cache: what was there before stays."""
     rows, n, slots = 3, 4, 11
     _, normal = drawer(dim, dtype)
-    if pairs:  # views of one projection, as in LlamaGen
-        q, k, v = normal(rows, n, 3 * heads * dim).unflatten(-1, (3, heads, dim)).unbind(2)
+    if joined:  # one projection, as in LlamaGen
+        qkv = normal(rows, n, 3 * heads * dim).unflatten(-1, (3, heads, dim))
+        q, k, v = qkv.unbind(2)
         angles = normal(1, n, 1, dim // 2).float()  # the same in all rows
-        turns = rope.Neighbours(torch.polar(torch.ones_like(angles), angles))
+        cos, sin = angles.cos().repeat(1, 1, 1, 2), torch.cat([-angles.sin(), angles.sin()], dim=-1)
+        tables = (cos, cos, torch.ones_like(cos)), (sin, sin, torch.zeros_like(sin))
+        turns = rope.Joined(*(torch.stack(part, dim=2) for part in tables))
     else:
         q, k, v = normal(rows, n, heads, dim), normal(rows, n, kv_heads, dim), normal(rows, n, kv_heads, dim)
         angles = normal(rows, n, 1, dim // 2).float()
@@ -160,9 +161,10 @@ def test_rope(heads, kv_heads, dim, pairs, groups, dtype):
         cache.values += 6
         cache.kernels = Kernels(impl)
         with torch.no_grad():
-            out, keys, values = rope.enter(q, k, v, turns, cache, 1, cache.flat(places), slots - 1, norms)
+            where = (turns, cache, 1, cache.flat(places), slots - 1)
+            out, keys, values = rope.enter_joined(qkv, *where) if joined else rope.enter(q, k, v, *where, norms)
         assert cache.kernels.ran == {"rope": impl}
-        assert keys.shape == values.shape == (rows, slots - 1, kv_heads, dim)
+        assert keys.shape == values.shape == (rows, kv_heads, slots - 1, dim)
         assert keys.data_ptr() == cache.keys[1].data_ptr()
         results.append((out, cache.keys, cache.values))
     (out, keys, values), (plain, plain_keys, plain_values) = results

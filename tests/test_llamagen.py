@@ -128,9 +128,16 @@ def test_engine_equals_a_plain_loop(scale):
 @pytest.mark.parametrize("dim", [32, 64, 100])
 def test_rope_against_angles_written_out(dim):
     config = LlamaGenConfig(1, 1, dim, 3, vocabulary=4, caption_width=8, caption_tokens=2)
-    table, half = rope_table(config, 2), dim // 2
-    assert table.shape == (11, half)
-    assert (table[:2] == 0).all()  # the condition's keys and queries are multiplied by zero, as in training
+    tables, half = rope_table(config, 2), dim // 2
+    assert [table.shape for table in tables] == [(11, 3, 1, dim)] * 2
+    for table, kept in zip(tables, (1, 0), strict=True):
+        assert (table[:2, :2] == 0).all()  # the condition's keys and queries are multiplied by zero, as in training
+        assert (table[:, 2] == kept).all()  # and values by one
+        assert torch.equal(table[:, 0], table[:, 1])
+    (cos, sin), (start, end) = (table[:, 0, 0] for table in tables), (slice(half), slice(half, None))
+    assert torch.equal(cos[:, start], cos[:, end])
+    assert torch.equal(sin[:, start], -sin[:, end])
+    table = torch.complex(cos[:, end], sin[:, end])
     for slot in range(9):
         for k in range(half // 2):
             theta = 10000.0 ** (-2 * k / half)

@@ -63,8 +63,8 @@ class ToyModel:
         keys, values = cache.write(0, cache.flat(places), keys, values, block.stop)
         causal = torch.arange(block.stop) <= places[..., None]
         seen = causal if block.sees is None else block.sees[..., : block.stop]  # (R, n, stop)
-        power = block.slots[..., None] - values[:, None, :, 0, 0]
-        spelled = torch.where(seen, keys[:, None, :, 0, 0] * float(IDS) ** power, 0.0).sum(-1)  # (R, n)
+        power = block.slots[..., None] - values[:, :, :, 0]
+        spelled = torch.where(seen, keys[:, :, :, 0] * float(IDS) ** power, 0.0).sum(-1)  # (R, n)
         target = (block.slots + 1).clamp(max=SLOTS - 1)
         index = self._starts[target] + torch.where(target == block.slots, 0, spelled.long())
         index[cache.keys.shape[1] // 2 :] += len(self._rows) // 2  # the unconditional rows, unless they were dropped

@@ -99,7 +99,10 @@ class Condition:
 
 
 class KVCache:
-    """Keys and values of every layer, (layers, R, S, heads, head_dim), allocated once and written by row.
+    """Keys and values of every layer, each (layers, R, S, heads, head_dim), allocated once and written by row.
+
+    A token's keys and values lie beside each other, so that they are written in one. What is seen of them comes heads
+    first, as attention takes it.
 
     A rejected token needs no roll-back: it lies behind every later query until the next write covers it. A block of
     fewer rows than the cache has uses its first ones.
@@ -112,10 +115,12 @@ class KVCache:
     def __init__(
         self, layers: int, batch: int, rows: int, heads: int, dim: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (layers, batch, rows, heads, dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        held = torch.zeros(layers, batch, rows, 2, heads, dim, dtype=dtype, device=device)
+        self.keys, self.values = held[:, :, :, 0], held[:, :, :, 1]
         self.kernels = Kernels()
+        self._rows = [held[layer].flatten(0, 1) for layer in range(layers)]  # of each layer, (R * S, 2, heads, dim)
+        self._first = held.permute(0, 3, 1, 4, 2, 5)  # heads first, (layers, 2, R, heads, S, dim)
+        self._span, self._shown = (0, 0), tuple(self._rows[:0])  # what was seen last, of each layer
         self._offset = torch.arange(batch, device=device)[:, None] * rows
 
     @property
@@ -134,16 +139,21 @@ class KVCache:
             part[:, batch, target] = part[:, batch, source]
 
     def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]:
-        """Write k and v (R, n, heads, dim) at `flat`; return the layer's first `stop` rows, (R, stop, heads, dim)."""
+        """Write k and v (R, n, heads, dim) at `flat`; return the layer's first `stop` rows, (R, heads, stop, dim)."""
+        return self.write_both(layer, flat, torch.stack([k, v], dim=2), stop)
+
+    def write_both(self, layer: int, flat: Tensor | None, both: Tensor, stop: int) -> tuple[Tensor, Tensor]:
+        """The same, of keys and values in one (R, n, 2, heads, dim)."""
         assert flat is not None
-        keys, values = self.keys[layer], self.values[layer]
-        keys.view(-1, *k.shape[2:]).index_copy_(0, flat, k.flatten(0, 1))
-        values.view(-1, *v.shape[2:]).index_copy_(0, flat, v.flatten(0, 1))
-        return self.seen(layer, len(k), stop)
+        self._rows[layer].index_copy_(0, flat, both.flatten(0, 1))
+        return self.seen(layer, len(both), stop)
 
     def seen(self, layer: int, batch: int, stop: int) -> tuple[Tensor, Tensor]:
-        """A layer's first `stop` keys and values of the first `batch` rows, (batch, stop, heads, dim)."""
-        return self.keys[layer][:batch, :stop], self.values[layer][:batch, :stop]
+        """A layer's first `stop` keys and values of the first `batch` rows, (batch, heads, stop, dim)."""
+        if self._span != (batch, stop):  # once for all layers
+            self._span, self._shown = (batch, stop), self._first[:, :, :batch, :, :stop].unbind(0)
+        keys, values = self._shown[layer].unbind(0)
+        return keys, values
 
     def join(self, layer: int, first: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k and v (R, n, heads, dim) behind row `first`; return them behind all that was before.

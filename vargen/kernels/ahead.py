@@ -22,7 +22,7 @@ _STRETCH = (BF16, BF16, BF16, I64, BOOL, BOOL, F32, F32, *(INT,) * 11, FLOAT)
 _HEADS = {"HEADS": 20, "GROUP": 1, "DIM": HEAD, "CHANNELS": HEAD}
 _WINDOW = {"QUERIES": 32, "STRETCH": attention.STRETCH, "BLOCK": attention.BLOCK}
 _WIDE = {**_HEADS, **_WINDOW, "DIM": 128, "CHANNELS": 128, "QUERIES": attention.MOST // 128}
-_ROPE = (*(BF16,) * 3, *(F32,) * 2, *(BF16,) * 4, I64, *(BF16,) * 3, *(INT,) * 10, FLOAT)
+_ROPE = (*(BF16,) * 3, *(F32,) * 2, *(BF16,) * 4, I64, *(BF16,) * 3, *(INT,) * 11, FLOAT)
 _TURNED = {"HEADS": 20, "KEYS": 20, "DIM": HEAD, "HALF": HEAD // 2, "Q_EACH": 20, "K_EACH": 20}
 CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any], int]] = {  # kernel, types, constants, warps
     "sample, law": (sample._rows, _SAMPLE, {**TRUNCATED, "DRAW": False}, 16),
@@ -36,8 +36,8 @@ CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any], int]] = {  # kernel
                            {**_WIDE, "QUERIES": attention.MOST // 4 // 128, "SEES": True, "PADDING": True}, 4),
     "attention, join": (attention._join, (F32, F32, BF16, INT, INT, INT), {**_HEADS, "STRETCHES": 8}, 4),
     "norm": (norm._rows, (BF16, BF16, BF16, INT, FLOAT), {"BLOCK": 2048}, 4),
-    "rope, neighbours": (rope._heads, _ROPE, {**_TURNED, "PAIRS": True, "NORM": False}, 1),
-    "rope, halves": (rope._heads, _ROPE, {**_TURNED, "PAIRS": False, "NORM": True}, 1),
+    "rope": (rope._heads, _ROPE, {**_TURNED, "NORM": False}, 1),
+    "rope, norms": (rope._heads, _ROPE, {**_TURNED, "NORM": True}, 1),
     "shifted": (lantern._shifted, (I64, F32, I64, F32, INT, INT, FLOAT),
                 {"OWN": True, "BLOCK": lantern.CHUNK, "NEAR": 1024}, 4),
     "cluster": (gsd._cluster, (I64, F32, F32, F32, F32, F32, INT, INT, INT, FLOAT, FLOAT),

@@ -62,16 +62,16 @@ def causal_mask(rows: Tensor, stop: int, sees: Tensor | None, padding: Tensor | 
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
-    """Attention (R, n, H, D) of queries (R, n, H, D) over keys and values (R, stop, KH, D), KH dividing H."""
+    """Attention (R, n, H, D) of queries (R, n, H, D) over keys and values (R, KH, stop, D), KH dividing H."""
     if sight.kernels.triton("attention", q, unfit=_unfit(q, k), pays=sight.kernels.captured):
         return _launch(q, k, v, sight)
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    q = q.transpose(1, 2)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=sight.mask, enable_gqa=k.shape[1] < q.shape[1])
     return out.transpose(1, 2)
 
 
 def _unfit(q: Tensor, k: Tensor) -> str | None:
-    queries, channels = power(q.shape[1] * (q.shape[2] // k.shape[2])), power(q.shape[-1])
+    queries, channels = power(q.shape[1] * (q.shape[2] // k.shape[1])), power(q.shape[-1])
     most = MOST if q.element_size() <= 2 else MOST // 4
     if queries * channels > most:
         return f"{queries} queries of {channels} channels are more than {most} numbers"
@@ -80,7 +80,7 @@ def _unfit(q: Tensor, k: Tensor) -> str | None:
 
 def _launch(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
     rows, n, heads, dim = q.shape
-    slots, kv_heads = k.shape[1:3]
+    kv_heads, slots = k.shape[1:3]
     group, stretches = heads // kv_heads, -(-slots // STRETCH)
     q, k, v = q.contiguous(), _inner(k), _inner(v)
     sees = None if sight.sees is None else sight.sees.contiguous()
@@ -102,8 +102,8 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
             slots,
             0 if padding is None else padding.shape[1],
             rows if sees is None else len(sees),
-            *k.stride()[:3],
-            *v.stride()[:3],
+            *(k.stride(dim) for dim in (0, 2, 1)),
+            *(v.stride(dim) for dim in (0, 2, 1)),
             weight.stride(0),
             dim**-0.5,
             HEADS=kv_heads,

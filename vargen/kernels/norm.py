@@ -1,6 +1,7 @@
 """RMSNorm (arXiv 1910.07467) in one launch: normalised in float32, cast down, then multiplied by its weight."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vargen.core.dispatch import Kernels, constexpr, jit, on, power, tl
@@ -13,8 +14,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, kernels: Kernels | None = No
     unfit = None if x.shape[-1] <= WIDEST else f"rows of {x.shape[-1]} channels are above {WIDEST}"
     if kernels is not None and kernels.triton("norm", x, unfit=unfit, pays=kernels.captured):
         return _launch(x.contiguous(), weight, eps)
-    y = x.float()
-    return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).type_as(x) * weight
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    return F.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype) * weight
 
 
 def _launch(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,38 +1,17 @@
 """Rotary embedding (arXiv 2104.09864) of queries and keys, and the cache write of keys and values, in one launch.
 
-Two ways to pair a head's channels: `Neighbours` (LlamaGen) and `Halves` (Chameleon), which also normalises each head
-before it is turned. The work is in float32.
+Channels i and i + D / 2 of a head are turned together, in float32. `enter` takes queries, keys and values one by one,
+and may normalise each head first (Chameleon); `enter_joined` takes them as one projection gives them (LlamaGen).
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vargen.core.dispatch import Kernels, constexpr, jit, on, power, tl
-
-
-def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Rotate neighbouring channel pairs of `x` (R, n, H, D) by complex `rotations` (R or 1, n, 1, D / 2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotations).flatten(-2).type_as(x)
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """Turns channels 2 i and 2 i + 1 by complex `rotations` (R or 1, n, 1, D / 2)."""
-
-    rotations: Tensor
-    pairs: ClassVar[bool] = True
-
-    @property
-    def parts(self) -> tuple[Tensor, Tensor]:
-        return self.rotations.real, self.rotations.imag
-
-    def turn(self, x: Tensor) -> Tensor:
-        """`x` (R, n, H, D), turned."""
-        return rotate(x, self.rotations)
+from vargen.core.types import KVCache
 
 
 @dataclass(frozen=True)
@@ -41,16 +20,39 @@ class Halves:
 
     cos: Tensor
     sin: Tensor
-    pairs: ClassVar[bool] = False
 
     @property
     def parts(self) -> tuple[Tensor, Tensor]:
         return self.cos, self.sin
 
     def turn(self, x: Tensor) -> Tensor:
-        """`x` (R, n, H, D), turned."""
+        """`x` (R, n, H, D), turned, in float32."""
         a, b = x.float().chunk(2, dim=-1)
         return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], dim=-1)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Turns queries and keys, and leaves values, all three in one: x cos + (x with its halves changed over) sin.
+
+    Both are (R or 1, n, 3, 1, D) float32: of queries, of keys, of values (1 and 0). The sine of the first half is
+    negative.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """As `Halves` has them."""
+        half = self.cos.shape[-1] // 2
+        return self.cos[:, :, 0, :, :half], self.sin[:, :, 0, :, half:]
+
+    def turn(self, x: Tensor) -> Tensor:
+        """`x` (R, n, 3, H, D), turned."""
+        y = x if x.dtype == torch.float32 else x.float()
+        y = (y * self.cos).addcmul_(y.roll(y.shape[-1] // 2, -1), self.sin)
+        return y if x.dtype == torch.float32 else y.to(x.dtype)
 
 
 class HeadNorm(Protocol):
@@ -72,18 +74,29 @@ class Cache(Protocol):
     def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]: ...
 
 
+def enter_joined(
+    qkv: Tensor, turns: Joined, cache: KVCache, layer: int, flat: Tensor, stop: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `enter`, of queries, keys and values (R, n, 3, H, D) in one."""
+    if cache.kernels.triton("rope", qkv, pays=cache.kernels.captured):
+        out = _launch(*qkv.unbind(2), turns, cache.keys[layer], cache.values[layer], flat, None)
+        return out, *cache.seen(layer, len(qkv), stop)
+    turned = turns.turn(qkv)
+    return turned[:, :, 0], *cache.write_both(layer, flat, turned[:, :, 1:], stop)
+
+
 def enter(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    turns: Neighbours | Halves,
+    turns: Halves,
     cache: Cache,
     layer: int,
     flat: Tensor | None,
     stop: int,
     norms: tuple[HeadNorm, HeadNorm] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (R, n, H, D) turned, and all keys and values (R, stop, KH, D), with k and v (R, n, KH, D) among them.
+    """Queries (R, n, H, D) turned, and all keys and values (R, KH, stop, D), with k and v (R, n, KH, D) among them.
 
     k, turned, and v are written at `flat` (R * n,) rows of a layer of the cache. `norms` are of q and k.
     """
@@ -112,9 +125,10 @@ def _launch(
     with on(q.device):
         _heads[(rows * n, heads + 2 * k.shape[1])](
             q, k, v, cos, sin, *shares, flat, out, keys, values,
-            n, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], cos.stride(0), cos.stride(1), cos.stride(3),
+            keys.stride(1), n, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+            cos.stride(0), cos.stride(1), cos.stride(3),
             norms[0].eps if norms else 0.0,
-            HEADS=heads, KEYS=k.shape[1], DIM=dim, HALF=power(dim // 2), PAIRS=turns.pairs, NORM=norms is not None,
+            HEADS=heads, KEYS=k.shape[1], DIM=dim, HALF=power(dim // 2), NORM=norms is not None,
             Q_EACH=heads // len(shares[0]) if norms else 1, K_EACH=k.shape[1] // len(shares[2]) if norms else 1,
             num_warps=1,
         )  # fmt: skip
@@ -122,12 +136,10 @@ def _launch(
 
 
 @jit
-def _turned(
-    x, out, cos, sin, weight, bias, eps, step, DIM: constexpr, HALF: constexpr, PAIRS: constexpr, NORM: constexpr
-):
+def _turned(x, out, cos, sin, weight, bias, eps, step, DIM: constexpr, HALF: constexpr, NORM: constexpr):
     i = tl.arange(0, HALF)
     there = i < DIM // 2
-    first, second = (2 * i if PAIRS else i), (2 * i + 1 if PAIRS else i + DIM // 2)
+    first, second = i, i + DIM // 2
     a, b = tl.load(x + first, there, 0.0).to(tl.float32), tl.load(x + second, there, 0.0).to(tl.float32)
     if NORM:
         mean = (tl.sum(a, 0) + tl.sum(b, 0)) / DIM
@@ -143,8 +155,8 @@ def _turned(
 @jit
 def _heads(
     q, k, v, cos, sin, q_weight, q_bias, k_weight, k_bias, flat, out, keys, values,
-    n, q_token, q_head, k_token, k_head, v_token, v_head, turn_row, turn_token, turn_channel, eps,
-    HEADS: constexpr, KEYS: constexpr, DIM: constexpr, HALF: constexpr, PAIRS: constexpr, NORM: constexpr,
+    place, n, q_token, q_head, k_token, k_head, v_token, v_head, turn_row, turn_token, turn_channel, eps,
+    HEADS: constexpr, KEYS: constexpr, DIM: constexpr, HALF: constexpr, NORM: constexpr,
     Q_EACH: constexpr, K_EACH: constexpr,
 ):  # fmt: skip
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -152,15 +164,15 @@ def _heads(
     if head < HEADS:
         at = head // Q_EACH * DIM
         _turned(q + token * q_token + head * q_head, out + (token * HEADS + head) * DIM, cos + angle, sin + angle,
-                q_weight + at, q_bias + at, eps, turn_channel, DIM, HALF, PAIRS, NORM)  # fmt: skip
+                q_weight + at, q_bias + at, eps, turn_channel, DIM, HALF, NORM)  # fmt: skip
     elif head < HEADS + KEYS:
         head -= HEADS
         at, row = head // K_EACH * DIM, tl.load(flat + token)
-        _turned(k + token * k_token + head * k_head, keys + (row * KEYS + head) * DIM, cos + angle, sin + angle,
-                k_weight + at, k_bias + at, eps, turn_channel, DIM, HALF, PAIRS, NORM)  # fmt: skip
+        _turned(k + token * k_token + head * k_head, keys + row * place + head * DIM, cos + angle, sin + angle,
+                k_weight + at, k_bias + at, eps, turn_channel, DIM, HALF, NORM)  # fmt: skip
     else:
         head -= HEADS + KEYS
         channel, row = tl.arange(0, 2 * HALF), tl.load(flat + token)
         there = channel < DIM
         value = tl.load(v + token * v_token + head * v_head + channel, there, 0.0)
-        tl.store(values + (row * KEYS + head) * DIM + channel, value, there)
+        tl.store(values + row * place + head * DIM + channel, value, there)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Denoising, KVCache
-from vargen.kernels.rope import rotate
 from vargen.models.contract import Model
 from vargen.models.llama import RMSNorm
 
@@ -59,6 +58,12 @@ def grid(side: int, extent: int, head_dim: int, device: torch.device) -> Tensor:
         places = torch.arange(side, device="cpu").float() / side * extent
         rows, columns = repeat(places, "h -> (h w)", w=side), repeat(places, "w -> (h w)", h=side)
         return rotations(rows, columns, head_dim).to(device)
+
+
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Rotate neighbouring channel pairs of `x` (R, n, H, D) by complex `rotations` (R or 1, n, 1, D / 2)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotations).flatten(-2).type_as(x)
 
 
 def timesteps(times: Sequence[float], device: torch.device) -> Tensor:

@@ -18,7 +18,6 @@ from vargen.core.layout import Layout
 from vargen.core.noise import PathNoise
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Denoising, Group, KVCache
-from vargen.kernels.rope import rotate
 from vargen.models.diffusion import TimeEmbedding
 from vargen.models.flow import (
     EPS,
@@ -34,6 +33,7 @@ from vargen.models.flow import (
     guidance,
     guided_velocity,
     normalise,
+    rotate,
     timesteps,
 )
 from vargen.models.llama import RMSNorm

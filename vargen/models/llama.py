@@ -3,6 +3,9 @@
 RMSNorm normalises in float32, casts down, then multiplies by its weight; the two-dimensional rotary embedding works in
 float32. Its table is zero (not the identity) in front of the image, which is what LlamaGen's published weights were
 trained with.
+
+A step of a small model is a question of how many operations it has. So one projection gives queries, keys and values,
+turned in one, and another gate and up; a module's state still has the published names and rows (`models/joined.py`).
 """
 
 from dataclasses import dataclass
@@ -18,8 +21,9 @@ from vargen.core.specs import RasterSpec
 from vargen.core.types import Block, KVCache
 from vargen.kernels.attention import Sight, attend
 from vargen.kernels.norm import rms_norm
-from vargen.kernels.rope import Neighbours, enter
+from vargen.kernels.rope import Joined, enter_joined
 from vargen.models.contract import Model
+from vargen.models.joined import paired, published
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,9 @@ class LlamaGenConfig:
         return self.caption_tokens if self.caption_width else 1
 
 
-def rope_table(config: LlamaGenConfig, front: int) -> Tensor:
-    """Rotations (front + side^2, head_dim / 2), complex64: row angles, then column angles; zero in front of slot 0.
+def rope_table(config: LlamaGenConfig, front: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (front + side^2, 3, 1, head_dim) as `kernels/rope.Joined` takes them; zero in front of slot 0,
+    but for values, which stay. A pair of channels has a row's angle, or a column's.
 
     Always computed on a CPU: sines differ in their last bit from device to device.
     """
@@ -67,8 +72,12 @@ def rope_table(config: LlamaGenConfig, front: int) -> Tensor:
     cells = torch.arange(config.side, device="cpu").float()[:, None] * frequencies  # (side, half / 2)
     rows, columns = repeat(cells, "h d -> (h w) d", w=config.side), repeat(cells, "w d -> (h w) d", h=config.side)
     angles = torch.cat([rows, columns], dim=-1)
-    rotations = torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([rotations.new_zeros(front, rotations.shape[-1]), rotations])
+    cos, sin = angles.cos().repeat(1, 2), torch.cat([-angles.sin(), angles.sin()], dim=-1)
+    kept = (torch.ones_like(cos), torch.zeros_like(cos))  # of values
+    turned = (F.pad(part, (0, 0, front, 0)) for part in (cos, sin))
+    kept = (F.pad(part, (0, 0, front, 0), value=fill) for part, fill in zip(kept, (1.0, 0.0), strict=True))
+    tables = [torch.stack([part, part, whole], dim=1)[:, :, None] for part, whole in zip(turned, kept, strict=True)]
+    return tables[0], tables[1]
 
 
 class RMSNorm(nn.Module):
@@ -87,31 +96,39 @@ class Attention(nn.Module):
         self.heads, self.dim = config.heads, config.head_dim
         self.wqkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.wo = nn.Linear(config.width, config.width, bias=False)
+        paired(self, "wqkv.weight", config.heads)
 
     def forward(self, x: Tensor, step: "Step", layer: int) -> Tensor:
-        q, k, v = self.wqkv(x).unflatten(-1, (3, self.heads, self.dim)).unbind(2)  # (R, n, H, D)
-        turns = Neighbours(step.rotations)
-        if step.cache is not None:
-            q, k, v = enter(q, k, v, turns, step.cache, layer, step.rows, step.stop)
+        qkv = self.wqkv(x).unflatten(-1, (3, self.heads, self.dim))  # (R, n, 3, H, D)
+        if step.sight is None:
+            return self.wo(self._taught(qkv, step, layer).flatten(2))
+        assert isinstance(step.cache, KVCache)
+        assert step.rows is not None
+        q, k, v = enter_joined(qkv, step.turns, step.cache, layer, step.rows, step.stop)
+        return self.wo(attend(q, k, v, step.sight).flatten(2))
+
+    def _taught(self, qkv: Tensor, step: "Step", layer: int) -> Tensor:
+        """Attention (R, n, H, D) where all tokens are there at once, in training."""
+        q, k, v = step.turns.turn(qkv).unbind(2)
+        if step.cache is None:
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
         else:
-            q, k = turns.turn(q), turns.turn(k)
-        if step.sight is not None:
-            return self.wo(attend(q, k, v, step.sight).flatten(2))
+            k, v = step.cache.write(layer, None, k, v, 0)
         causal = step.cache is None and step.mask is None
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=step.mask, is_causal=causal)
-        return self.wo(out.transpose(1, 2).flatten(2))
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=step.mask, is_causal=causal)
+        return out.transpose(1, 2)
 
 
 class FeedForward(nn.Module):
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
-        self.w1 = nn.Linear(config.width, config.hidden, bias=False)
-        self.w3 = nn.Linear(config.width, config.hidden, bias=False)
+        self.w13 = nn.Linear(config.width, 2 * config.hidden, bias=False)
         self.w2 = nn.Linear(config.hidden, config.width, bias=False)
+        published(self, "w13.weight", {"w1.weight": config.hidden, "w3.weight": config.hidden})
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, up = self.w13(x).chunk(2, dim=-1)
+        return self.w2(F.silu(gate) * up)
 
 
 class Layer(nn.Module):
@@ -136,7 +153,7 @@ class Memory(Protocol):
         ...
 
     def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]:
-        """Keep k and v (R, n, heads, dim); all keys and values to be seen. See `KVCache`."""
+        """Keep k and v (R, n, heads, dim); all keys and values to be seen, heads first. See `KVCache`."""
         ...
 
 
@@ -144,7 +161,7 @@ class Memory(Protocol):
 class Step:
     """What every layer of one forward shares; built once per step."""
 
-    rotations: Tensor  # (R or 1, n, 1, D / 2) complex
+    turns: Joined
     mask: Tensor | None = None  # (R, 1, n, stop), added to the attention scores in training
     sight: Sight | None = None  # what is seen while decoding
     cache: Memory | None = None
@@ -166,7 +183,7 @@ class Trunk(Model):
             raise ValueError(f"got width {config.width} and {config.heads} heads, expected a head width in fours")
         self.config, self.front = config, front
         self.layers = nn.ModuleList(Layer(config) for _ in range(layers))
-        self._rope = rope_table(config, front)  # a plain attribute: stays float32 under .to(dtype)
+        self._rope = rope_table(config, front)  # plain attributes: they stay float32 under .to(dtype)
 
     @property
     def spec(self) -> RasterSpec:
@@ -180,11 +197,11 @@ class Trunk(Model):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def rope(self) -> Tensor:
-        """The rotation table on the model's device."""
-        if self._rope.device != self.device:
-            self._rope = self._rope.to(self.device)
-        return self._rope
+    def turns(self, slots: Tensor) -> Joined:
+        """The rotations of `slots` (R or 1, n), counted from the condition's first row."""
+        if self._rope[0].device != slots.device:
+            self._rope = (self._rope[0].to(slots.device), self._rope[1].to(slots.device))
+        return Joined(self._rope[0][slots], self._rope[1][slots])
 
     def make_cache(self, batch: int, extra: int = 0, front: int = 1) -> KVCache:
         """An empty cache; see `models/contract.py`. The condition's length is this model's own."""
@@ -200,7 +217,7 @@ class Trunk(Model):
     ) -> Tensor:
         """Run tokens that stand at `slots` and are cached in `rows`, both counted from the condition's first row."""
         sight = sight_over(cache, rows, first, stop, sees, x.dtype)
-        return self.through(x, Step(self.rope()[slots][:, :, None], None, sight, cache, cache.flat(rows), stop))
+        return self.through(x, Step(self.turns(slots), None, sight, cache, cache.flat(rows), stop))
 
     def through(self, x: Tensor, step: Step) -> Tensor:
         """`x` (R, n, d) through every layer."""

@@ -121,4 +121,4 @@ class LlamaGen(Trunk):
         rows, mask = torch.arange(x.shape[1], device=x.device)[None], None
         if condition.padding is not None:
             mask = causal_mask(rows, x.shape[1], None, condition.padding, x.dtype)
-        return self.through(x, Step(self.rope()[rows][:, :, None], mask))[:, self.front - 1 :]
+        return self.through(x, Step(self.turns(rows), mask))[:, self.front - 1 :]

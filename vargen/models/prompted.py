@@ -152,8 +152,8 @@ class Passing(KVCache):
         return rows
 
     def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]:
-        """k and v (R, n, heads, dim) as they are."""
-        return k, v
+        """k and v (R, n, heads, dim), heads first."""
+        return k.transpose(1, 2), v.transpose(1, 2)
 
 
 def checked(ids: Any, mask: Any, vocabulary: int, *, unguided: bool = False) -> tuple[Tensor, Tensor]:

@@ -27,8 +27,7 @@ class Slots:
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Take keys and values (R, heads, n, dim) of a layer; give all that are to be seen, (R, heads, stop, dim)."""
-        k, v = self._cache.write(layer, self._flat, keys.transpose(1, 2), values.transpose(1, 2), self._stop)
-        return k.transpose(1, 2), v.transpose(1, 2)
+        return self._cache.write(layer, self._flat, keys.transpose(1, 2), values.transpose(1, 2), self._stop)
 
 
 class Wrapped(Prompted, ABC):

@@ -70,10 +70,10 @@ class Unrolled:
         self._values: list[Tensor] = []
 
     def write(self, layer: int, flat: Tensor | None, k: Tensor, v: Tensor, stop: int) -> tuple[Tensor, Tensor]:
-        """Keep k and v (R, n, heads, dim); all that were kept so far, joined."""
-        self._keys.append(k)
-        self._values.append(v)
-        return torch.cat(self._keys, dim=1), torch.cat(self._values, dim=1)
+        """Keep k and v (R, n, heads, dim); all that were kept so far, joined, heads first."""
+        self._keys.append(k.transpose(1, 2))
+        self._values.append(v.transpose(1, 2))
+        return torch.cat(self._keys, dim=2), torch.cat(self._values, dim=2)
 
 
 def unrolled_mask(count: int, step: int, device: torch.device) -> Tensor:
@@ -93,13 +93,13 @@ def unrolled(head: EagleHead, model: LlamaGen, states: Tensor, ids: Tensor, dept
     with torch.no_grad():
         tokens = model.embed(ids[:, :-1])
     count, cache, given = tokens.shape[1], Unrolled(), states[:, :-1]
-    rotations = head.rope()[:count][None, :, None]
+    turns = head.turns(torch.arange(count, device=ids.device)[None])
     for step in range(depth):
         seen = unrolled_mask(count, step, ids.device)
         # The slots without a draft are run as well, seeing themselves, so that no row of the softmax is empty.
         seen[:step, -count:] |= torch.eye(count, dtype=torch.bool, device=ids.device)[:step]
         mask = torch.zeros(seen.shape, dtype=tokens.dtype, device=ids.device).masked_fill_(~seen, float("-inf"))
-        predicted = head(tokens, given, Step(rotations, mask[None, None], cache=cache))
+        predicted = head(tokens, given, Step(turns, mask[None, None], cache=cache))
         yield predicted
         given = torch.cat([states[:, :1], predicted[:, :-1]], dim=1)
 
