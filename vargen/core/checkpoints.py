@@ -46,7 +46,7 @@ def load_into(
     """Give `module`, best built on the meta device, the weights of a file, in `dtype` on `device`.
 
     Strict: `Misfit`, a ValueError, knows every missing, unexpected or misshapen key. Beside what the weights themselves
-    take on `device`, at most about a sixteenth of the file is held at a time.
+    take on `device`, at most about a sixteenth of the file is held at a time, and a layer.
     """
     state, expected = module.state_dict(), layout.expected(module)
     place = find(path, layout.under, expected)
@@ -56,19 +56,31 @@ def load_into(
     _check(type(module).__name__, mapped, expected, layout, path)
     sizes = {key: mapped[key].nbytes for key in expected}
     del mapped
-    loaded = {}
-    for keys in _portions(sizes, sum(sizes.values()) // (16 if is_mapped(path) else 1)):
-        mapped = tensors(place)  # anew for each portion, so that the pages of the last one are given back
-        for key in keys:
-            ours, value = expected[key][0], mapped.pop(key)
-            parts = value.split([len(state[one]) for one in ours]) if len(ours) > 1 else [value]
-            for one, part in zip(ours, parts, strict=True):
-                loaded[one] = part.to(device, dtype, copy=True).reshape(state[one].shape)
-                if not is_finite(loaded[one]):
-                    raise ValueError(f"the weights file {path} has NaN or infinity in {shown(key)}, read as {dtype}")
-        del mapped
-    module.load_state_dict(loaded, assign=True)
-    assert not any(value.is_meta for value in module.state_dict().values())
+    limit = sum(sizes.values()) // (16 if is_mapped(path) else 1)
+    for unit, within in _units(expected).items():  # what a layer joins of its weights is held twice for a moment
+        loaded = {}
+        for keys in _portions({key: sizes[key] for key in within}, limit):
+            mapped = tensors(place)  # anew for each portion, so that the pages of the last one are given back
+            for key in keys:
+                ours, value = expected[key][0], mapped.pop(key)
+                parts = value.split([len(state[one]) for one in ours]) if len(ours) > 1 else [value]
+                for one, part in zip(ours, parts, strict=True):
+                    loaded[one] = part.to(device, dtype, copy=True).reshape(state[one].shape)
+                    if not is_finite(loaded[one]):
+                        raise ValueError(f"the weights file {path} has NaN or infinity in {shown(key)}, as {dtype}")
+            del mapped
+        owner, cut = module.get_submodule(unit), len(unit) + 1 if unit else 0
+        owner.load_state_dict({key[cut:]: value for key, value in loaded.items()}, strict=bool(unit), assign=True)
+    assert not any(value.is_meta for value in module.parameters())
+
+
+def _units(expected: dict[str, tuple[list[str], tuple[int, ...]]]) -> dict[str, list[str]]:
+    """The file's keys by the layer that they belong to, `layers.3`; those of none under the empty name."""
+    out: dict[str, list[str]] = {}
+    for key, (ours, _) in expected.items():
+        found = re.match(r"(?:\w+\.)*?\w+\.\d+(?=\.)", ours[0])
+        out.setdefault(found[0] if found else "", []).append(key)
+    return out
 
 
 def is_finite(value: Tensor) -> bool:

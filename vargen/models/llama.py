@@ -212,6 +212,7 @@ class Trunk(Model):
         """States (R, n, d) behind the embedded tokens `x` (R, n, d) of a block, which enters the cache."""
         return self.cached(x, cache, *behind(self.front, block, cache))
 
+    @torch.no_grad()
     def cached(
         self, x: Tensor, cache: KVCache, slots: Tensor, rows: Tensor, first: int, stop: int, sees: Tensor | None
     ) -> Tensor:
