@@ -6,15 +6,17 @@ is the same.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vargen.core.described import as_dataclass
 from vargen.core.specs import RasterSpec
 from vargen.models.prompted import padded
-from vargen.models.wrapped import Wrapped
+from vargen.models.wrapped import Wrapped, as_json, rebuilt
 
 START, IMAGE, LINE = "<|image start|>", "<|image token|>", "<|extra_200|>"
 POSITIVE = " masterpiece, film grained, best quality."  # behind every prompt, as the model card has it
@@ -41,6 +43,16 @@ def codes(names: dict[str, int]) -> Tensor:
     return torch.tensor([*(found[code] for code in range(len(found))), names[LINE]])
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """What a model is made of beside its weights: transformers' config, ids of codes and newline, sizes in pixels."""
+
+    language: dict
+    ids: tuple[int, ...]
+    size: tuple[int, int]
+    sizes: tuple[tuple[int, int], ...]
+
+
 class Emu3(Wrapped):
     """Emu3's language model under the raster contract."""
 
@@ -63,6 +75,23 @@ class Emu3(Wrapped):
         self._first = int(ids[0])
         self._in_order = torch.equal(ids[:-1].cpu(), torch.arange(self._first, self._first + count))
         self.spec = RasterSpec(size[0] // FACTOR, size[1] // FACTOR + 1, count + 1, 0, newline=count)
+
+    def described(self) -> dict[str, Any]:
+        """What `rebuilt` makes it of, without weights."""
+        return asdict(Shapes(as_json(self.config), tuple(self.ids.tolist()), self.size, self.sizes))
+
+    @classmethod
+    def rebuilt(cls, about: Any) -> "Emu3":
+        """The model without weights."""
+        from transformers import Emu3TextModel
+
+        found = as_dataclass(Shapes, about)
+        language = rebuilt(Emu3TextModel, found.language)
+        head = nn.Linear(language.config.hidden_size, language.config.vocab_size, bias=False, device="meta")
+        ids = torch.tensor(found.ids, device="cpu")
+        if not len(ids) or int(ids.max()) >= language.config.vocab_size:
+            raise ValueError("ids beyond its vocabulary")
+        return cls(language, head, ids, size=found.size, sizes=found.sizes)
 
     def at(self, size: tuple[int, int]) -> "Emu3":
         return Emu3(self.language, self.head, self.ids, size=size, sizes=self.sizes)

@@ -1,6 +1,6 @@
 """Drawing with raster models that read prompts themselves (`models/prompted.py`): many sizes, pictures in prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ class PromptedPipeline(RasterPipeline):
         text_encoder: Any = None,
         text_tokenizer: Any = None,
         *,
-        preset: Preset | None = None,
+        preset: Preset | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(transformer, tokenizer, text_encoder, text_tokenizer, preset=preset)
         if not isinstance(self.transformer, Prompted):
