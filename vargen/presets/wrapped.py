@@ -25,6 +25,12 @@ REPOSITORIES = {
     "janus-pro-1b": "deepseek-community/Janus-Pro-1B",
     "janus-pro-7b": "deepseek-community/Janus-Pro-7B",
 }
+ORIGINALS = {  # the same weights in files that need code of their own
+    "emu3-gen": "BAAI/Emu3-Gen",
+    "janus-1.3b": "deepseek-ai/Janus-1.3B",
+    "janus-pro-1b": "deepseek-ai/Janus-Pro-1B",
+    "janus-pro-7b": "deepseek-ai/Janus-Pro-7B",
+}
 SPECS = {"emu3": RasterSpec(90, 91, 32769, 0, newline=32768), "janus": RasterSpec(24, 24, 16384, 0)}
 RECIPES = {"emu3": Recipe(3.0, top_k=2048), "janus": Recipe(5.0)}
 SUMMARIES = {
@@ -111,7 +117,8 @@ def _janus(folder: Path, text: Any, pretrained: Any) -> "tuple[Wrapped, Any, int
 def _preset(name: str) -> Preset:
     family = name.split("-")[0]
     make = partial(build, name)
-    return Preset(name, SUMMARIES[name], {"default": RECIPES[family]}, 0, make, spec=SPECS[family])
+    how: Any = {"repository": REPOSITORIES[name], "originals": (ORIGINALS[name],)}
+    return Preset(name, SUMMARIES[name], {"default": RECIPES[family]}, 0, make, spec=SPECS[family], **how)
 
 
 PRESETS = {name: _preset(name) for name in REPOSITORIES}
