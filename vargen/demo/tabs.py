@@ -7,7 +7,7 @@ import gradio as gr
 
 from vargen.core import registry
 from vargen.demo import explain, frontier, handlers, show
-from vargen.demo.controls import Controls, first, methods, named, suggested
+from vargen.demo.controls import Controls, first, methods, named, suggested, usual_method
 from vargen.demo.limits import MOST_SEED
 from vargen.demo.studio import Studio
 from vargen.demo.subject import Subject, order
@@ -43,15 +43,15 @@ class DrawTab:
 
     def __init__(self, studio: Studio) -> None:
         self._studio, model = studio, studio.models[0]
-        usual = registry.preset(model).method
+        method = usual_method(model)
         with gr.Row(equal_height=False, elem_classes="vg-work"):
             with gr.Column(scale=4, min_width=300):
                 self.subject = Subject(studio)
-                self.method = gr.Dropdown(named(model), value=usual, label="Method", filterable=False)
-                self.shown = gr.Textbox(f"{model} {usual}", visible=False)  # whose settings the panel shows
-                self.brief = gr.HTML(explain.brief(usual))
+                self.method = gr.Dropdown(named(model), value=method, label="Method", filterable=False)
+                self.shown = gr.Textbox(f"{model} {method}", visible=False)  # whose settings the panel shows
+                self.brief = gr.HTML(explain.brief(method))
                 with gr.Accordion("Settings of the method", open=False) as self.box, gr.Row(elem_classes="vg-settings"):
-                    self.panel = Controls(model, usual, studio.models)
+                    self.panel = Controls(model, method, studio.models)
                 with gr.Row():
                     self.images = gr.Slider(1, studio.limits.images, 1, step=1, label="Images", min_width=120)
                     self.seed = seed_box()
@@ -84,7 +84,7 @@ class DrawTab:
         """Who presses Draw right after a choice may send what the page showed before it: that is not meant."""
         subject, (method, images, seed, slow, shown), rest = given[:4], given[4:9], given[9:]
         model = subject[0]
-        method = method if method in methods(model) else registry.preset(model).method
+        method = method if method in methods(model) else usual_method(model)
         spelled = first(model, method)
         if shown == f"{model} {method}":
             spelled = self.panel.spelled(model, method, rest)
@@ -92,9 +92,9 @@ class DrawTab:
         yield from handlers.draw(self._studio, asked, bool(slow), self.files.GRADIO_CACHE)
 
     def _rechoose(self, model: str) -> list[Any]:
-        usual = registry.preset(model).method
-        chosen = gr.update(choices=named(model), value=usual)
-        return [*self.subject.update(model), chosen, *self._about(model, usual)]
+        method = usual_method(model)
+        chosen = gr.update(choices=named(model), value=method)
+        return [*self.subject.update(model), chosen, *self._about(model, method)]
 
     def _about(self, model: str, method: str) -> list[Any]:
         has = bool(registry.settings_of(method))

@@ -63,8 +63,7 @@ def load(
     (which then have no names), codebooks, depth. They may be said too (`classes` to `depth`), and are then held to the
     files; `downsample_size` (pixels per token, LlamaGen's) and `patch_nums` (VAR's sides) a file need not say.
     `lora` is merged, as `load_lora_weights` does it, before layers are quantised.
-    `brought` are keywords of diffusers' loading: `torch_dtype`, a `device_map` of one device, and what
-    asks for nothing else.
+    `brought` are keywords of diffusers' loading: `torch_dtype`, a `device_map` of one device, what asks for nothing.
     """
     device, dtype = keywords.read(load, str(name), brought, device, dtype)
     Kernels.of(fast)
