@@ -5,6 +5,7 @@ log-probabilities over the whole vocabulary: that differs from mixing logits by 
 is the same.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +25,7 @@ NEGATIVE = (
     "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
     "low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
 )
+SHOWN = 16  # tokens at the end of a prompt, in which its size is
 FACTOR = 8  # pixels per token along one side
 AREA = 720 * 720
 RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))  # width to height
@@ -103,6 +105,11 @@ class Emu3(Wrapped):
         tail = f"{START}{rows}*{columns}{IMAGE}"
         read = [[f"{tokenizer.bos_token}{part}{tail}" for part in row] for row in texts]
         return padded([[tokenizer.encode(part, add_special_tokens=False) for part in row] for row in read])
+
+    def said_size(self, ids: Tensor, tokenizer: Any) -> tuple[int, int] | None:
+        text = "".join(tokenizer.decode(ids[-SHOWN:].tolist()).split())
+        found = re.search(rf"{re.escape(''.join(START.split()))}(\d+)\*(\d+){re.escape(''.join(IMAGE.split()))}$", text)
+        return (int(found[1]) * FACTOR, int(found[2]) * FACTOR) if found else None
 
     def opening(self) -> list[int]:
         return []  # `tokenize` has it

@@ -25,6 +25,7 @@ from vargen.models.chameleon import Chameleon, ChameleonConfig
 from vargen.models.prompted import Prompted, padded
 
 PICTURE = "<|image|>"  # in a prompt: where a picture stands
+SHOWN = 64  # tokens of a prompt, in which its size would be
 GRID = 32  # pixels that one step of a size token stands for
 
 
@@ -158,6 +159,16 @@ class LuminaMGPT(Prompted):
                 text = self.template.format(width=width, height=height, prompt=prompt)
             rows.append([self._turn(text, tokenizer, None if pictures is None else shown), []])
         return padded(rows)
+
+    def said_size(self, ids: Tensor, tokenizer: Any) -> tuple[int, int] | None:
+        """By the template: a prompt with pictures has none."""
+        front, template = self.template.partition("{prompt}")[0], {"width": r"(?P<w>\d+)", "height": r"(?P<h>\d+)"}
+        if "{width}" not in front or "{height}" not in front or bool((ids == self.vocabulary.begin).any()):
+            return None
+        pattern = re.escape("".join(front.split())).replace(r"\{", "{").replace(r"\}", "}").format(**template)
+        text = tokenizer.decode(ids[:SHOWN].tolist(), skip_special_tokens=True)
+        found = re.match(pattern, "".join(text.split()))
+        return (int(found["h"]), int(found["w"])) if found else None
 
     def _turn(self, text: str, tokenizer: Any, pictures: Sequence[Tensor] | None) -> list[int]:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id

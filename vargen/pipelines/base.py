@@ -63,6 +63,7 @@ class Pipeline(Pictures, Kept):
         self.quantize: str | None = None  # how the transformer's layers are stored, where they were quantised
         self._progress_bar_config: dict[str, Any] = {}  # as diffusers' `set_progress_bar_config` leaves it
         self._runners = Runners()
+        self._sized: dict[tuple[int, int], Any] = {}  # pipelines with the same weights, by size
         self._costs: dict[Any, dict[int, float]] = {}  # measured seconds per step, by all that they depend on
 
     @property
