@@ -162,12 +162,12 @@ class LuminaMGPT(Prompted):
 
     def said_size(self, ids: Tensor, tokenizer: Any) -> tuple[int, int] | None:
         """By the template: a prompt with pictures has none."""
-        front, template = self.template.partition("{prompt}")[0], {"width": r"(?P<w>\d+)", "height": r"(?P<h>\d+)"}
-        if "{width}" not in front or "{height}" not in front or bool((ids == self.vocabulary.begin).any()):
+        front, numbers = self.template.partition("{prompt}")[0], {"{width}": r"(?P<w>\d+)", "{height}": r"(?P<h>\d+)"}
+        if any(number not in front for number in numbers) or bool((ids == self.vocabulary.begin).any()):
             return None
-        pattern = re.escape("".join(front.split())).replace(r"\{", "{").replace(r"\}", "}").format(**template)
-        text = tokenizer.decode(ids[:SHOWN].tolist(), skip_special_tokens=True)
-        found = re.match(pattern, "".join(text.split()))
+        parts = [part for part in re.split(r"(\{width\}|\{height\})|\s", front) if part]
+        pattern = r"\s*".join(["", *(numbers.get(part) or re.escape(part) for part in parts), r"(?!\d)"])
+        found = re.match(pattern, tokenizer.decode(ids[:SHOWN].tolist(), skip_special_tokens=True))
         return (int(found["h"]), int(found["w"])) if found else None
 
     def _turn(self, text: str, tokenizer: Any, pictures: Sequence[Tensor] | None) -> list[int]:

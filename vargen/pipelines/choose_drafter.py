@@ -68,7 +68,8 @@ def from_model(pipe: Any, name: str, other: Any) -> nn.Module:
     if isinstance(small, Prompted) and isinstance(target, Prompted) and target.size in small.sizes:
         small = small.at(target.size)
     if small.any_grid and target.any_grid:
-        small = small.at(target.grid)
+        grid: Any = target.grid
+        small = small.at(grid)
     check(name, small.spec, target.spec)
     ours, theirs = (_codebook(p) for p in (pipe, other))
     if ours is not None and theirs is not None and not torch.equal(ours, theirs):
