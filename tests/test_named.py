@@ -115,6 +115,15 @@ def test_paths_of_published_files(tmp_path, monkeypatch):
     assert named.understood(snapshot, Sources())[0] == "janus-pro-1b"
 
 
+def test_a_folder_that_is_called_like_a_model_is_no_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("pocket-llamagen-small").mkdir()
+    Path("pocket-llamagen-small/model_index.json").write_text("{}")
+    assert vargen.load("pocket-llamagen-small", **CPU).preset.classes == 10
+    with pytest.raises(ValueError, match="holds a None, which is no pipeline of vargen's"):
+        vargen.load("./pocket-llamagen-small", **CPU)
+
+
 def test_every_repository_is_of_a_model():
     presets = [registry.preset(name) for name in registry.MODELS]
     assert {"Alpha-VLLM/Lumina-mGPT-2.0", "OliverRen/xAR", "wusize/harmon", var.REPOSITORY} <= {

@@ -91,7 +91,7 @@ def load(
 
 def _built(name: Any, given: Sources, device: torch.device, dtype: torch.dtype) -> Pipeline:
     """A pipeline from its folder, or from the files of a model."""
-    if saving.is_folder(name):
+    if saving.is_folder(name) and name not in registry.MODELS:
         if given != Sources(ema=given.ema):
             raise ValueError(f"{name} is a pipeline that was saved, with all its files: name no others")
         return saving.read(Path(name).expanduser(), device, dtype)
