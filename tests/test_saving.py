@@ -228,6 +228,25 @@ def test_a_folder_that_lies_is_one_sentence(folder, file, change, why):
     assert "\n" not in str(caught.value)
 
 
+def test_configs_of_transformers_are_looked_at_too(tmp_path):
+    emu().save_pretrained(tmp_path / "a")
+    for part, key in (("transformer", "language"), ("tokenizer", "config")):
+        path = tmp_path / "a" / part / "config.json"
+        before = path.read_text()
+        for more, why in (
+            (
+                {"attn_implementation": "somebody/kernels"},
+                "attn_implementation 'somebody/kernels', expected a name",
+            ),
+            ({"num_hidden_layers": 100_000}, "it has .*num_hidden_layers 100000"),
+            ({"hidden_size": "x"}, "has hidden_size 'x', expected a whole number"),
+        ):
+            spoil(path, lambda found, more=more, key=key: (found[key].pop("model_type", None), found[key].update(more)))
+            with pytest.raises(ValueError, match=why):
+                vargen.load(tmp_path / "a", **CPU)
+            path.write_text(before)
+
+
 def test_a_damaged_folder_is_one_sentence(folder):
     weights = folder / "transformer/model.safetensors"
     data = weights.read_bytes()

@@ -104,8 +104,7 @@ def _check(about: Mapping[str, Any], keys: int, front: str = "") -> None:
     """ValueError where a number is such as no weights can have."""
     for key, value in about.items():
         if isinstance(value, dict):
-            if "model_type" in value:  # of transformers
-                model_config.check(value)
+            model_config.check(value)
             _check(value, keys, f"{front}{key}.")
         most = keys if key in DEEP or model_config.COUNTS.fullmatch(key) else WIDEST if key in WIDE else MOST
         if isinstance(value, list) and len(value) > LEVELS and ("mult" in key or key == "channels"):
