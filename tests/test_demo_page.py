@@ -196,7 +196,7 @@ def test_errors_are_shown_as_one_sentence(visit, served):
 
 def test_frontier_shows_another_model_and_seconds(visit):
     page = visit()
-    page.get_by_role("tab", name="Speed and quality").click()
+    page.get_by_role("tab", name="Results").click()
     page.get_by_text("sjd-exact:window=16", exact=True).first.wait_for()
     choose(page, "Model", "pocket-mar", -1)
     page.get_by_label("seconds", exact=True).last.check()
@@ -210,7 +210,7 @@ def test_every_tab_fits_a_phone_in_light_and_dark(visit, scheme):
     page = visit(390, 844, scheme)
     press(page, "Draw")
     page.get_by_text("Drawn by").wait_for()
-    for tab in ("Draw", "Race", "Speed and quality", "Methods"):
+    for tab in ("Draw", "Race", "Results", "Methods"):
         page.get_by_role("tab", name=tab, exact=True).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
     red, *_ = map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor")))
