@@ -48,7 +48,7 @@ def test_client_draws_sizes_and_watches(client):
     files, _ = job.result(timeout=60)
     with Image.open(files[0]) as found:
         assert found.size == (96, 64)
-        assert found.info["method"] == "sjd-coupled"
+        assert found.info["method"] == "sjd-exact:window=16"
     settled = [step[1]["settled"] for step in job.outputs()[:-1]]
     assert settled == sorted(settled)
     assert len(settled) >= 2

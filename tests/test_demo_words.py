@@ -74,7 +74,7 @@ def test_frontier_is_that_of_the_benchmarks():
 @pytest.mark.parametrize("model", POCKET)
 def test_methods_begin_as_the_model_has_them(model):
     names = controls.methods(model)
-    assert registry.preset(model).method in names
+    assert controls.usual_method(model) in names
     for method in names:
         assert controls.spelled(model, method, controls.defaults(model, method)) == method
         panel = controls.Controls(model, method, POCKET)
@@ -114,13 +114,13 @@ def test_draw_pressed_before_the_page_has_followed_a_choice(monkeypatch):
     monkeypatch.setattr(handlers, "draw", lambda studio, asked, *rest: drawn.append(asked.method) or iter(()))
     with gr.Blocks(analytics_enabled=False):
         tab = tabs.DrawTab(studio)
-    stale = ["pocket-llamagen sjd-coupled", *(part.value for part in tab.panel.parts)]
+    stale = ["pocket-llamagen sjd-exact", *(part.value for part in tab.panel.parts)]
     for model, method in (("pocket-llamagen", "jacobi-2d"), ("pocket-llamagen", "sjd"), ("pocket-var", "sjd-coupled")):
         list(tab._run(model, "beach", "", None, method, 1, 0, False, *stale))
     assert drawn == ["jacobi-2d", "sjd:window=16", "var"]
     stale[1 + tab.panel.names.index("window")] = "8"
-    list(tab._run("pocket-llamagen", None, "", None, "sjd-coupled", 1, 0, False, *stale))
-    assert drawn[-1] == "sjd-coupled:window=8"
+    list(tab._run("pocket-llamagen", None, "", None, "sjd-exact", 1, 0, False, *stale))
+    assert drawn[-1] == "sjd-exact:window=8"
 
 
 # The command

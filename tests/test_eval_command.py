@@ -168,7 +168,7 @@ def test_a_missing_and_a_damaged_image_are_named(small, tmp_path, capsys):
         (["sample", "--model", "pocket-lumina", "--num-images", "999999"], "images 999999, expected at most 100000"),
         (
             ["run", "--batch-size", "20"],
-            "50,000, as of published FIDs, are 2,500 batches of 20 by sjd-coupled",
+            "50,000, as of published FIDs, are 2,500 batches of 20 by sjd-exact:window=16",
         ),
         (["sample", "--model", "small"], "got no --num-images: 50,000"),
     ],

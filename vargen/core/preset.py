@@ -29,8 +29,15 @@ class Recipe:
     published: Mapping[str, float] = field(default_factory=dict)  # figures that the authors report under this recipe
 
 
-# By the kind of model; of continuous ones, by their plan.
-DEFAULT_METHODS = {"raster": "sjd-coupled", "next-scale": "var", "masked": "mar", "scales": "flowar", "cells": "xar"}
+# By the kind of model; of continuous ones, by their plan. A seed is to give its image again, on every path and in every
+# batch: no window is `auto`, which hangs on the clock. docs/methods.md says so to the reader.
+DEFAULT_METHODS = {
+    "raster": "sjd-exact:window=16",
+    "next-scale": "var",
+    "masked": "mar",
+    "scales": "flowar",
+    "cells": "xar",
+}
 LAW = ("guidance_scale", "cfg_interval", "temperature", "top_k", "top_p")  # the fields that shape what is drawn
 
 

@@ -44,6 +44,11 @@ def defaults(model: str, method: str) -> dict[str, Any]:
     return {field.name: recipe.get(field.name, field.default) for field in registry.settings_of(method)}
 
 
+def usual_method(model: str) -> str:
+    """The name of a model's own method, whose settings the page begins with."""
+    return registry.preset(model).method.split(":")[0]
+
+
 def methods(model: str) -> list[str]:
     """The methods that draw with a model, without those that want a second model where it comes with none."""
     preset = registry.preset(model)

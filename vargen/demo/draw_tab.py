@@ -7,7 +7,7 @@ import gradio as gr
 
 from vargen.core import registry
 from vargen.demo import explain, handlers, links, show
-from vargen.demo.controls import Controls, OptionControls, first, methods, named, spelled
+from vargen.demo.controls import Controls, OptionControls, first, methods, named, spelled, usual_method
 from vargen.demo.history import History
 from vargen.demo.parts import FINE, Judge, Stage, buttons, seed_box, slow_box
 from vargen.demo.studio import Order, Studio
@@ -27,7 +27,7 @@ class DrawTab:
 
     def __init__(self, studio: Studio, history: History) -> None:
         self._studio, self._history, model = studio, history, studio.models[0]
-        usual = registry.preset(model).method
+        usual = usual_method(model)
         with gr.Row(equal_height=False, elem_classes="vg-work"):
             with gr.Column(scale=4, min_width=300):
                 self.subject = Subject(studio)
@@ -90,7 +90,7 @@ class DrawTab:
 
     def _method(self, model: str, method: str, shown: str, settings: tuple[Any, ...]) -> str:
         """Who presses Draw right after a choice may send what the page showed before it: that is not meant."""
-        method = method if method in methods(model) else registry.preset(model).method
+        method = method if method in methods(model) else usual_method(model)
         return self.panel.spelled(model, method, settings) if shown == f"{model} {method}" else first(model, method)
 
     def _run(self, *given: Any) -> Iterator[Any]:
@@ -121,7 +121,7 @@ class DrawTab:
         """What follows a model; nothing where it has followed already."""
         if shown.split(" ")[0] == model:
             return gr.skip()
-        usual = registry.preset(model).method
+        usual = usual_method(model)
         chosen = gr.update(choices=named(model), value=usual)
         return [*self.subject.update(model), chosen, *self._about(model, usual, ""), *self.options.update(model)]
 

@@ -10,6 +10,7 @@ from vargen.demo import options
 from vargen.demo.studio import Order
 from vargen.demo.subject import order
 
+NUMBERS = (("images", "1"), ("seed", "0"))
 PICTURE, MASK = "picture.png", "mask.png"  # what the files of a repainting are called
 
 
@@ -33,11 +34,11 @@ def parse(given: Mapping[str, str], first: str) -> Order:
     preset = registry.preset(model)
     classes = preset.names() or ["0"]
     subject = said.pop("class" if preset.classes else "prompt", classes[0] if preset.classes else "")
-    numbers = [registry.convert(said.pop(name, usual), int, name) for name, usual in (("images", "1"), ("seed", "0"))]
+    images, seed = (registry.convert(said.pop(name, usual), int, name) for name, usual in NUMBERS)
     method, size = said.pop("method", preset.method), said.pop("size", None)
     if wrong := [name for name in said if name not in options.taken(model)]:
         raise ValueError(f"the link has {wrong[0]!r}, which {model} does not take")
-    return order(model, subject, method, *numbers, size, options.chosen(model, said))
+    return order(model, subject, method, images, seed, size, options.chosen(model, said))
 
 
 def command(asked: Order) -> str:

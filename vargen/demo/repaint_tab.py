@@ -13,7 +13,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
 
 from vargen.core import registry
-from vargen.core.png import encode_png
+from vargen.core.png import encode
 from vargen.core.specs import ScaleSpec
 from vargen.demo import handlers, links, show
 from vargen.demo.controls import OptionControls
@@ -128,7 +128,7 @@ class RepaintTab:
                 yield stage, files, said, *nothing
                 continue
             under = zip(parts, (links.PICTURE, links.MASK), strict=True)
-            files["value"] += [save_bytes_to_cache(encode_png(part, {}), name, cache) for part, name in under]
+            files["value"] += [save_bytes_to_cache(encode(part, {}), name, cache) for part, name in under]
             again = [gr.update(visible=True), links.command(asked), links.python(asked)]
             yield stage, files, said, *again, *self._history.add(album, drawn)
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vargen.core import registry
-from vargen.core.png import encode_png, texts
+from vargen.core.png import encode, texts
 from vargen.core.preset import LAW
 from vargen.core.specs import RasterSpec, ScaleSpec
 from vargen.demo import options
@@ -90,7 +90,7 @@ class Studio:
         if wrong := [name for name in order.options if name not in options.taken(order.model)]:
             raise ValueError(registry.unknown("option", wrong[0], options.taken(order.model)))
         recipe = preset.choose(order.options.get("preset"))
-        request.image_size(order.options.get("image_size"), recipe)
+        request.image_size(order.options.get("image_size"))
         law = {name: order.options.get(name) for name in LAW}
         return self._bounded(request.asked(order.method, recipe, law, {}, preset.spec))
 
@@ -210,7 +210,7 @@ class Run:
         assert self.partial is not None
         assert self.done
         trace = self.partial.trace
-        return [encode_png(i, texts(trace, [seed])) for i, seed in zip(self.images(), trace.seeds, strict=True)]
+        return [encode(i, texts(trace, [seed])) for i, seed in zip(self.images(), trace.seeds, strict=True)]
 
 
 def enlarged(image: Image.Image, side: int = 512) -> Image.Image:

@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from vargen.core import registry
 from vargen.core.dispatch import Kernels
@@ -37,6 +37,8 @@ WORDS = {
     "deadline": "most seconds that a request may take, the queue included; then it is answered 504",
     "api_key_file": f"file with the key that clients send (default: ${KEY_VARIABLE}, or none)",
     "log_prompts": "write prompts into the log",
+    "strict": "refuse sizes that a model does not draw, instead of drawing the nearest",
+    "allowed_origins": "a web page's origin that may ask from a browser, https://example.org, or *; repeat for several",
 }
 
 
@@ -63,6 +65,8 @@ class Options:
     deadline: float = 120.0
     api_key_file: Path | None = None
     log_prompts: bool = False
+    strict: bool = False
+    allowed_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.most_images > self.batch_size:
@@ -132,8 +136,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         kind = next(kind for kind in (*get_args(hints[option.name]), hints[option.name]) if kind is not type(None))
         if kind is bool:
             parser.add_argument(flag, action="store_true", help=words)
-        elif option.name == "model":
-            parser.add_argument(flag, action="append", help=f"{words} (default: {', '.join(POCKET)})")
+        elif get_origin(hints[option.name]) is tuple:
+            usual: Any = option.default
+            told = f" (default: {', '.join(usual)})" if usual else ""
+            parser.add_argument(flag, action="append", help=words + told)
         else:
             told = "" if option.default is None else f" (default: {option.default})"
             parser.add_argument(flag, type=kind, default=option.default, help=words + told)
@@ -141,6 +147,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def read(parser: argparse.ArgumentParser, argv: list[str]) -> Options:
     """The options that flags ask for."""
-    given = vars(parser.parse_args(argv))
-    given["model"] = tuple(given["model"] or POCKET)
+    given: dict[str, Any] = vars(parser.parse_args(argv))
+    for name, value in list(given.items()):
+        if isinstance(value, list):
+            given[name] = tuple(value)
+        elif value is None:
+            del given[name]  # its default
     return Options(**given)
