@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from vargen.core import registry
 from vargen.demo import options
 from vargen.demo.studio import Order
-from vargen.demo.subject import order
+from vargen.demo.subject import examples, order
 
 NUMBERS = (("images", "1"), ("seed", "0"))
 PICTURE, MASK = "picture.png", "mask.png"  # what the files of a repainting are called
@@ -25,15 +25,15 @@ def query(asked: Order) -> str:
     return urlencode(said | {name: options.written(value) for name, value in asked.options.items()}, safe=":,=")
 
 
-def parse(given: Mapping[str, str], first: str) -> Order:
-    """The order that a query's fields say, with what a model has anyhow for those that are not there; `first` is the
-    model where it names none. ValueError for a field that there is not, or that says what cannot be read.
+def parse(given: Mapping[str, str], model: str) -> Order:
+    """The order that a query's fields say, with what a model has anyhow for those that are not there; `model` is the
+    one where it names none. ValueError for a field that there is not, or that says what cannot be read.
     """
     said = dict(given)
-    model = said.pop("model", first)
+    model = said.pop("model", model)
     preset = registry.preset(model)
-    classes = preset.names() or ["0"]
-    subject = said.pop("class" if preset.classes else "prompt", classes[0] if preset.classes else "")
+    first = (preset.names() or ["0"])[0] if preset.classes else examples(model)[0]
+    subject = said.pop("class" if preset.classes else "prompt", first)
     images, seed = (registry.convert(said.pop(name, usual), int, name) for name, usual in NUMBERS)
     method, size = said.pop("method", preset.method), said.pop("size", None)
     if wrong := [name for name in said if name not in options.taken(model)]:

@@ -23,10 +23,16 @@ INTRO = (
 
 HERE = Path(__file__).parent
 TITLE = "vargen: pictures drawn in fewer forwards"
-# A list that loses the focus closes; Gradio's own stays open over the next.
-CLOSE = """() => document.addEventListener("focusout", ({target}) => {
-    if (target.role === "combobox") target.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape", bubbles: true}));
-})"""
+# A list that loses the focus closes, and is no stop of its own for Tab; Gradio's own stays open over the next.
+CLOSE = """() => {
+    document.addEventListener("focusout", ({target}) => {
+        const escape = new KeyboardEvent("keydown", {key: "Escape", bubbles: true});
+        if (target.role === "combobox") target.dispatchEvent(escape);
+    });
+    document.addEventListener("keydown", ({key}) => {
+        if (key === "Tab") document.querySelectorAll("[role=listbox]").forEach((list) => { list.tabIndex = -1; });
+    }, true);
+}"""
 PROGRAMS = (
     '<p class="vg-foot">For programs: <code>gradio_client.Client(address).predict("pocket-llamagen", "beach", '
     '"sjd-coupled:window=16", 0, 1, api_name="/draw")</code> gives PNG files and the trace.</p>'

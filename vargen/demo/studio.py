@@ -89,6 +89,9 @@ class Studio:
             raise ValueError(f"got a method of {len(order.method)} characters, expected at most {MOST_LETTERS}")
         if wrong := [name for name in order.options if name not in options.taken(order.model)]:
             raise ValueError(registry.unknown("option", wrong[0], options.taken(order.model)))
+        for name, value in order.options.items():
+            if isinstance(value, str) and len(value) > limits.prompt:
+                raise ValueError(f"got {name} of {len(value)} characters, expected at most {limits.prompt}")
         recipe = preset.choose(order.options.get("preset"))
         request.image_size(order.options.get("image_size"))
         law = {name: order.options.get(name) for name in LAW}

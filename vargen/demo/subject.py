@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import gradio as gr
@@ -16,6 +17,12 @@ PROMPTS = ("a lighthouse in a storm, oil on canvas", "a fox asleep in autumn lea
 # What follows a choice. On `change`: `select` is silent when a list is left by keyboard, `input` comes twice.
 INSTANT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 SIZES = {"pocket-lumina": [f"{wide}x{high}" for high, wide in LUMINA_SIZES]}
+
+
+@cache
+def examples(model: str) -> list[str]:
+    """Prompts to begin with."""
+    return captions(EXAMPLES) if registry.preset(model).scenes else list(PROMPTS)
 
 
 class Subject:
@@ -39,7 +46,7 @@ class Subject:
         """What the parts that follow show for a model."""
         preset, sizes = registry.preset(model), SIZES.get(model, [])
         names = list(preset.names()) or [str(i) for i in range(preset.classes)]
-        prompts = captions(EXAMPLES) if preset.scenes else list(PROMPTS)
+        prompts = examples(model)
         return {
             "label": {"choices": names, "value": names[0] if names else None, "visible": bool(names)},
             "prompt": {"value": prompts[0], "visible": not names},
