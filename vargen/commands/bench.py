@@ -8,7 +8,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vargen.commands import flags, sample
-from vargen.core import registry
 from vargen.core.atomic import check_writable, write_atomically, write_json
 from vargen.core.generation import Generation
 from vargen.core.machine import machine
@@ -32,7 +31,7 @@ def command(argv: list[str]) -> None:
         synthetic.command(argv)
         return
     options = parser().parse_args(argv)
-    preset = registry.preset(options.model)
+    preset = flags.preset(options)
     usual = DEFAULT_METHODS[preset.plan]
     if not (preset.drafter or options.drafter):
         usual = usual.removesuffix(",csd")

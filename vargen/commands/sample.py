@@ -25,7 +25,7 @@ def command(argv: list[str]) -> None:
     known = _settings(method)
     settings = {name: value for name in known if (value := getattr(options, name)) is not None}
     flags.check(options, [(options.method, settings)])
-    chosen = flags.subjects(options, registry.preset(options.model))
+    chosen = flags.subjects(options, flags.preset(options))
     outputs.check(options.out)
     flags.check_memory(options, options.method, options.num_images or 2 * len(chosen))
     draw(options, flags.load, {**flags.law(options), **settings, **flags.repainting(options)}, chosen)
@@ -42,7 +42,7 @@ def wanted_method(argv: list[str]) -> str:
 
 def parser(method: str = "sjd-coupled") -> flags.Parser:
     """The flags, those of the method's settings among them."""
-    made = flags.Parser(prog="vargen sample", description="Draw images.")
+    made = flags.Parser(prog="vargen sample", description="Draw images.", conflict_handler="resolve")
     flags.add_options(made, "method")
     flags.add_subjects(made)
     made.add_argument("--num-images", type=int, help="in all; classes or prompts take turns (default: two of each)")

@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 import vargen
-from vargen.core import registry
+from vargen.core.preset import Preset
 from vargen.server import answers, reading
 from vargen.server.desk import Desk, Engine, Job, described
 from vargen.server.errors import Refusal, answer
@@ -69,15 +69,15 @@ class Service:
     def models(self) -> dict[str, Any]:
         """The models that are served, and what can be asked of each."""
         cards = self.engine.cards
-        return {"object": "list", "data": [_model(cards[name]) for name in self.options.names if name in cards]}
+        presets, named = self.options.presets, [name for name in self.options.names if name in cards]
+        return {"object": "list", "data": [_model(cards[name], presets[name]) for name in named]}
 
     def model(self, name: str) -> dict[str, Any]:
         """One of them. Refusal where there is none of that name."""
-        return _model(reading.card(name, self.engine.cards))
+        return _model(reading.card(name, self.engine.cards), self.options.presets[name])
 
 
-def _model(card: Card) -> dict[str, Any]:
-    preset = registry.preset(card.model)
+def _model(card: Card, preset: Preset) -> dict[str, Any]:
     return {
         "id": card.model,
         "object": "model",

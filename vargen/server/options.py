@@ -4,19 +4,25 @@ import argparse
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vargen.core import registry
 from vargen.core.dispatch import Kernels
+from vargen.core.numbers import Numbers
+from vargen.core.preset import Preset, Sources
 
 POCKET = ("pocket-llamagen", "pocket-var", "pocket-lumina")  # they ship, and an image takes less than a second
 KEY_VARIABLE = "VARGEN_API_KEY"
 LOOPBACK = "127.0.0.1"
 HOSTS = (LOOPBACK, "0.0.0.0", "::")  # that LitServe listens on
 KINDS = {"dtype": ("float32", "bfloat16", "float16"), "quantize": ("int8", "int4")}
-KEYS = ("checkpoint", "tokenizer_checkpoint", "text_encoder", "drafter", "drafter_checkpoint", "dtype", "quantize")
+NUMBERS = tuple(field.name for field in dataclasses.fields(Numbers))
+FILES = ("checkpoint", "tokenizer_checkpoint", "text_encoder", "drafter", "drafter_checkpoint")
+KEYS = (*FILES, *KINDS, *NUMBERS)
 WORDS = {
     "model": "NAME, or NAME:checkpoint=FILE:dtype=bfloat16; repeat for several",
     "host": "127.0.0.1, or 0.0.0.0 or :: for every address that the machine has",
@@ -94,6 +100,11 @@ class Options:
         """The models, without what is to be loaded for them; the first is drawn with unless another is asked for."""
         return tuple(parsed(spec)[0] for spec in self.model)
 
+    @cached_property
+    def presets(self) -> dict[str, Preset]:
+        """The presets of the models by name, with the numbers of the files that are named."""
+        return {name: preset(name, given) for name, given in map(parsed, self.model)}
+
     @property
     def most_images(self) -> int:
         """Most images of one request."""
@@ -123,9 +134,23 @@ def parsed(spec: str) -> tuple[str, dict[str, str]]:
     for key, value in given.items():
         if key not in KEYS or not value:
             raise ValueError(f"got {key!r} in model {spec!r}, expected one of {', '.join(KEYS)}, with =VALUE")
+        if key in NUMBERS:
+            Numbers(**numbers({key: value}))
         if key in KINDS and value not in KINDS[key]:
             raise ValueError(f"got {key} {value!r} in model {spec!r}, expected {', '.join(KINDS[key])}")
     return name, given
+
+
+def preset(name: str, given: Mapping[str, str]) -> Preset:
+    """A model's preset with the numbers of the files that are named."""
+    weights, images = (Path(given[key]).expanduser() if key in given else None for key in FILES[:2])
+    return registry.preset(name).of(Sources(weights, images, numbers=Numbers(**numbers(given))))
+
+
+def numbers(given: Mapping[str, str]) -> dict[str, Any]:
+    """The numbers that a model's files are said to have, as `vargen.load` takes them."""
+    found = {key: given[key] for key in NUMBERS if key in given}
+    return {key: int(value) if value.isascii() and value.isdigit() else value for key, value in found.items()}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

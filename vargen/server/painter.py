@@ -16,7 +16,7 @@ from vargen.models import pocket
 from vargen.pipelines.base import Pipeline
 from vargen.pipelines.loading import DTYPES
 from vargen.pipelines.partial import Partial
-from vargen.server.options import parsed
+from vargen.server.options import numbers, parsed
 from vargen.server.orders import Batch, Card, Done, Ended, Failed, Order, Shown
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def load(specs: Sequence[str], device: str | None, fast: str = "auto") -> dict[s
 
     pipes = {}
     for name, given in map(parsed, specs):
-        arguments: dict[str, Any] = dict(given)
+        arguments: dict[str, Any] = {**given, **numbers(given)}
         if "dtype" in arguments:
             arguments["dtype"] = DTYPES.get(given["dtype"], given["dtype"])
         pipes[name] = vargen.load(name, device=device, fast=fast, **arguments)

@@ -23,7 +23,7 @@ LONGEST = 256  # characters of a method
 def read(body: ImageRequest, cards: Mapping[str, Card], options: Options) -> Order:
     """The order that a body asks for. Refusal names the field that is wrong."""
     name = options.names[0] if body.model is None else body.model
-    drawer, preset, count = card(name, cards), registry.preset(name), body.n or 1
+    drawer, preset, count = card(name, cards), options.presets[name], body.n or 1
     if count > options.most_images:
         raise Refusal(400, f"got n {count}, expected at most {options.most_images}", param="n")
     asked = body.options
