@@ -21,8 +21,10 @@ from vargen.demo.history import History
 from vargen.demo.parts import FINE, Judge, Stage, buttons, seed_box, slow_box
 from vargen.demo.studio import Order, Studio
 from vargen.demo.subject import INSTANT
+from vargen.scenes.dataset import HELD_OUT
 from vargen.scenes.landscapes import CLASSES, draw
 
+WINDMILL = (6, HELD_OUT + 2)  # a class and a seed: the painted picture that the brush begins with
 SURROUNDINGS = ("as what is around it", "-1")
 INVITATION = "Mark a part of the picture, and press Repaint: that part is drawn anew, and the rest stays."
 CELLS = """<div class="vg-brush" role="application" tabindex="0" style="--side: ${side}"
@@ -43,7 +45,7 @@ class RepaintTab:
     def __init__(self, studio: Studio, history: History) -> None:
         self._studio, self._history, self._models = studio, history, models(studio)
         first = self._models[0]
-        picture = scene()
+        picture = scene(*WINDMILL)
         with gr.Row(equal_height=False, elem_classes="vg-work"):
             with gr.Column(scale=4, min_width=300):
                 self.model = gr.Dropdown(self._models, value=first, label="Model", filterable=False)
@@ -92,7 +94,7 @@ class RepaintTab:
         )
         self.clear.click(clean, self.model, self.brush, **INSTANT)
         under = [self.picture, self.brush]
-        self.other.click(lambda model: self._under(model, scene()), self.model, under, **INSTANT)
+        self.other.click(lambda model: self._under(model, another()), self.model, under, **INSTANT)
         self.model.change(self._rechoose, self.model, [self.label, self.brush, *self.options.parts], **INSTANT)
         self._history.choose(self.view, self._bring, under)
 
@@ -166,9 +168,14 @@ def masked(cells: str, side: int) -> Image.Image:
     return Image.fromarray(np.array([int(one) * 255 for one in cells], dtype=np.uint8).reshape(side, side))
 
 
-def scene() -> Image.Image:
-    """A painted picture to begin with."""
-    return Image.fromarray(draw(secrets.randbelow(len(CLASSES)), secrets.randbits(30)).image)
+def scene(label: int, seed: int) -> Image.Image:
+    """A painted picture."""
+    return Image.fromarray(draw(label, seed).image)
+
+
+def another() -> Image.Image:
+    """Some painted picture."""
+    return scene(secrets.randbelow(len(CLASSES)), secrets.randbits(30))
 
 
 def shown(picture: Image.Image) -> str:
