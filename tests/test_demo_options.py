@@ -269,12 +269,13 @@ def test_history_keeps_the_newest(small, tmp_path):
     import gradio as gr
 
     *_, one = list(handlers.draw(small, Order("small", "b", "ar", 1, 3), False, str(tmp_path)))[-1]
+    assert one is not None
     named = dataclasses.replace(one, order=dataclasses.replace(one.order, subject='"><script>'))
     with gr.Blocks(analytics_enabled=False) as page:
         kept = history.History()
         tab = DrawTab(small, kept)
         tab.connect(page)
-    album = []
+    album, html = [], ""
     for each in (*[one] * history.MOST, named):
         album, html = kept.add(album, each)
     assert len(album) == history.MOST

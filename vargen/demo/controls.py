@@ -161,14 +161,15 @@ class Controls:
 
 
 class OptionControls:
-    """Components for the options of a call that the page has no other parts for, each with its words.
+    """Components, folded, for the options of a call that the page has no other parts for, each with its words.
 
     A box that is empty leaves an option as the model has it; what that is, it shows faintly.
     """
 
     def __init__(self, model: str) -> None:
         self.names = list(options.offered())
-        self.parts = [self._component(name, state) for name, state in self._states(model).items()]
+        with gr.Accordion("Guidance, temperature and more", open=False), gr.Row(elem_classes="vg-settings"):
+            self.parts = [self._component(name, state) for name, state in self._states(model).items()]
 
     def _component(self, name: str, state: dict[str, Any]) -> Any:
         known = options.offered()[name]

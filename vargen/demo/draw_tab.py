@@ -41,11 +41,7 @@ class DrawTab:
                 self.buttons = buttons("Draw")
                 with gr.Accordion("Settings of the method", open=False) as self.box, gr.Row(elem_classes="vg-settings"):
                     self.panel = Controls(model, usual, studio.models)
-                with (
-                    gr.Accordion("Guidance, temperature and more", open=False),
-                    gr.Row(elem_classes="vg-settings"),
-                ):
-                    self.options = OptionControls(model)
+                self.options = OptionControls(model)
             with gr.Column(scale=7, min_width=300):
                 self.stage = Stage("vg-draw", INVITATION)
                 self.files = gr.File(label="PNG", file_count="multiple", interactive=False, visible=False)

@@ -45,7 +45,7 @@ class Stage:
 
     def __init__(self, name: str, invitation: str) -> None:
         self.name, self._start = name, show.empty(invitation)
-        self.html = gr.HTML(self._start, elem_id=name)
+        self.html = gr.HTML(self._start, elem_id=name, elem_classes="vg-place")
         self.said = gr.HTML("", elem_classes="vg-said")
 
     def connect(

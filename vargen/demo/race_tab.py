@@ -35,11 +35,7 @@ class RaceTab:
                     self.seed = seed_box()
                 self.slow = slow_box(True)
                 self.buttons = buttons("Race")
-                with (
-                    gr.Accordion("Guidance, temperature and more", open=False),
-                    gr.Row(elem_classes="vg-settings"),
-                ):
-                    self.options = OptionControls(first)
+                self.options = OptionControls(first)
             with gr.Column(scale=7, min_width=300):
                 self.stage = Stage("vg-race", INVITATION)
                 self.slider = gr.ImageSlider(

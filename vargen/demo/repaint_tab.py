@@ -67,11 +67,7 @@ class RepaintTab:
                     self.slow = slow_box(False)
                     self.seed = seed_box()
                 self.buttons = buttons("Repaint")
-                with (
-                    gr.Accordion("Guidance, temperature and more", open=False),
-                    gr.Row(elem_classes="vg-settings"),
-                ):
-                    self.options = OptionControls(first)
+                self.options = OptionControls(first)
             with gr.Column(scale=7, min_width=300):
                 self.stage = Stage("vg-repaint", INVITATION)
                 self.files = gr.File(label="PNG", file_count="multiple", interactive=False, visible=False)
