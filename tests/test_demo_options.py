@@ -15,6 +15,8 @@ from vargen.pipelines import options as calls
 
 pytest.importorskip("gradio", reason="the demo is an extra: pip install 'vargen[demo]'")
 
+import gradio as gr
+
 from vargen.demo import handlers, history, links, options, parts, repaint_tab, studio
 from vargen.demo.controls import OptionControls
 from vargen.demo.draw_tab import DrawTab
@@ -39,12 +41,17 @@ def drawn(studio: Studio, order: Order) -> list[bytes]:
         return [image.tobytes() for image in run.images()]
 
 
+def controls(model: str) -> OptionControls:
+    with gr.Blocks(analytics_enabled=False):
+        return OptionControls(model)
+
+
 # Options of a call
 
 
 @pytest.mark.parametrize("model", POCKET)
 def test_controls_are_the_options_that_a_model_takes(model):
-    panel = OptionControls(model)
+    panel = controls(model)
     shown = {name: part for name, part in zip(panel.names, panel.parts, strict=True) if part.visible}
     preset, takes = registry.preset(model), {"guidance_scale", "temperature", "image_size"}
     takes |= {"cfg_interval", "top_k", "top_p"} if preset.kind != "continuous" else set()
@@ -70,7 +77,7 @@ def test_a_new_option_shows_up_by_itself(monkeypatch):
     try:
         for cache in caches:
             cache.cache_clear()
-        panel = OptionControls("pocket-llamagen")
+        panel = controls("pocket-llamagen")
         known = dict(zip(panel.names, panel.parts, strict=True))
         assert (known["sparkle"].label, known["sparkle"].info) == ("sparkle", "how it sparkles")
         assert (known["mirrored"].value, known["mirrored"].visible) == (False, True)
@@ -78,7 +85,7 @@ def test_a_new_option_shows_up_by_itself(monkeypatch):
         asked = panel.chosen("pocket-llamagen", tuple(values.values()))
         assert asked == {"sparkle": 1.5, "mirrored": True}
         assert links.command(Order("pocket-llamagen", "beach", "ar", 1, 0, options=asked)).endswith("--mirrored true")
-        assert not dict(zip(panel.names, OptionControls("pocket-mar").parts, strict=True))["sparkle"].visible
+        assert not dict(zip(panel.names, controls("pocket-mar").parts, strict=True))["sparkle"].visible
     finally:
         for cache in caches:
             cache.cache_clear()
@@ -93,7 +100,7 @@ def test_options_count(small):
 
 
 def test_every_bad_field_is_told_by_itself(small):
-    judge, panel = parts.Judge(small, "small"), OptionControls("small")
+    judge, panel = parts.Judge(small, "small"), controls("small")
     assert judge.field(seed=7) == parts.FINE
     for said, sentence in (
         ({"seed": -1}, "got seed -1, expected 0 to"),
@@ -266,8 +273,6 @@ def test_files_of_two_models_have_two_names(small, tmp_path):
 
 
 def test_history_keeps_the_newest(small, tmp_path):
-    import gradio as gr
-
     *_, one = list(handlers.draw(small, Order("small", "b", "ar", 1, 3), False, str(tmp_path)))[-1]
     assert one is not None
     named = dataclasses.replace(one, order=dataclasses.replace(one.order, subject='"><script>'))
