@@ -181,7 +181,7 @@ class Run:
         assert self.partial is not None
         assert self.done
         trace = self.partial.trace
-        return [encode_png(i, texts(trace, [seed])) for i, seed in zip(self.images(), trace.seeds, strict=True)]
+        return [encode_png(image, texts(trace, row)) for row, image in enumerate(self.images())]
 
 
 def _expected(spec: Spec, settings: Any) -> int:

@@ -160,7 +160,7 @@ def _fail(left: dict[int, Order], status: int, message: str) -> Iterator[Failed]
 def _final(partial: Partial, row: int) -> bytes:
     """An image that is done: decoded alone, so that its last bits do not hang on how many are decoded together."""
     image = partial.pipeline.decode(partial.tokens[row : row + 1], "pil", partial.image_size)[0]
-    return encode_png(image, texts(partial.trace, [partial.trace.seeds[row]]))
+    return encode_png(image, texts(partial.trace, row, alone=True))  # of its company, who asked for it learns nothing
 
 
 def _shown(partial: Partial, index: int, work: Work, slots: int) -> Iterator[Shown]:
