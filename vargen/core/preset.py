@@ -29,15 +29,10 @@ class Recipe:
     published: Mapping[str, float] = field(default_factory=dict)  # figures that the authors report under this recipe
 
 
-# By the kind of model; of continuous ones, by their plan. A seed is to give its image again, on every path and in every
-# batch: no window is `auto`, which hangs on the clock. docs/methods.md says so to the reader.
-DEFAULT_METHODS = {
-    "raster": "sjd-exact:window=16",
-    "next-scale": "var",
-    "masked": "mar",
-    "scales": "flowar",
-    "cells": "xar",
-}
+# By the kind of model; of continuous ones, by their plan. By what is used where none is named, a seed gives its image
+# again, on every path: no window is `auto`, which hangs on the clock. docs/methods.md says so to the reader.
+PLAIN_METHODS = {"raster": "ar", "next-scale": "var", "masked": "mar", "scales": "flowar", "cells": "xar"}
+DEFAULT_METHODS = {**PLAIN_METHODS, "raster": "sjd-exact:window=16"}
 LAW = ("guidance_scale", "cfg_interval", "temperature", "top_k", "top_p")  # the fields that shape what is drawn
 
 
@@ -68,6 +63,8 @@ class Preset:
     usual: str | None = None  # its method, where that is not the one of its kind
     skeleton: Callable[[], Any] | None = None  # its transformer with fresh weights, of its published shapes
     head: Path | None = None  # weights of an EAGLE head that drafts for this one
+    source: str = ""  # where its weights were published, or are
+    released: bool = True  # whether there are such
     scenes: bool = False  # trained on pocket scenes, whose captions are drawn when no prompt is given
 
     @property

@@ -59,7 +59,9 @@ def _preset(name: str) -> Preset:
     tuned = ", fine-tuned on BLIP3o-60k" if size.endswith("-O") else ""
     summary = f"Harmon {size} from text at 512 pixels{tuned}; not for commercial use."
     small = "harmon-0.5b" if name != "harmon-0.5b" else None
-    return Preset(name, summary, recipes(), 0, partial(build, name), spec=SHAPES[name].spec, drafter=small)
+    made, source = partial(Harmon, SHAPES[name]), f"{FILES[name]} of {REPOSITORY}"
+    how = {"spec": SHAPES[name].spec, "drafter": small, "skeleton": made, "source": source}
+    return Preset(name, summary, recipes(), 0, partial(build, name), **how)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

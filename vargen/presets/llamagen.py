@@ -6,7 +6,7 @@ Sizes are those of `GPT_models` in autoregressive/models/gpt.py of the official 
 
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -153,10 +153,11 @@ def _preset(name: str) -> Preset:
     released = "" if name in FILES else "; never released, takes a checkpoint"
     summary = f"LlamaGen {size.upper()} {what}{released}."
     spec = SHAPES[name].spec
+    how: dict[str, Any] = {"spec": spec, "skeleton": partial(LlamaGen, SHAPES[name]), "released": name in FILES}
+    how["source"] = f"{FILES[name]} of {HUB[kind][0]}" if name in FILES else ""
     if text:
-        return Preset(name, summary, TEXT_RECIPES, 0, make, spec=spec, skeleton=partial(LlamaGen, SHAPES[name]))
-    classes, made = SHAPES[name].classes, partial(LlamaGen, SHAPES[name])
-    return Preset(name, summary, class_recipes(name), classes, make, imagenet, EXAMPLES, spec, skeleton=made)
+        return Preset(name, summary, TEXT_RECIPES, 0, make, **how)
+    return Preset(name, summary, class_recipes(name), SHAPES[name].classes, make, imagenet, EXAMPLES, **how)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

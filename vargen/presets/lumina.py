@@ -231,7 +231,8 @@ def skeleton(name: str) -> LuminaMGPT:
 
 def _preset(name: str) -> Preset:
     model, made = MODELS[name], partial(skeleton, name)
-    return Preset(name, model.summary, model.recipes, 0, partial(build, name), spec=model.spec, skeleton=made)
+    how = {"spec": model.spec, "skeleton": made, "source": model.repository}
+    return Preset(name, model.summary, model.recipes, 0, partial(build, name), **how)
 
 
 PRESETS = {name: _preset(name) for name in MODELS}

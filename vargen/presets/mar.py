@@ -103,7 +103,8 @@ def _preset(name: str) -> Preset:
     small = "mar-base" if name != "mar-base" else None
     spec, make, made = SHAPES[name].spec, partial(build, name), partial(MAR, SHAPES[name])
     law = recipes(name)
-    return Preset(name, summary, law, spec.classes, make, imagenet, EXAMPLES, spec, small, skeleton=made)
+    how = {"skeleton": made, "source": f"{FILE} of the authors' own download, on no hub"}
+    return Preset(name, summary, law, spec.classes, make, imagenet, EXAMPLES, spec, small, **how)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

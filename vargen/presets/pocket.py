@@ -19,6 +19,7 @@ from vargen.models.var import VAR, VARConfig
 if TYPE_CHECKING:
     from vargen.pipelines.base import Pipeline
 
+SHIPS = "in the package"
 TOKENIZER = {
     "raster": "pocket-vq",
     "next-scale": "pocket-multiscale-vq",
@@ -86,6 +87,7 @@ def _preset(
         drafter=drafter,
         skeleton=partial(pocket.build, name),
         head=head,
+        source=SHIPS,
         scenes=True,
     )
 
@@ -136,6 +138,7 @@ PRESETS = {
         build=partial(build, "pocket-lumina"),
         spec=spec_of(pocket.LUMINA_SIZES[0], pocket.VQ.factor, pocket.VQ.codes),
         skeleton=lambda: pocket.lumina(Chameleon(pocket.LUMINA)),
+        source=SHIPS,
         scenes=True,
     ),
 }

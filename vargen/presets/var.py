@@ -129,7 +129,9 @@ def _preset(name: str) -> Preset:
         small = "var-d16" if pixels == 256 and rest[0] != "d16" else None
     spec, make = SHAPES[name].spec, partial(build, name)
     made = partial(VAR, SHAPES[name])
-    return Preset(name, summary, recipes(name), spec.classes, make, imagenet, EXAMPLES, spec, small, usual, made)
+    source = f"{file_of(name)} of {published(name)[0]}"
+    law, shown = recipes(name), (imagenet, EXAMPLES)
+    return Preset(name, summary, law, spec.classes, make, *shown, spec, small, usual, made, source=source)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

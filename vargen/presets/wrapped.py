@@ -111,7 +111,8 @@ def _janus(folder: Path, text: Any, pretrained: Any) -> "tuple[Wrapped, Any, int
 def _preset(name: str) -> Preset:
     family = name.split("-")[0]
     make = partial(build, name)
-    return Preset(name, SUMMARIES[name], {"default": RECIPES[family]}, 0, make, spec=SPECS[family])
+    how = {"spec": SPECS[family], "source": REPOSITORIES[name]}
+    return Preset(name, SUMMARIES[name], {"default": RECIPES[family]}, 0, make, **how)
 
 
 PRESETS = {name: _preset(name) for name in REPOSITORIES}

@@ -58,7 +58,9 @@ def recipes(name: str) -> dict[str, Recipe]:
 def _preset(name: str) -> Preset:
     summary = f"xAR {name[-1].upper()} on ImageNet's classes at 256 pixels."
     spec, make = SHAPES[name].spec, partial(build, name)
-    return Preset(name, summary, recipes(name), spec.classes, make, imagenet, mar.EXAMPLES, spec)
+    made, source = partial(XAR, SHAPES[name]), f"{file_of(name)} of {REPOSITORY}"
+    how = {"skeleton": made, "source": source}
+    return Preset(name, summary, recipes(name), spec.classes, make, imagenet, mar.EXAMPLES, spec, **how)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}
