@@ -3,10 +3,12 @@
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from vargen.core.messages import escaped
+from vargen.core.registry import unknown
 from vargen.core.version import __version__
 
 COMMANDS = {  # name -> the module that has `command(argv)` and its `parser()`, and what it does
@@ -18,8 +20,9 @@ COMMANDS = {  # name -> the module that has `command(argv)` and its `parser()`, 
     "models": ("vargen.commands.models", "names of models and methods"),
     "plan": ("vargen.commands.plan", "memory that a model will need, before anything is loaded"),
     "train-pocket": ("vargen.commands.train_pocket", "train the models that ship, from scratch"),
-    "completion": ("vargen.commands.completion", "a script that completes all this in bash, zsh or tcsh"),
+    "completion": ("vargen.commands.completion", "a script that completes all this in bash, zsh, fish or tcsh"),
 }
+STOPPED = 130  # the status of a process that Ctrl-C ended
 NO_MEMORY = (
     "out of memory",  # CUDA's
     "can't allocate memory",  # a CPU's
@@ -43,9 +46,19 @@ def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None)
             raise
         print(f"vargen: {escaped(str(error))}", file=sys.stderr)  # nothing that a file says may look like our words
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("vargen: stopped; what was finished is kept", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as stop:  # who kept something says so in it
+        print("; ".join(["vargen: stopped", *map(escaped, map(str, stop.args))]), file=sys.stderr)
+        raise SystemExit(STOPPED) from None
+
+
+def door(name: str, argv: Sequence[str] | None = None) -> None:
+    """Run the command `name` as a process of its own does: a second Ctrl-C, while it ends, is not heard."""
+    try:
+        guarded(lambda words: importlib.import_module(COMMANDS[name][0]).command(words), argv)
+    except SystemExit as end:
+        if end.code == STOPPED:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -67,14 +80,12 @@ def main() -> None:
     """The console script."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
 
-    def run(argv: list[str]) -> None:
+    def other(argv: list[str]) -> None:
         if name in ("-h", "--help"):
             print(usage())
         elif name == "--version":
             print(__version__)
-        elif name in COMMANDS:
-            importlib.import_module(COMMANDS[name][0]).command(argv)
         else:
-            raise ValueError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}")
+            raise ValueError(unknown("command", name, list(COMMANDS)))
 
-    guarded(run, sys.argv[2:])
+    door(name, sys.argv[2:]) if name in COMMANDS else guarded(other, sys.argv[2:])

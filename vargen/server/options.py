@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from vargen.core import registry
-from vargen.core.dispatch import Kernels
 
 POCKET = ("pocket-llamagen", "pocket-var", "pocket-lumina")  # they ship, and an image takes less than a second
 KEY_VARIABLE = "VARGEN_API_KEY"
@@ -65,6 +64,8 @@ class Options:
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
+        from vargen.core.dispatch import Kernels  # torch is slow to import, and flags are made without it
+
         if self.most_images > self.batch_size:
             raise ValueError(f"got {self.max_images} images a request and batches of {self.batch_size}: expected fewer")
         least = {"batch_wait": 0.0, "max_partials": 0, "max_queue": 0, "deadline": 0.1}
