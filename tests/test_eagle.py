@@ -233,7 +233,7 @@ def test_training_for_a_model_that_takes_prompts(tmp_path):
         ({"batch": 0}, "got batch 0"),
         ({"depth": 0}, "got depth 0"),
         ({"steps": 0}, "got steps 0"),
-        ({"depth": 36}, "expected less than the 36 tokens"),
+        ({"depth": 36}, "got depth 36, expected at most 35"),
         ({"measure": True}, "to measure"),
         ({"prompts": "none.txt"}, "draws classes and takes no prompts"),
     ],

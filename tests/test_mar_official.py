@@ -84,12 +84,14 @@ def test_averaged_weights_are_taken_unless_plain_ones_are_asked_for(folder):
 
 
 def test_wrong_files_are_named(folder, monkeypatch):
-    """A head of another depth and width: the file's own shapes are told."""
+    """A head of another depth and width is read from the file's own shapes; another width is told."""
     monkeypatch.setitem(presets.SHAPES, "mar-base", replace(LATENTS, channels=16, head_depth=2, head_width=48))
-    problem = r"diffloss\.net\.cond_embed\.weight is \(32, 32\), expected \(48, 32\)"
+    assert vargen.load("mar-base", checkpoint=folder).transformer.config == replace(LATENTS, channels=16)
+    monkeypatch.setitem(presets.SHAPES, "mar-base", replace(LATENTS, channels=16, width=48))
+    problem = r"mask_token is \(1, 1, 32\), expected \(1, 1, 48\)"
     with pytest.raises(Misfit, match=problem) as info:
         vargen.load("mar-base", checkpoint=folder)
-    assert any("missing diffloss.net.res_blocks.1.in_ln.weight" in problem for problem in info.value.problems)
+    assert any("decoder_embed.bias is (32,)" in problem for problem in info.value.problems)
     with pytest.raises(ValueError, match=r"checkpoint-last\.pth of mar-large was not published on a hub"):
         vargen.load("mar-large")
     with pytest.raises(ValueError, match="no weights file"):

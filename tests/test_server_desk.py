@@ -141,6 +141,47 @@ def test_a_worker_that_dies_is_told_to_those_who_wait():
     asyncio.run(play())
 
 
+def test_what_a_worker_died_beside_is_drawn_once_more_and_alone():
+    """An order that kills whoever draws it takes nobody else with it; who left, or saw a part, is not."""
+
+    class Deadly(Fake):
+        async def run(self, batch):
+            self.batches.append(batch)
+            yield Begun(0)
+            if any(order.partials for order in batch.orders):
+                yield Shown(0, 0, 0, b"png")
+            await self.gate.wait()
+            if any(order.seeds == (9,) for order in batch.orders):
+                raise RuntimeError("the worker has died")
+            for index, order in enumerate(batch.orders):
+                yield Done(index, (b"png",) * len(order.seeds))
+            yield Ended(7, 0)
+
+    async def play():
+        engine = Deadly()
+        found = desk(engine)
+        async with found.working():
+            jobs = [found.place(replace(ORDER, seeds=(seed,)), 60) for seed in (1, 9, 2, 3)]
+            await asyncio.sleep(0.01)
+            found.leave(jobs[3])
+            engine.gate.set()
+            for job in (jobs[0], jobs[2]):
+                assert isinstance(await job.next(), Done)
+            with pytest.raises(Refusal) as error:
+                await jobs[1].next()
+            alone = [[order.seeds for order in batch.orders] for batch in engine.batches]
+            engine.batches.clear()
+            seen = found.place(replace(ORDER, seeds=(9,), partials=1), 60)
+            assert isinstance(await seen.next(), Shown)
+            with pytest.raises(Refusal):
+                await seen.next()
+            await asyncio.sleep(0.01)
+            assert sorted(found._free) == [0, 1, 2, 3]
+            return error.value.status, alone, len(engine.batches)
+
+    assert asyncio.run(play()) == (500, [[(1,), (9,), (2,), (3,)], [(1,)], [(9,)], [(2,)]], 1)
+
+
 def test_several_workers_draw_at_a_time():
     async def play():
         engine = Fake(workers=2)
@@ -177,7 +218,7 @@ def test_images_do_not_hang_on_the_batch(painter, model, method):
     assert ended.forwards > 1
     assert sorted(event.order for event in together) == [0, 1, 2]
     alone = [paint(painter, order)[0][0] for order in orders]
-    assert [event.pngs for event in sorted(together, key=lambda e: e.order)] == [event.pngs for event in alone]
+    assert [event.pictures for event in sorted(together, key=lambda e: e.order)] == [event.pictures for event in alone]
 
 
 def test_an_order_is_answered_when_its_own_rows_are_settled(painter):
@@ -217,7 +258,7 @@ def test_pictures_on_their_way(painter, model):
     assert 1 <= len(shown) // 2 <= 2
     stream = painter._pipes[model].stream([0, 0], method=method, seed=[1, 2])
     on_their_way = {image.tobytes() for partial in stream for image in partial.images()}
-    assert {Image.open(io.BytesIO(event.png)).tobytes() for event in shown} <= on_their_way
+    assert {Image.open(io.BytesIO(event.picture)).tobytes() for event in shown} <= on_their_way
     assert sum(isinstance(event, Done) for event in events) == 2
 
 

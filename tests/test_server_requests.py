@@ -18,6 +18,7 @@ import httpx
 from served import IMAGES, ask, limits, pictures, pipes, play
 
 from vargen.core import registry
+from vargen.core.png import read_texts
 from vargen.server import logs
 from vargen.server.metrics import Histogram
 from vargen.server.threads import application
@@ -36,7 +37,11 @@ def test_an_answer_in_openais_shape_and_the_same_images_as_the_pipeline():
     )
     assert answer.status_code == 200
     said = answer.json()
-    assert set(said) == {"created", "model", "method", "size", "output_format", "data"}
+    shape = {"size": "12x12", "quality": "auto", "background": "opaque", "output_format": "png"}
+    assert set(said) == {"created", "model", "method", "data", "usage", *shape}
+    assert {key: said[key] for key in shape} == shape
+    read = {"input_tokens": 2, "input_tokens_details": {"text_tokens": 2, "image_tokens": 0}}
+    assert said["usage"] == {**read, "output_tokens": 72, "total_tokens": 74}
     assert (said["model"], said["method"], said["size"]) == ("small", "ar", "12x12")
     assert [data["seed"] for data in said["data"]] == [7, 8]
     for png, seed in zip(pictures(answer), (7, 8), strict=True):
@@ -70,6 +75,40 @@ def test_files():
     assert Image.open(io.BytesIO(one.content)).size == (12, 12)
     assert several.headers["content-type"] == "application/zip"
     assert zipfile.ZipFile(io.BytesIO(several.content)).namelist() == ["0-small-5.png", "1-small-6.png"]
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")])
+def test_formats(kind, suffix):
+    body = {"class": 0, "seed": 5, "output_format": kind}
+    file, said, streamed = ask(
+        {**body, "response_format": "file"}, body, {**body, "stream": True, "partial_images": 1, "method": "ar"}
+    )
+    assert file.headers["content-type"] == f"image/{kind}"
+    assert f'filename="small-5.{suffix}"' in file.headers["content-disposition"]
+    assert said.json()["output_format"] == kind
+    assert pictures(said) == [file.content]
+    found = Image.open(io.BytesIO(file.content))
+    assert found.format == kind.upper()
+    assert read_texts(found)["seed"] == "5"
+    shown = [Image.open(io.BytesIO(base64.b64decode(data["b64_json"]))).format for _, data in events(streamed)]
+    assert shown == [kind.upper()] * 2
+    if kind != "png":
+        coarse = ask({**body, "output_compression": 5})[0]
+        assert pictures(coarse)[0] != file.content
+
+
+def test_the_nearest_size_is_drawn_unless_told_otherwise():
+    for answer in ask({"class": 0, "size": "1024x1024"}, {"class": 0, "size": "1x99999", "model": "small-scales"}):
+        assert answer.status_code == 200
+        size = "x".join(map(str, Image.open(io.BytesIO(pictures(answer)[0])).size))
+        assert answer.json()["size"] == size
+
+
+def test_what_openais_clients_send_is_taken():
+    plain = {"class": 0, "seed": 1}
+    more = {"quality": "high", "style": "vivid", "moderation": "low", "background": "opaque", "user": "me"}
+    first, second = ask(plain, {**plain, **more, "size": "auto", "output_format": "png", "output_compression": 100})
+    assert pictures(first) == pictures(second)
 
 
 def events(answer):
@@ -167,7 +206,8 @@ def test_logs_have_no_prompt_unless_they_are_told_to(caplog):
     ask({"prompt": "b", "n": 2})
     lines = [json.loads(logs.Lines().format(record)) for record in caplog.records]
     drawn = next(line for line in lines if line["event"] == "request" and line["status"] == 200)
-    assert {"time", "level", "id", "path", "seconds", "waited", "batch", "model", "method", "images"} <= set(drawn)
+    assert {"time", "level", "id", "path", "seconds", "waited", "batch", "model", "images"} <= set(drawn)
+    assert (drawn["http_method"], drawn["method"]) == ("POST", "sjd-exact:window=16")
     assert (drawn["images"], drawn["batch"], drawn["subject"]) == (2, 2, 1)
     assert not any("no such class" in json.dumps(line) for line in lines)
 
@@ -175,9 +215,14 @@ def test_logs_have_no_prompt_unless_they_are_told_to(caplog):
 def test_models_health_metrics_and_the_schema():
     async def use(client):
         await client.post(IMAGES, json={"class": 0, "n": 3})
-        return [await client.get(path) for path in ("/v1/models", "/healthz", "/metrics", "/openapi.json")]
+        paths = ("/v1/models", "/healthz", "/metrics", "/openapi.json", "/v1/models/small", "/docs")
+        return [await client.get(path) for path in paths]
 
-    models, health, metrics, schema = play(use)
+    models, health, metrics, schema, one, page = play(use)
+    assert one.json() == models.json()["data"][0]
+    assert "POST /v1/images/generations" in page.text
+    assert "<tr><th>guidance_scale<td>number<td>classifier-free guidance" in page.text
+    assert "http" not in page.text.replace("https://example.org", "")  # nothing is loaded from elsewhere
     first = models.json()["data"][0]
     assert (first["id"], first["object"], first["takes"], first["sizes"]) == ("small", "model", "class", ["12x12"])
     assert "sjd-exact" in first["methods"]
@@ -185,7 +230,9 @@ def test_models_health_metrics_and_the_schema():
     assert health.json() == {"status": "ok", "workers": 1}
     assert 'vargen_batch_rows_bucket{le="2"} 0\nvargen_batch_rows_bucket{le="4"} 1' in metrics.text
     assert 'vargen_images_total{model="small"} 3' in metrics.text
-    assert set(schema.json()["paths"]) == {IMAGES, "/v1/models", "/healthz", "/metrics"}
+    assert set(schema.json()["paths"]) == {
+        *(IMAGES, "/v1/models", "/v1/models/{model}", "/docs", "/healthz", "/metrics")
+    }
     assert "422" not in schema.json()["paths"][IMAGES]["post"]["responses"]
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from vargen.commands import drawing, flags
-from vargen.core import registry
 from vargen.core.atomic import check_writable, write_atomically, write_json
 from vargen.core.preset import PLAIN_METHODS
 
@@ -35,7 +34,7 @@ def command(argv: list[str]) -> None:
         synthetic.command(argv)
         return
     options = parser().parse_args(argv)
-    preset = registry.preset(options.model)
+    preset = flags.preset(options)
     methods = _methods(options, preset)
     flags.check(options, [(name, {}) for name in methods])
     chosen = flags.subjects(options, preset)

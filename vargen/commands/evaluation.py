@@ -27,7 +27,7 @@ def make_plan(options: argparse.Namespace) -> plan.Plan:
     """
     count = options.num_images
     found = [prompt.text for prompt in prompts.read(options.prompts)] if options.prompts else []
-    preset = registry.preset(options.model)
+    preset = flags.preset(options)
     if preset.scenes and not preset.classes and not options.prompts:
         found = dataset.captions(values.whole(count or 1, "number of images", least=1, most=MOST_CAPTIONS))
     law = flags.law(options) | {"image_size": options.image_size}
@@ -104,7 +104,7 @@ def measure_one(options: argparse.Namespace) -> None:
         how = "rounded to uint8"
         if side := wanted.law.get("image_size") or (preset and preset.choose(wanted.preset).image_size):
             how = f"bicubic to {side}, {how}"
-        if options.features == "pocket" and tuple(preset.names() if preset else ()) == tuple(CLASSES):
+        if options.features == "pocket" and tuple(preset.names() if preset else ()) == tuple(CLASSES)[: wanted.classes]:
             labels = [wanted.label(i) for i in range(wanted.count)]
     with reference(options.reference, made, options.cache) as against:
         result = measure(images, made, against, labels=labels, how=how)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vargen.core import registry
+from vargen.core.numbers import Numbers
 from vargen.core.preset import LAW
 from vargen.pipelines.options import about
 
@@ -18,6 +19,14 @@ if TYPE_CHECKING:  # torch is slow to import, and many complaints need no model
 DEFAULT_MODEL = "pocket-llamagen"
 MODEL = "name of a model, see vargen models"
 DEVICE = "cpu or cuda (default: cuda where there is one)"
+NUMBERS = {  # argument of `vargen.load`: the flags that the official scripts have for it
+    "classes": ("--num-classes", "--class-num"),
+    "codebook_size": ("--codebook-size",),
+    "codebook_embed_dim": ("--codebook-embed-dim",),
+    "downsample_size": ("--downsample-size",),
+    "patch_nums": ("--pn", "--patch-nums"),
+    "depth": ("--depth", "--model-depth"),  # the first is a setting of speculative-dynamic
+}
 MOST = {"num_images": 10_000, "batch_size": 10_000}  # of a command that holds its images
 
 
@@ -70,6 +79,7 @@ def add_law(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--no-ema", action="store_true", help="take a file's plain weights, not the averaged ones")
     files.add_argument("--drafter", help="model that drafts, or refines, where a method wants one (default: its own)")
     files.add_argument("--drafter-checkpoint", type=Path, help="its weights file")
+    add_numbers(files)
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help=DEVICE)
     dtypes, usual = ["float32", "bfloat16", "float16"], "of the transformer (default: float32 on a CPU, else bfloat16)"
@@ -79,6 +89,34 @@ def add_law(parser: argparse.ArgumentParser) -> None:
         "--quantize", choices=["int8", "int4"], help="store the layers' weights so; int4 on CUDA alone"
     )
     add_options(machine, "batch_size", default=16)
+
+
+def add_numbers(parser: Any) -> None:
+    """Flags for numbers that files have other than published ones: help shows the first and names the others."""
+    rest = ", ".join(spelled[0] for spelled in list(NUMBERS.values())[1:])
+    for name, spelled in NUMBERS.items():
+        words = f"classes; also {rest}" if name == "classes" else argparse.SUPPRESS
+        kind = str if name == "patch_nums" else int
+        parser.add_argument(*spelled, dest=f"number_{name}", type=kind, metavar="N", help=words)
+
+
+def preset(options: argparse.Namespace) -> "Preset":
+    """The preset that the flags name, with the numbers of the files that they name."""
+    return registry.preset(options.model).of(sources(options))
+
+
+def sources(options: argparse.Namespace) -> Any:
+    """The files that the flags name."""
+    from vargen.core.preset import Sources
+
+    weights, images = (path and path.expanduser() for path in (options.checkpoint, options.tokenizer_checkpoint))
+    numbers = Numbers(**said(options))
+    return Sources(weights, images, options.text_encoder, not options.no_ema, numbers=numbers)
+
+
+def said(options: argparse.Namespace) -> dict[str, Any]:
+    """The numbers that the flags say, as `vargen.load` takes them."""
+    return {name: getattr(options, f"number_{name}") for name in NUMBERS}
 
 
 def add_options(parser: Any, *names: str, default: Any = None) -> None:
@@ -121,7 +159,7 @@ def load(options: argparse.Namespace) -> Any:
 
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     named = ("checkpoint", "tokenizer_checkpoint", "text_encoder", "drafter", "drafter_checkpoint")
-    rest = {key: getattr(options, key) for key in (*named, "fast", "quantize")}
+    rest = {key: getattr(options, key) for key in (*named, "fast", "quantize")} | said(options)
     return vargen.load(options.model, device=options.device, dtype=dtype, ema=not options.no_ema, **rest)
 
 
@@ -134,10 +172,10 @@ def check(options: argparse.Namespace, methods: list[tuple[str, dict[str, Any]]]
     """Refuse what can be refused before a model is loaded."""
     from vargen.pipelines import request, values
 
-    preset = registry.preset(options.model)
-    recipe = preset.choose(options.preset)
+    named = preset(options)
+    recipe = named.choose(options.preset)
     for name, settings in methods:
-        request.asked(name, recipe, law(options), settings, preset.spec)
+        request.asked(name, recipe, law(options), settings, named.spec)
     request.image_size(vars(options).get("image_size"), recipe.image_size)
     for flag, most in MOST.items():
         if getattr(options, flag) is not None:

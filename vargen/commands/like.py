@@ -20,6 +20,7 @@ MOST_PROMPT = 10_000  # characters
 MOST_SETTING = 4096  # of settings that are not bounded by name
 TAKES = {"like", "out", "overwrite", "trace", "verbose", "device", "image", "mask_image", "compare"}
 TAKES |= {"checkpoint", "tokenizer_checkpoint", "text_encoder", "no_ema", "drafter", "drafter_checkpoint"}
+TAKES |= {f"number_{name}" for name in flags.NUMBERS}
 
 
 @dataclass(frozen=True)

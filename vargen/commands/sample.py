@@ -23,7 +23,7 @@ def command(argv: list[str]) -> None:
     settings = {name: value for name in _settings(named) if (value := getattr(options, name)) is not None}
     options.method = drawing.spelled(options.method or named, settings)
     flags.check(options, [(options.method, {})])
-    preset = registry.preset(options.model)
+    preset = flags.preset(options)
     chosen = flags.subjects(options, preset)
     arguments = {**flags.law(options), **flags.repainting(options)}
     if options.negative_prompt is not None:
@@ -47,7 +47,7 @@ def wanted_method(argv: list[str]) -> str:
 
 def parser(method: str = "") -> flags.Parser:
     """The flags, those of the method's settings among them, if one is named."""
-    made = flags.Parser(prog="vargen sample", description="Draw images.")
+    made = flags.Parser(prog="vargen sample", description="Draw images.", conflict_handler="resolve")
     flags.add_options(made, "method")
     flags.add_subjects(made)
     flags.add_options(made, "negative_prompt")

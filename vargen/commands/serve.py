@@ -1,7 +1,9 @@
 """`vargen serve` and scripts/serve.py: an image server in OpenAI's shape. See docs/serving.md."""
 
+import errno
 import os
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -36,14 +38,26 @@ def command(argv: list[str]) -> None:
         raise ValueError("device cuda was asked for, but torch finds no CUDA device")
     if options.host != LOOPBACK and key is None:
         print("vargen: anybody who reaches this address can draw: there is no API key", file=sys.stderr)
+    _check_port(options.host, options.port)
     serve(Server(options, options.device or ("cuda" if there else "cpu"), key), options)
+
+
+def _check_port(host: str, port: int) -> None:
+    """ValueError where nothing can listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has just ended does not hold its port
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
+            raise ValueError(f"port {port} of {host} {why}; give another --port") from None
 
 
 def serve(server: Any, options: Options) -> None:
     """Run a server until it is told to stop; no process of it is left behind."""
     _stop_once()
     server.inference_workers = []
-    print(f"vargen: http://{options.host}:{options.port} once the models are loaded", file=sys.stderr, flush=True)
+    print(f"vargen: loading {', '.join(options.names)}", file=sys.stderr, flush=True)
     try:
         server.run(
             host=options.host,
@@ -63,8 +77,9 @@ def serve(server: Any, options: Options) -> None:
     finally:
         for worker in server.inference_workers:
             worker.kill()
-    if server.front_died:
-        raise ValueError("the process that answers requests has died, and the server with it")
+    if server.front_died is not None:
+        code = server.front_died
+        raise ValueError(f"the process that answers requests has died (exit code {code}), and the server with it")
 
 
 def _stop_once() -> None:

@@ -2,8 +2,8 @@
 
 `vargen bench --synthetic llamagen-xl`. Nothing is downloaded. Random weights say nothing of
 how many drafts are kept, so that number is a setting; everything else of a step is run. Steps are timed in the middle
-of an image. The limit is the time in which the device could read the weights, and the keys and values in use, once.
-Models that are no raster models draw whole images, and their limit is that of the backbone's weights.
+of an image. The limit is the time to read the weights, and the keys and values in use, once. Models that are no raster
+models draw whole images, and their limit is that of the backbone's weights.
 """
 
 import statistics
@@ -33,7 +33,6 @@ from vargen.pipelines.loading import find_device
 from vargen.pipelines.next_scale import NextScalePipeline
 from vargen.samplers.contract import Task
 from vargen.samplers.sjd import CoupledJacobi, CoupledSettings
-from vargen.tokenizers.kl import KLConfig, KLTokenizer
 from vargen.tokenizers.multiscale_vq import MultiScaleVQConfig, MultiScaleVQTokenizer
 
 MOST = 1_000_000  # images decoded together, tokens in a block, steps
@@ -87,11 +86,9 @@ class ImposedJacobi(CoupledJacobi):
         super()._advance(revised, torch.full_like(moved, count))
 
 
-def command(argv: list[str]) -> None:
-    """Run the benchmark from flags."""
-    parser = flags.Parser(
-        prog="vargen bench --synthetic", description="Time forwards at published shapes, random weights."
-    )
+def parser() -> flags.Parser:
+    """The flags."""
+    parser = flags.Parser(prog="vargen bench --synthetic", description="Time published shapes with random weights.")
     parser.add_argument("--synthetic", required=True, choices=list(MODELS), help="whose shapes")
     parser.add_argument("--widths", default="1,8,16,32,64", help="tokens in a block, separated by commas")
     parser.add_argument("--batches", default="1", help="images decoded together, separated by commas")
@@ -103,7 +100,12 @@ def command(argv: list[str]) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--json", type=Path, help="results to a file")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def command(argv: list[str]) -> None:
+    """Run the benchmark from flags."""
+    options = parser().parse_args(argv)
     widths, batches = (_numbers(getattr(options, name), name) for name in ("widths", "batches"))
     modes = options.modes.split(",")
     if wrong := [mode for mode in modes if mode not in ("off", "auto", "compile")]:
@@ -114,28 +116,27 @@ def command(argv: list[str]) -> None:
     device, guidance, warp = find_device(options.device), Guidance(options.guidance_scale), Warp(top_k=options.top_k)
     model = build(options.synthetic, device, getattr(torch, options.dtype))
     speed, imposed = bandwidth(device), Imposed(options.tokens_per_forward, options.steps + WARM)
-    rows = []
     if model.spec.kind == "raster":
         cases = [(b, mode, w) for b in batches for mode in modes for w in widths]
-        for batch, mode, width in tqdm(cases, disable=None):
-            rows.append(measure(model, batch, width, mode, imposed, guidance, warp))
+        rows = [measure(model, b, w, mode, imposed, guidance, warp) for b, mode, w in tqdm(cases, disable=None)]
+    elif "compile" in modes:
+        raise ValueError(f"got mode 'compile' for {options.synthetic}, expected off or auto")
     else:
-        if "compile" in modes:
-            raise ValueError(f"got mode 'compile' for {options.synthetic}, expected off or auto")
         drawn = [(b, method, mode) for b in batches for method in WHOLE[model.spec.kind] for mode in modes]
         rows = [whole(options.synthetic, model, *case) for case in tqdm(drawn, disable=None)]
-    result = {
-        "model": MODELS[options.synthetic],
-        "dtype": options.dtype,
-        "guidance_scale": options.guidance_scale,
-        "top_k": options.top_k,
-        "tokens_per_forward": options.tokens_per_forward,
-        "bytes_per_second": round(speed),
-        "machine": machine(Trace(versions=versions(device))),
-        "command": f"vargen bench {' '.join(argv)}",
-        "rows": rows,
-    }
-    result = limited(result)
+    result = limited(
+        {
+            "model": MODELS[options.synthetic],
+            "dtype": options.dtype,
+            "guidance_scale": options.guidance_scale,
+            "top_k": options.top_k,
+            "tokens_per_forward": options.tokens_per_forward,
+            "bytes_per_second": round(speed),
+            "machine": machine(Trace(versions=versions(device))),
+            "command": f"vargen bench {' '.join(argv)}",
+            "rows": rows,
+        }
+    )
     print(table(result))
     if options.json:
         write_json(options.json, result)
@@ -247,8 +248,7 @@ def whole(name: str, model: Any, batch: int, method: str, fast: str) -> dict[str
         )
         pipe = NextScalePipeline(model, _filled(lambda: MultiScaleVQTokenizer(images), model.device, torch.float32))
     else:
-        with torch.device("meta"):  # it tells its shape, and decodes nothing
-            pipe = ContinuousPipeline(model, KLTokenizer(KLConfig(latent_channels=model.spec.channels)), preset=preset)
+        pipe = ContinuousPipeline(model, None, preset=preset)
     pipe.set_progress_bar_config(disable=True)
     pipe.fast = fast
     how = {"method": method, "guidance_scale": 2.0, "output_type": "latent", "batch_size": batch, "seed": 0}

@@ -20,7 +20,7 @@ SHOWN = 192  # pixels a side up to which an image is enlarged in a grid
 MOST_SHOWN = 1 << 24  # pixels of a grid up to which that is done
 FORMATS = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MOST_SIDES = {"JPEG": 65_535, "WEBP": 16_383}  # pixels along a side that a format has room for
-SAVED = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+SAVED: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 DESCRIPTION = 0x010E  # EXIF's ImageDescription
 MOST_EXIF = 60_000  # bytes; a JPEG has room for 64 KB of EXIF in all
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by a PNG's colour type
@@ -47,10 +47,15 @@ def enlargement(count: int, size: tuple[int, int]) -> int:
     return max(1, min(large, math.isqrt(many))) if count > 1 else 1
 
 
-def encode_png(image: Any, texts: dict[str, str]) -> bytes:
-    """A PIL image as a PNG with text chunks."""
+def encode(image: Any, texts: dict[str, str], kind: str = "PNG", quality: int | None = None) -> bytes:
+    """A PIL image as a file of a kind (PNG, JPEG, WEBP), with texts as a PNG's chunks or in EXIF.
+
+    `quality`, 0 to 100, is of JPEG and WebP alone; None: 95, and without loss.
+    """
     from PIL.PngImagePlugin import PngInfo
 
+    if kind != "PNG":
+        return _with_exif(image, texts, kind, SAVED[kind] if quality is None else {"quality": quality})
     info, out = PngInfo(), io.BytesIO()
     for key, value in texts.items():
         info.add_text(key, value)
@@ -60,12 +65,11 @@ def encode_png(image: Any, texts: dict[str, str]) -> bytes:
 
 def save_picture(path: Path, image: Any, texts: dict[str, str]) -> None:
     """Write a picture in the format of its suffix, whole or not at all: texts as a PNG's chunks, or in EXIF."""
-    kind = FORMATS[path.suffix.lower()]
-    data = encode_png(image, texts) if kind == "PNG" else _with_exif(image, texts, kind)
+    data = encode(image, texts, FORMATS[path.suffix.lower()])
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
-def _with_exif(image: Any, texts: dict[str, str], kind: str) -> bytes:
+def _with_exif(image: Any, texts: dict[str, str], kind: str, how: dict[str, Any]) -> bytes:
     """A JPEG or WebP whose EXIF description is `texts` as JSON; what has no room there is left out, longest first."""
     from PIL import Image
 
@@ -73,7 +77,7 @@ def _with_exif(image: Any, texts: dict[str, str], kind: str) -> bytes:
     while len(said := dumps(kept)) > MOST_EXIF:
         del kept[max(kept, key=lambda key: len(kept[key]))]
     exif[DESCRIPTION] = said
-    image.save(out, format=kind, exif=exif, **SAVED[kind])
+    image.save(out, format=kind, exif=exif, **how)
     return out.getvalue()
 
 

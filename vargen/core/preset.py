@@ -1,15 +1,17 @@
 """What a preset is: a model's name, the recipes that were published for it, and how its pipeline is built."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vargen.core.messages import quoted
+from vargen.core.numbers import Numbers
 
 if TYPE_CHECKING:
     import torch
 
+    from vargen.core.layout import Layout
     from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
 
 
@@ -45,6 +47,7 @@ class Sources:
     text_encoder: str | None = None  # a folder or repository that transformers loads
     ema: bool = True  # a file that has plain and averaged weights: take the averaged
     drafts: bool = False  # it is only to draft: what reads text, and an autoencoder, the large model has
+    numbers: Numbers = field(default_factory=Numbers)  # that the files are said to have
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,32 @@ class Preset:
     drafter: str | None = None  # what drafts for this one, or refines what it began, unless something else is named
     usual: str | None = None  # its method, where that is not the one of its kind
     skeleton: Callable[[], Any] | None = None  # its transformer with fresh weights, of its published shapes
+    layout: "Layout | None" = None  # how its published files name the weights of `skeleton`
+    repository: str = ""  # on the hub
+    file: str = ""  # its name there, where it is one
+    originals: tuple[str, ...] = ()  # repositories with the same weights in a form that needs code of its own
     head: Path | None = None  # weights of an EAGLE head that drafts for this one
     source: str = ""  # where its weights were published, or are
     released: bool = True  # whether there are such
     scenes: bool = False  # trained on pocket scenes, whose captions are drawn when no prompt is given
+    reads: "Callable[[Sources], Preset] | None" = None  # this one with the numbers of files that are named
+
+    def of(self, sources: Sources) -> "Preset":
+        """This one for files that may have other numbers: their shapes are read, nothing is loaded or downloaded.
+
+        ValueError where they are not of this model, or not what `sources.numbers` says.
+        """
+        if self.reads is None and sources.numbers != Numbers():
+            raise ValueError(f"{self.name} takes no numbers: its files have them")
+        return self if self.reads is None else self.reads(sources)
+
+    def sized(self, spec: Any, skeleton: Callable[[], Any]) -> "Preset":
+        """This one with another layout. Where that has another number of classes, they have no names."""
+        found = replace(self, spec=spec, skeleton=skeleton if self.skeleton else None)
+        if spec.classes == self.classes:
+            return found
+        examples = tuple(range(min(len(self.examples), spec.classes)))
+        return replace(found, classes=spec.classes, names=tuple, examples=examples)
 
     @property
     def kind(self) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vargen.core import registry
-from vargen.core.png import encode_png, texts
+from vargen.core.png import encode, texts
 from vargen.core.specs import RasterSpec, ScaleSpec
 from vargen.demo.limits import MOST, MOST_LETTERS, MOST_SEED, Limits
 from vargen.demo.record import Record, Spec
@@ -181,7 +181,7 @@ class Run:
         assert self.partial is not None
         assert self.done
         trace = self.partial.trace
-        return [encode_png(image, texts(trace, row)) for row, image in enumerate(self.images())]
+        return [encode(image, texts(trace, row)) for row, image in enumerate(self.images())]
 
 
 def _expected(spec: Spec, settings: Any) -> int:

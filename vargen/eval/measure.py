@@ -139,13 +139,10 @@ def measure(
             **dict.fromkeys(FIGURES),
             **_distances(found, against),
         }
-        guesses = None
-        if "logits" in found:
-            if images.count >= 2 * SPLITS:
-                score = metrics.inception_score(found["logits"], splits=SPLITS)
-                out["inception_score"], out["inception_score_std"] = score
-            parts = [found["logits"][i : i + 1024].argmax(1) for i in range(0, images.count, 1024)]
-            guesses = np.concatenate(parts)
+        guesses = _guesses(found["logits"]) if "logits" in found else None
+        if guesses is not None and images.count >= 2 * SPLITS:
+            score = metrics.inception_score(found["logits"], splits=SPLITS)
+            out["inception_score"], out["inception_score_std"] = score
         out |= _neighbours(found["pooled"], against.features, str(extractor.device))
         if labels is not None and guesses is not None:
             out["class_agreement"] = float((guesses == np.array(labels)).mean())
@@ -155,6 +152,11 @@ def measure(
         if out["sfid"] is None and "sfid" not in lost:
             out["warnings"].append("no spatial statistics on both sides: no sFID")
     return out
+
+
+def _guesses(logits: Stored) -> Any:
+    """The likeliest class of each image, (N,)."""
+    return np.concatenate([logits[i : i + 1024].argmax(1) for i in range(0, len(logits), 1024)])
 
 
 def _check_count(images: Images, which: str) -> None:

@@ -49,50 +49,29 @@ LUMINA = ChameleonConfig(
 LUMINA_SIZES = ((64, 64), (64, 96), (96, 64))  # height and width in pixels
 
 
-def build(name: str) -> nn.Module:
-    """A shipped model with fresh weights. ValueError lists the names where `name` is none of them."""
-    match name:
-        case "pocket-llamagen":
-            return LlamaGen(LLAMAGEN)
-        case "pocket-llamagen-small":
-            return LlamaGen(LLAMAGEN_SMALL)
-        case "pocket-var":
-            return VAR(VAR_LARGE)
-        case "pocket-var-small":
-            return VAR(VAR_SMALL)
-        case "pocket-mar":
-            return MAR(MAR_LARGE)
-        case "pocket-mar-small":
-            return MAR(MAR_SMALL)
-        case "pocket-kl":
-            return KLTokenizer(KL)
-        case "pocket-vq":
-            return VQTokenizer(VQ)
-        case "pocket-multiscale-vq":
-            return MultiScaleVQTokenizer(MULTISCALE_VQ)
-        case "pocket-classifier":
-            return Classifier(CLASSIFIER)
-        case "pocket-judge":
-            return Classifier(JUDGE)
-        case "pocket-lumina":
-            return Chameleon(LUMINA)
-    raise ValueError(f"unknown pocket model {name!r}; there are {', '.join(NAMES)}")
+MODELS: dict[str, tuple[Any, Any]] = {  # class, and what it is made of
+    "pocket-vq": (VQTokenizer, VQ),
+    "pocket-multiscale-vq": (MultiScaleVQTokenizer, MULTISCALE_VQ),
+    "pocket-kl": (KLTokenizer, KL),
+    "pocket-classifier": (Classifier, CLASSIFIER),
+    "pocket-llamagen": (LlamaGen, LLAMAGEN),
+    "pocket-llamagen-small": (LlamaGen, LLAMAGEN_SMALL),
+    "pocket-var": (VAR, VAR_LARGE),
+    "pocket-var-small": (VAR, VAR_SMALL),
+    "pocket-mar": (MAR, MAR_LARGE),
+    "pocket-mar-small": (MAR, MAR_SMALL),
+    "pocket-judge": (Classifier, JUDGE),
+    "pocket-lumina": (Chameleon, LUMINA),
+}
+NAMES = tuple(MODELS)
 
 
-NAMES = (
-    "pocket-vq",
-    "pocket-multiscale-vq",
-    "pocket-kl",
-    "pocket-classifier",
-    "pocket-llamagen",
-    "pocket-llamagen-small",
-    "pocket-var",
-    "pocket-var-small",
-    "pocket-mar",
-    "pocket-mar-small",
-    "pocket-judge",
-    "pocket-lumina",
-)
+def build(name: str, config: Any = None) -> nn.Module:
+    """A shipped model with fresh weights, or one of other shapes. ValueError lists the names where there is none."""
+    if name not in MODELS:
+        raise ValueError(f"unknown pocket model {name!r}; there are {', '.join(NAMES)}")
+    made, usual = MODELS[name]
+    return made(config or usual)
 
 
 def lumina(decoder: Chameleon, size: tuple[int, int] = LUMINA_SIZES[0]) -> LuminaMGPT:
@@ -114,21 +93,23 @@ def load(
     name: str,
     path: Path | None = None,
     *,
+    config: Any = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """A shipped model in evaluation mode; `path` is another weights file, or a folder with one."""
+    """A shipped model in evaluation mode; `path` is another weights file, or a folder with one, of shapes `config`."""
     with torch.device("meta"):
-        module = build(name)
-    checkpoints.load_into(module, _file(name, path), dtype=dtype, device=device)
+        module = build(name, config)
+    checkpoints.load_into(module, file_of(name, path), dtype=dtype, device=device)
     return module.eval().requires_grad_(False)
 
 
 def figures(name: str, path: Path | None = None) -> dict[str, float]:
     """What was measured of a shipped model on held-out scenes, as its weights file records it."""
-    return {key: float(value) for key, value in weight_files.metadata(_file(name, path)).items()}
+    return {key: float(value) for key, value in weight_files.metadata(file_of(name, path)).items()}
 
 
-def _file(name: str, path: Path | None) -> Path:
+def file_of(name: str, path: Path | None) -> Path:
+    """Where a shipped model's weights are: in a file or folder that is named, or where they ship."""
     path = path or WEIGHTS
     return path / f"{name}.safetensors" if path.is_dir() else path

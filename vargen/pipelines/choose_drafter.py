@@ -51,7 +51,7 @@ def by_name(pipe: Any, name: str, given: Sources | None = None) -> nn.Module:
             if not isinstance(target.spec, RasterSpec):
                 raise ValueError(f"an EAGLE head drafts for raster models: {pipe.preset.name} is none")
             return load_head(pipe, given.checkpoint)
-        preset = registry.preset(name)
+        preset = registry.preset(name).of(replace(given, drafts=True))
         if (spec := preset.spec) is not None:  # before anything is downloaded
             if isinstance(target, Prompted) and isinstance(spec, RasterSpec):  # sizes are looked at in `from_model`
                 spec = replace(spec, rows=target.spec.rows, columns=target.spec.columns)

@@ -1,6 +1,9 @@
 """Models and image tokenizers by name: `vargen.load`, `vargen.load_tokenizer`."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,8 +11,9 @@ from torch import nn
 from vargen.core import quantize as quantized
 from vargen.core import registry
 from vargen.core.dispatch import Kernels
+from vargen.core.numbers import Numbers
 from vargen.core.preset import Sources
-from vargen.pipelines import choose_drafter
+from vargen.pipelines import choose_drafter, keywords
 from vargen.pipelines.base import Pipeline
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of transformers
@@ -28,6 +32,13 @@ def load(
     ema: bool = True,
     fast: str = "auto",
     quantize: str | None = None,
+    classes: int | None = None,
+    codebook_size: int | None = None,
+    codebook_embed_dim: int | None = None,
+    downsample_size: int | None = None,
+    patch_nums: Sequence[int] | str | None = None,
+    depth: int | None = None,
+    **brought: Any,
 ) -> Pipeline:
     """A pipeline by the model's name. ValueError lists names, or names the file that does not load.
 
@@ -43,8 +54,15 @@ def load(
     where there are any), off (plain PyTorch) or triton (kernels, or an error); the trace says which ran.
     `quantize`, int8 or int4, stores the weights of the transformer's layers so once they are loaded:
     less memory, and another law. Drafters are not quantised.
+
+    Files that somebody trained may have other numbers than published ones, which are read from their shapes: classes
+    (which then have no names), codebooks, depth. They may be said too (`classes` to `depth`), and are then held to the
+    files; `downsample_size` (pixels per token, LlamaGen's) and `patch_nums` (VAR's sides) a file need not say.
+    `brought` are keywords of diffusers' loading: `torch_dtype`, a `device_map` of one device, what asks for nothing.
     """
+    device, dtype = keywords.read(load, str(name), brought, device, dtype)
     Kernels.of(fast)
+    numbers = Numbers(classes, codebook_size, codebook_embed_dim, downsample_size, patch_nums, depth)  # type: ignore[arg-type]
     preset, where = registry.preset(name), find_device(device)
     if text_encoder is not None and preset.classes:
         raise ValueError(f"{name} draws classes and takes no text encoder")
@@ -53,11 +71,14 @@ def load(
         raise ValueError(f"got dtype {kind}, expected float32, bfloat16 or float16")
     quantized.check(quantize, where, kind)
     text = None if text_encoder is None else str(Path(text_encoder).expanduser())
-    pipe = preset.build(Sources(_path(checkpoint), _path(tokenizer_checkpoint), text, ema), where, kind)
+    given = Sources(_path(checkpoint), _path(tokenizer_checkpoint), text, ema, numbers=numbers)
+    if numbers != Numbers():
+        preset.of(given)  # before anything is downloaded
+    pipe = preset.build(given, where, kind)
     if drafter is None and drafter_checkpoint is not None:
         raise ValueError("got a drafter's checkpoint and no drafter: name the model that it is of")
     if drafter is not None:
-        given = Sources(_path(drafter_checkpoint), _path(tokenizer_checkpoint), text, ema)
+        given = replace(given, checkpoint=_path(drafter_checkpoint), numbers=replace(numbers, depth=None))
         pipe.drafter = pipe.drafters[drafter] = choose_drafter.by_name(pipe, drafter, given)
     if quantize is not None:
         quantized.apply(pipe.transformer, quantize)
@@ -66,11 +87,22 @@ def load(
 
 
 def load_tokenizer(
-    name: str, *, device: str | torch.device | None = None, checkpoint: str | Path | None = None
+    name: str,
+    *,
+    device: str | torch.device | None = None,
+    checkpoint: str | Path | None = None,
+    codebook_size: int | None = None,
+    codebook_embed_dim: int | None = None,
+    patch_nums: Sequence[int] | str | None = None,
 ) -> nn.Module:
-    """An image tokenizer by name, in float32; `encode` and `decode` go between images and ids."""
+    """An image tokenizer by name, in float32; `encode` and `decode` go between images and ids.
+
+    Codes and levels are those of its file; what is said of them has to be so. `patch_nums` are the sides of the
+    scales of a multi-scale one.
+    """
     build = registry.find(registry.TOKENIZERS, name, "tokenizer")
-    return build(name, _path(checkpoint), find_device(device))
+    numbers = Numbers(None, codebook_size, codebook_embed_dim, None, patch_nums)  # type: ignore[arg-type]
+    return build(name, _path(checkpoint), find_device(device), numbers)
 
 
 def _path(value: str | Path | None) -> Path | None:

@@ -6,7 +6,7 @@ whose README has them for plain decoding and for DiSA. The autoencoder is MAR's.
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from vargen.core.layout import Layout
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import flowar
 from vargen.models.flowar import FlowAR, FlowARConfig
-from vargen.presets import mar
+from vargen.presets import fitted, mar
 from vargen.presets.llamagen import imagenet
 from vargen.tokenizers.kl import KLTokenizer
 
@@ -66,14 +66,29 @@ def load(transformer: nn.Module, weights: Path, layout: Layout, device: torch.de
     return transformer.eval().requires_grad_(False)
 
 
+def shapes(name: str, path: Path | None, sources: Sources) -> FlowARConfig:
+    """The shapes of a preset with the numbers of a file."""
+    return fitted.flow(SHAPES[name], path, flowar.LAYOUT, sources.numbers, name, SHAPES)
+
+
+def adapted(name: str, sources: Sources) -> Preset:
+    """A preset with the numbers of the file that is named."""
+    given = sources.checkpoint
+    config = shapes(name, None if given is None else find(REPOSITORY, file_of(name), given), sources)
+    return fitted.preset(PRESETS[name], SHAPES[name], config, FlowAR)
+
+
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "ContinuousPipeline":
     """The pipeline of a preset, from the official files or from `sources`."""
     from vargen.pipelines.continuous import ContinuousPipeline
 
     weights, images = files(REPOSITORY, file_of(name), sources, device)
+    config = shapes(name, weights, sources)
     with torch.device("meta"):
-        transformer = FlowAR(SHAPES[name])
-    return ContinuousPipeline(load(transformer, weights, flowar.LAYOUT, device, dtype), images, preset=PRESETS[name])
+        transformer = FlowAR(config)
+    loaded = load(transformer, weights, flowar.LAYOUT, device, dtype)
+    preset = fitted.preset(PRESETS[name], SHAPES[name], config, FlowAR)
+    return ContinuousPipeline(loaded, images, preset=preset)
 
 
 def recipes(name: str) -> dict[str, Recipe]:
@@ -90,8 +105,8 @@ def recipes(name: str) -> dict[str, Recipe]:
 def _preset(name: str) -> Preset:
     summary = f"FlowAR {name[-1].upper()} on ImageNet's classes at 256 pixels."
     spec, make = SHAPES[name].spec, partial(build, name)
-    made, source = partial(FlowAR, SHAPES[name]), f"{file_of(name)} of {REPOSITORY}"
-    how = {"skeleton": made, "source": source}
+    how: dict[str, Any] = {"skeleton": partial(FlowAR, SHAPES[name]), "reads": partial(adapted, name)}
+    how["source"] = f"{file_of(name)} of {REPOSITORY}"
     return Preset(name, summary, recipes(name), spec.classes, make, imagenet, mar.EXAMPLES, spec, **how)
 
 

@@ -4,6 +4,7 @@ Models are `llamagen-c2i-SIZE-PIXELS` and `llamagen-t2i-xl-PIXELS`; a shape that
 Sizes are those of `GPT_models` in autoregressive/models/gpt.py of the official repository (commit ce98ec41).
 """
 
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vargen.core import checkpoints, hub
+from vargen.core.numbers import Numbers
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import llamagen, t5
 from vargen.models.llamagen import LlamaGen, LlamaGenConfig
+from vargen.presets import fitted
 from vargen.tokenizers import vq
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
 
@@ -115,11 +118,12 @@ def find(name: str, given: Path | None) -> Path:
     return hub.fetch(repository, FILES[name], revision)
 
 
-def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> VQTokenizer:
-    """An image tokenizer of `TOKENIZERS`, in float32 as published."""
+def tokenizer(name: str, checkpoint: Path | None, device: torch.device, numbers: Numbers | None = None) -> VQTokenizer:
+    """An image tokenizer of `TOKENIZERS`, in float32 as published, with the numbers that its file has."""
+    path = find(name, checkpoint)
     with torch.device("meta"):
-        module = VQTokenizer(TOKENIZERS[name])
-    checkpoints.load_into(module, find(name, checkpoint), vq.LLAMAGEN, device=device)
+        module = VQTokenizer(fitted.vq(TOKENIZERS[name], path, vq.LLAMAGEN, numbers or Numbers(), name))
+    checkpoints.load_into(module, path, vq.LLAMAGEN, device=device)
     return module.eval().requires_grad_(False)
 
 
@@ -129,21 +133,56 @@ SHAPES = {
 }
 
 
+def shapes(name: str, path: Path | None, sources: Sources) -> LlamaGenConfig:
+    """The shapes of a preset with the numbers of a file: its grid hangs on how many pixels a token has."""
+    numbers = replace(sources.numbers, downsample_size=None)
+    config = fitted.llamagen(SHAPES[name], path, llamagen.LAYOUT, numbers, name, SHAPES)
+    images, given = _images(name, sources)
+    if given is not None:
+        factor = fitted.vq(TOKENIZERS[images], given, vq.LLAMAGEN, numbers, images).factor
+        said = sources.numbers.downsample_size
+        if said not in (None, factor):
+            raise ValueError(f"got downsample size {said}, and a token of {given} has {factor} pixels a side")
+    else:
+        factor = TOKENIZERS[images].factor
+    return replace(config, side=SHAPES[name].side * 16 // factor)
+
+
+def _images(name: str, sources: Sources) -> tuple[str, Path | None]:
+    """A preset's image tokenizer, and the file or folder in which it is named."""
+    kind, said = "t2i" if SHAPES[name].caption_width else "c2i", sources.numbers.downsample_size or 16
+    found, given = f"llamagen-vq-{said}-{kind}", sources.checkpoint
+    if found not in TOKENIZERS:
+        sizes = [str(config.factor) for other, config in TOKENIZERS.items() if other.endswith(kind)]
+        raise ValueError(f"got downsample size {said} for {name}, expected {' or '.join(sizes)}")
+    place = sources.tokenizer_checkpoint or (given if given and given.is_dir() else None)
+    return found, None if place is None else find(found, place)
+
+
+def adapted(name: str, sources: Sources) -> Preset:
+    """A preset with the numbers of the files that are named."""
+    given = sources.checkpoint
+    config = shapes(name, None if given is None else find(name, given), sources)
+    return fitted.preset(PRESETS[name], SHAPES[name], config, LlamaGen)
+
+
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "RasterPipeline":
     """The pipeline of a preset, from the official files or from `sources`."""
     from vargen.pipelines.raster import RasterPipeline
 
-    kind, given = "t2i" if SHAPES[name].caption_width else "c2i", sources.checkpoint
-    folder = given if given and given.is_dir() else None
-    weights = find(name, given)  # all files are found, and the small ones loaded, before the large one
-    images = tokenizer(f"llamagen-vq-16-{kind}", sources.tokenizer_checkpoint or folder, device)
-    reads = kind == "t2i" and not sources.drafts
-    parts = t5.load(sources.text_encoder, SHAPES[name].caption_width, device, dtype) if reads else ()
+    weights = find(name, sources.checkpoint)  # all files are found, and the small ones loaded, before the large one
+    config = shapes(name, weights, sources)
+    images = tokenizer(*_images(name, sources), device, sources.numbers)
+    fitted.check_pair(name, config.vocabulary, images.config.codes)
+    reads = config.caption_width > 0 and not sources.drafts
+    parts = t5.load(sources.text_encoder, config.caption_width, device, dtype) if reads else ()
     with torch.device("meta"):
-        transformer = LlamaGen(SHAPES[name])
+        transformer = LlamaGen(config)
     checkpoints.load_into(transformer, weights, llamagen.LAYOUT, dtype=dtype, device=device)
     transformer.eval().requires_grad_(False)
-    return RasterPipeline(transformer, images, *parts, preset=PRESETS[name])
+    return RasterPipeline(
+        transformer, images, *parts, preset=fitted.preset(PRESETS[name], SHAPES[name], config, LlamaGen)
+    )
 
 
 def _preset(name: str) -> Preset:
@@ -153,11 +192,11 @@ def _preset(name: str) -> Preset:
     released = "" if name in FILES else "; never released, takes a checkpoint"
     summary = f"LlamaGen {size.upper()} {what}{released}."
     spec = SHAPES[name].spec
-    how: dict[str, Any] = {"spec": spec, "skeleton": partial(LlamaGen, SHAPES[name]), "released": name in FILES}
-    how["source"] = f"{FILES[name]} of {HUB[kind][0]}" if name in FILES else ""
+    how: dict[str, Any] = {"skeleton": partial(LlamaGen, SHAPES[name]), "reads": partial(adapted, name)}
+    how |= {"released": name in FILES, "source": f"{FILES[name]} of {HUB[kind][0]}" if name in FILES else ""}
     if text:
-        return Preset(name, summary, TEXT_RECIPES, 0, make, **how)
-    return Preset(name, summary, class_recipes(name), SHAPES[name].classes, make, imagenet, EXAMPLES, **how)
+        return Preset(name, summary, TEXT_RECIPES, 0, make, spec=spec, **how)
+    return Preset(name, summary, class_recipes(name), SHAPES[name].classes, make, imagenet, EXAMPLES, spec, **how)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

@@ -15,11 +15,13 @@ import torch
 
 from vargen.core import checkpoints, hub, model_config, weight_files
 from vargen.core.messages import quoted, shown
+from vargen.core.numbers import Numbers
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.core.specs import RasterSpec
 from vargen.models import chameleon, t5
 from vargen.models.chameleon import Chameleon, ChameleonConfig
 from vargen.models.lumina_mgpt import Anole, LuminaMGPT, Vocabulary, crops, spec_of
+from vargen.presets import fitted
 from vargen.tokenizers import vq
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
 
@@ -155,8 +157,9 @@ def vocabulary(found: dict[str, Any], codes: int, text: Any, where: str) -> Voca
     return read
 
 
-def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> VQTokenizer:
-    """An image tokenizer of `TOKENIZERS`, in float32."""
+def tokenizer(name: str, checkpoint: Path | None, device: torch.device, numbers: Numbers | None = None) -> VQTokenizer:
+    """An image tokenizer of `TOKENIZERS`, in float32. Its numbers are those of the vocabularies that it goes with."""
+    fitted.only(name, numbers or Numbers())
     config, path = TOKENIZERS[name], checkpoint
     if path is not None and path.is_dir():
         path = path / FILES[name]

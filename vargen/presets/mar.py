@@ -8,14 +8,17 @@ copy beside Harmon's weights, of no revision known to us: the branch is taken.
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vargen.core import checkpoints, hub
+from vargen.core.layout import Layout
+from vargen.core.numbers import Numbers
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import mar
 from vargen.models.mar import MAR, MARConfig
+from vargen.presets import fitted
 from vargen.presets.llamagen import imagenet
 from vargen.tokenizers import kl
 from vargen.tokenizers.kl import KLConfig, KLTokenizer
@@ -50,11 +53,13 @@ def find(name: str, given: Path | None) -> Path:
     return path
 
 
-def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> KLTokenizer:
-    """The autoencoder, in float32 as it is used for figures."""
+def tokenizer(name: str, checkpoint: Path | None, device: torch.device, numbers: Numbers | None = None) -> KLTokenizer:
+    """The autoencoder, in float32 as it is used for figures, with the numbers that its file has."""
+    path = find(name, checkpoint)
+    config = fitted.kl(TOKENIZERS[name], path, kl.layout(TOKENIZERS[name]), numbers or Numbers(), name)
     with torch.device("meta"):
-        module = KLTokenizer(TOKENIZERS[name])
-    checkpoints.load_into(module, find(name, checkpoint), kl.layout(TOKENIZERS[name]), device=device)
+        module = KLTokenizer(config)
+    checkpoints.load_into(module, path, kl.layout(config), device=device)
     return module.eval().requires_grad_(False)
 
 
@@ -67,18 +72,34 @@ def autoencoder(sources: Sources, device: torch.device) -> KLTokenizer | None:
     return tokenizer("mar-kl-16", sources.tokenizer_checkpoint or folder, device)
 
 
+def shapes(name: str, path: Path | None, sources: Sources) -> MARConfig:
+    """The shapes of a preset with the numbers of a file."""
+    return fitted.mar(SHAPES[name], path, _layout(sources), sources.numbers, name, SHAPES)
+
+
+def _layout(sources: Sources) -> Layout:
+    return mar.LAYOUT if sources.ema else replace(mar.LAYOUT, under=None)
+
+
+def adapted(name: str, sources: Sources) -> Preset:
+    """A preset with the numbers of the file that is named."""
+    given = sources.checkpoint
+    config = shapes(name, None if given is None else find(name, given), sources)
+    return fitted.preset(PRESETS[name], SHAPES[name], config, MAR)
+
+
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "ContinuousPipeline":
     """The pipeline of a preset, from the official files in `sources`."""
     from vargen.pipelines.continuous import ContinuousPipeline
 
     weights = find(name, sources.checkpoint)
+    config = shapes(name, weights, sources)
     images = autoencoder(sources, device)
     with torch.device("meta"):
-        transformer = MAR(SHAPES[name])
-    layout = mar.LAYOUT if sources.ema else replace(mar.LAYOUT, under=None)
-    checkpoints.load_into(transformer, weights, layout, dtype=dtype, device=device)
+        transformer = MAR(config)
+    checkpoints.load_into(transformer, weights, _layout(sources), dtype=dtype, device=device)
     transformer.eval().requires_grad_(False)
-    return ContinuousPipeline(transformer, images, preset=PRESETS[name])
+    return ContinuousPipeline(transformer, images, preset=fitted.preset(PRESETS[name], SHAPES[name], config, MAR))
 
 
 def recipes(name: str) -> dict[str, Recipe]:
@@ -101,9 +122,9 @@ EXAMPLES = (207, 360, 388, 113, 355, 980, 323, 979)  # the classes of demo/run_m
 def _preset(name: str) -> Preset:
     summary = f"MAR {name.split('-')[1]} on ImageNet's classes at 256 pixels."
     small = "mar-base" if name != "mar-base" else None
-    spec, make, made = SHAPES[name].spec, partial(build, name), partial(MAR, SHAPES[name])
-    law = recipes(name)
-    how = {"skeleton": made, "source": f"{FILE} of the authors' own download, on no hub"}
+    spec, make, law = SHAPES[name].spec, partial(build, name), recipes(name)
+    how: dict[str, Any] = {"skeleton": partial(MAR, SHAPES[name]), "reads": partial(adapted, name)}
+    how["source"] = f"{FILE} of the authors' own download, on no hub"
     return Preset(name, summary, law, spec.classes, make, imagenet, EXAMPLES, spec, small, **how)
 
 

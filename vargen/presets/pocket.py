@@ -1,12 +1,15 @@
 """The transformers that ship, on pocket scenes at 64x64."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from vargen.core.layout import PLAIN
+from vargen.core.numbers import Numbers
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import pocket
 from vargen.models.chameleon import Chameleon
@@ -15,6 +18,10 @@ from vargen.models.llamagen import LlamaGen
 from vargen.models.lumina_mgpt import LuminaMGPT, spec_of
 from vargen.models.mar import MAR, MARConfig
 from vargen.models.var import VAR, VARConfig
+from vargen.presets import fitted
+from vargen.tokenizers.kl import KLTokenizer
+from vargen.tokenizers.multiscale_vq import MultiScaleVQTokenizer
+from vargen.tokenizers.vq import VQTokenizer
 
 if TYPE_CHECKING:
     from vargen.pipelines.base import Pipeline
@@ -29,6 +36,14 @@ TOKENIZER = {
 # The heads of continuous models were trained too briefly to undo the noise of the last timesteps, by which the first
 # step of a path divides: it starts at 950, as DiSA's published code has it.
 EARLIER = {"highest": 950}
+READ: dict[Any, Any] = {  # shapes with the numbers of a file, by class
+    LlamaGen: fitted.llamagen,
+    VAR: fitted.var,
+    MAR: fitted.mar,
+    VQTokenizer: fitted.vq,
+    MultiScaleVQTokenizer: fitted.multiscale_vq,
+    KLTokenizer: fitted.kl,
+}
 # By the kind of model; next-scale models speckle unless the tail of a law is cut off.
 RECIPES = {
     "raster": Recipe(2.0),
@@ -44,24 +59,50 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     from vargen.pipelines.prompted import PromptedPipeline
     from vargen.pipelines.raster import RasterPipeline
 
-    folder = sources.checkpoint if sources.checkpoint and sources.checkpoint.is_dir() else None
-    transformer, words = pocket.load(name, sources.checkpoint, device=device, dtype=dtype), {}
+    given, config = sources.checkpoint, shapes(name, sources)
+    folder, words = given if given and given.is_dir() else None, {}
+    transformer = pocket.load(name, given, config=config, device=device, dtype=dtype)
     if isinstance(transformer, Chameleon):
         words = {"text_tokenizer": pocket.reader((folder or pocket.WEIGHTS) / pocket.WORDS_FILE)}
         transformer = pocket.lumina(transformer)
     assert isinstance(transformer, LlamaGen | VAR | MAR | LuminaMGPT)
     kind = transformer.spec.kind
-    images = tokenizer(TOKENIZER[kind], sources.tokenizer_checkpoint or folder, device)
+    numbers = replace(sources.numbers, depth=None, classes=None, patch_nums=vars(config).get("sides"))
+    images: Any = tokenizer(TOKENIZER[kind], sources.tokenizer_checkpoint or folder, device, numbers)
+    if not words and kind != "continuous":
+        fitted.check_pair(name, config.vocabulary, images.config.codes)
     made = {"raster": RasterPipeline, "next-scale": NextScalePipeline, "continuous": ContinuousPipeline}
     made = PromptedPipeline if words else made[kind]
-    pipe = made(transformer, images, **words, preset=PRESETS[name])
+    pipe = made(transformer, images, **words, preset=preset_of(name, config))
     pipe.nats_per_token = pocket.figures(name).get("nats_per_token") if sources.checkpoint is None else None
     return pipe
 
 
-def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> nn.Module:
-    """The image tokenizer that ships."""
-    return pocket.load(name, checkpoint, device=device)
+def tokenizer(name: str, checkpoint: Path | None, device: torch.device, numbers: Numbers | None = None) -> nn.Module:
+    """The image tokenizer that ships, or one of the same kind with the numbers that its file has."""
+    path = None if checkpoint is None else pocket.file_of(name, checkpoint)
+    config = READ[pocket.MODELS[name][0]](pocket.MODELS[name][1], path, PLAIN, numbers or Numbers(), name)
+    return pocket.load(name, checkpoint, config=config, device=device)
+
+
+def shapes(name: str, sources: Sources) -> Any:
+    """The shapes of a shipped model with the numbers of a file that is named."""
+    made, usual = pocket.MODELS[name]
+    if made not in READ:
+        return usual
+    path = None if sources.checkpoint is None else pocket.file_of(name, sources.checkpoint)
+    known = {other: config for other, (kind, config) in pocket.MODELS.items() if kind is made}
+    return READ[made](usual, path, PLAIN, sources.numbers, name, known)
+
+
+def preset_of(name: str, config: Any) -> Preset:
+    """A preset with the numbers of a file."""
+    return fitted.preset(PRESETS[name], pocket.MODELS[name][1], config, pocket.MODELS[name][0])
+
+
+def adapted(name: str, sources: Sources) -> Preset:
+    """A preset with the numbers of the file that is named."""
+    return preset_of(name, shapes(name, sources))
 
 
 def _names() -> tuple[str, ...]:
@@ -86,6 +127,7 @@ def _preset(
         spec=config.spec,
         drafter=drafter,
         skeleton=partial(pocket.build, name),
+        reads=partial(adapted, name),
         head=head,
         source=SHIPS,
         scenes=True,

@@ -4,16 +4,19 @@ Sizes are those of README.md and models/__init__.py of the official repository (
 d30 (`code-drafter-N`, fine-tuned on the first N scales) and a d16 (`code-refiner-N`, on the others).
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vargen.core import checkpoints, hub
+from vargen.core.numbers import Numbers
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import var
 from vargen.models.var import VAR, VARConfig
+from vargen.presets import fitted
 from vargen.presets.llamagen import imagenet
 from vargen.tokenizers import multiscale_vq
 from vargen.tokenizers.multiscale_vq import OFFICIAL_SIDES, MultiScaleVQConfig, MultiScaleVQTokenizer
@@ -71,13 +74,28 @@ def find(name: str, given: Path | None) -> Path:
     return path
 
 
-def tokenizer(name: str, checkpoint: Path | None, device: torch.device) -> MultiScaleVQTokenizer:
-    """An image tokenizer of `TOKENIZERS`, in float32 as published."""
+def tokenizer(
+    name: str, checkpoint: Path | None, device: torch.device, numbers: Numbers | None = None
+) -> MultiScaleVQTokenizer:
+    """An image tokenizer of `TOKENIZERS`, in float32 as published, with the numbers that its file has."""
+    path, layout = find(name, checkpoint), multiscale_vq.layout(TOKENIZERS[name])
+    config = fitted.multiscale_vq(TOKENIZERS[name], path, layout, numbers or Numbers(), name)
     with torch.device("meta"):
-        module = MultiScaleVQTokenizer(TOKENIZERS[name])
-    layout = multiscale_vq.layout(TOKENIZERS[name])
-    checkpoints.load_into(module, find(name, checkpoint), layout, device=device)
+        module = MultiScaleVQTokenizer(config)
+    checkpoints.load_into(module, path, multiscale_vq.layout(config), device=device)
     return module.eval().requires_grad_(False)
+
+
+def shapes(name: str, path: Path | None, sources: Sources) -> VARConfig:
+    """The shapes of a preset with the numbers of a file."""
+    return fitted.var(SHAPES[name], path, var.LAYOUT, sources.numbers, name, SHAPES)
+
+
+def adapted(name: str, sources: Sources) -> Preset:
+    """A preset with the numbers of the file that is named."""
+    given = sources.checkpoint
+    config = shapes(name, None if given is None else find(name, given), sources)
+    return fitted.preset(PRESETS[name], SHAPES[name], config, VAR)
 
 
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "NextScalePipeline":
@@ -87,14 +105,17 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     given = sources.checkpoint
     weights = find(name, given)  # all files are found, and the small one loaded, before the large one
     folder = given if given and given.is_dir() and (given / TOKENIZER_FILE).is_file() else None
-    shapes = SHAPES[name]
-    size = "512" if shapes.sides == SIDES_512 else "256"
-    images = tokenizer(f"var-vq-{size}", sources.tokenizer_checkpoint or folder, device)
+    config = shapes(name, weights, sources)
+    size = "512" if SHAPES[name].sides == SIDES_512 else "256"
+    numbers = replace(sources.numbers, patch_nums=config.sides)
+    images = tokenizer(f"var-vq-{size}", sources.tokenizer_checkpoint or folder, device, numbers)
+    fitted.check_pair(name, config.vocabulary, images.config.codes)
+    fitted.check_pair(name, config.code_dim, images.config.code_dim, "numbers in a code")
     with torch.device("meta"):
-        transformer = VAR(shapes)
+        transformer = VAR(config)
     checkpoints.load_into(transformer, weights, var.LAYOUT, dtype=dtype, device=device)
     transformer.eval().requires_grad_(False)
-    return NextScalePipeline(transformer, images, preset=PRESETS[name])
+    return NextScalePipeline(transformer, images, preset=fitted.preset(PRESETS[name], SHAPES[name], config, VAR))
 
 
 def recipes(name: str) -> dict[str, Recipe]:
@@ -128,10 +149,9 @@ def _preset(name: str) -> Preset:
         summary = f"VAR {rest[0]} on ImageNet's classes at {pixels} pixels."
         small = "var-d16" if pixels == 256 and rest[0] != "d16" else None
     spec, make = SHAPES[name].spec, partial(build, name)
-    made = partial(VAR, SHAPES[name])
-    source = f"{file_of(name)} of {published(name)[0]}"
-    law, shown = recipes(name), (imagenet, EXAMPLES)
-    return Preset(name, summary, law, spec.classes, make, *shown, spec, small, usual, made, source=source)
+    how: dict[str, Any] = {"skeleton": partial(VAR, SHAPES[name]), "reads": partial(adapted, name)}
+    how["source"] = f"{file_of(name)} of {published(name)[0]}"
+    return Preset(name, summary, recipes(name), spec.classes, make, imagenet, EXAMPLES, spec, small, usual, **how)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

@@ -5,14 +5,15 @@ authors' (Qinyu-Allen-Zhao/DiSA, commit 283fa59b, xAR_DiSA). The autoencoder is 
 """
 
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.models import xar
 from vargen.models.xar import XAR, XARConfig
-from vargen.presets import flowar, mar
+from vargen.presets import fitted, flowar, mar
 from vargen.presets.llamagen import imagenet
 
 if TYPE_CHECKING:
@@ -34,15 +35,28 @@ def file_of(name: str) -> str:
     return f"xAR-{name[-1].upper()}.pth"
 
 
+def shapes(name: str, path: Path | None, sources: Sources) -> XARConfig:
+    """The shapes of a preset with the numbers of a file."""
+    return fitted.flow(SHAPES[name], path, xar.LAYOUT, sources.numbers, name, SHAPES)
+
+
+def adapted(name: str, sources: Sources) -> Preset:
+    """A preset with the numbers of the file that is named."""
+    given = sources.checkpoint
+    config = shapes(name, None if given is None else flowar.find(REPOSITORY, file_of(name), given), sources)
+    return fitted.preset(PRESETS[name], SHAPES[name], config, XAR)
+
+
 def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype) -> "ContinuousPipeline":
     """The pipeline of a preset, from the official files or from `sources`."""
     from vargen.pipelines.continuous import ContinuousPipeline
 
     weights, images = flowar.files(REPOSITORY, file_of(name), sources, device)
+    config = shapes(name, weights, sources)
     with torch.device("meta"):
-        transformer = XAR(SHAPES[name])
+        transformer = XAR(config)
     loaded = flowar.load(transformer, weights, xar.LAYOUT, device, dtype)
-    return ContinuousPipeline(loaded, images, preset=PRESETS[name])
+    return ContinuousPipeline(loaded, images, preset=fitted.preset(PRESETS[name], SHAPES[name], config, XAR))
 
 
 def recipes(name: str) -> dict[str, Recipe]:
@@ -58,8 +72,8 @@ def recipes(name: str) -> dict[str, Recipe]:
 def _preset(name: str) -> Preset:
     summary = f"xAR {name[-1].upper()} on ImageNet's classes at 256 pixels."
     spec, make = SHAPES[name].spec, partial(build, name)
-    made, source = partial(XAR, SHAPES[name]), f"{file_of(name)} of {REPOSITORY}"
-    how = {"skeleton": made, "source": source}
+    how: dict[str, Any] = {"skeleton": partial(XAR, SHAPES[name]), "reads": partial(adapted, name)}
+    how["source"] = f"{file_of(name)} of {REPOSITORY}"
     return Preset(name, summary, recipes(name), spec.classes, make, imagenet, mar.EXAMPLES, spec, **how)
 
 

@@ -5,7 +5,7 @@ import base64
 import io
 import time
 import zipfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from vargen.server.desk import Job
 from vargen.server.errors import Refusal, answer
 from vargen.server.orders import Done, Order, Shown
 
+SUFFIXES = {"jpeg": "jpg"}  # of formats that are not called so
 SECONDS_OF_SILENCE = 15.0  # then a comment is sent, so that nobody between takes the connection for dead
 
 
@@ -28,26 +29,32 @@ class Told:
     method: str
     size: str
     seeds: tuple[int, ...]
+    format: str  # of the files, as OpenAI calls it
 
     @classmethod
     def of(cls, order: Order, size: str) -> "Told":
         """What is said with the images of an order."""
-        return cls(order.model, order.method, size, order.seeds)
+        return cls(order.model, order.method, size, order.seeds, order.kind.lower())
+
+    @property
+    def shape(self) -> dict[str, str]:
+        """OpenAI's fields of what the images are."""
+        return {"size": self.size, "quality": "auto", "background": "opaque", "output_format": self.format}
 
 
-def whole(told: Told, pngs: Sequence[bytes], kind: str) -> Response:
-    """All images at once: JSON with base64, or (`file`) a PNG, or a zip of several, named by their seeds."""
+def whole(told: Told, done: Done, kind: str) -> Response:
+    """All images at once: JSON with base64, or (`file`) a picture, or a zip of several, named by their seeds."""
     if kind == "b64_json":
-        data = [{"b64_json": _text(png), "seed": seed} for png, seed in zip(pngs, told.seeds, strict=True)]
-        about = {"model": told.model, "method": told.method, "size": told.size, "output_format": "png"}
-        return answer({"created": int(time.time()), **about, "data": data})
-    names = [f"{told.model}-{seed}.png" for seed in told.seeds]
-    if len(pngs) == 1:
-        return _file(pngs[0], names[0], "image/png")
+        data = [{"b64_json": _text(one), "seed": seed} for one, seed in zip(done.pictures, told.seeds, strict=True)]
+        about = {"model": told.model, "method": told.method, **told.shape}
+        return answer({"created": int(time.time()), **about, "data": data, "usage": _usage(done.read, done.drawn)})
+    names = [f"{told.model}-{seed}.{SUFFIXES.get(told.format, told.format)}" for seed in told.seeds]
+    if len(names) == 1:
+        return _file(done.pictures[0], names[0], f"image/{told.format}")
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:  # stored as they are: PNGs do not shrink
-        for index, (name, png) in enumerate(zip(names, pngs, strict=True)):
-            archive.writestr(f"{index}-{name}", png)
+    with zipfile.ZipFile(out, "w") as archive:  # stored as they are: pictures do not shrink
+        for index, (name, picture) in enumerate(zip(names, done.pictures, strict=True)):
+            archive.writestr(f"{index}-{name}", picture)
     return _file(out.getvalue(), f"{told.model}-{told.seeds[0]}.zip", "application/zip")
 
 
@@ -55,8 +62,13 @@ def _file(content: bytes, name: str, kind: str) -> Response:
     return Response(content, headers={"content-disposition": f'attachment; filename="{name}"'}, media_type=kind)
 
 
-def _text(png: bytes) -> str:
-    return base64.b64encode(png).decode("ascii")
+def _text(picture: bytes) -> str:
+    return base64.b64encode(picture).decode("ascii")
+
+
+def _usage(read: int, drawn: int) -> dict[str, Any]:
+    details = {"text_tokens": read, "image_tokens": 0}
+    return {"input_tokens": read, "input_tokens_details": details, "output_tokens": drawn, "total_tokens": read + drawn}
 
 
 async def events(told: Told, first: Shown | Done, job: Job) -> AsyncIterator[bytes]:
@@ -64,7 +76,7 @@ async def events(told: Told, first: Shown | Done, job: Job) -> AsyncIterator[byt
     event = first
     while isinstance(event, Shown):
         more = {"partial_image_index": event.number}
-        yield _event("image_generation.partial_image", told, event.image, event.png, more)
+        yield _event("image_generation.partial_image", told, event.image, event.picture, more)
         waiting = asyncio.ensure_future(job.next())
         try:
             while not (await asyncio.wait((waiting,), timeout=SECONDS_OF_SILENCE))[0]:
@@ -75,14 +87,17 @@ async def events(told: Told, first: Shown | Done, job: Job) -> AsyncIterator[byt
             return
         finally:
             waiting.cancel()
-    for image, png in enumerate(event.pngs):
-        yield _event("image_generation.completed", told, image, png, {})
+    count = len(event.pictures)
+    usage = {"usage": _usage(event.read // count, event.drawn // count)}  # of an image
+    for image, picture in enumerate(event.pictures):
+        yield _event("image_generation.completed", told, image, picture, usage)
 
 
-def _event(name: str, told: Told, image: int, png: bytes, more: dict[str, Any]) -> bytes:
-    about = {"size": told.size, "quality": "auto", "background": "opaque", "output_format": "png"}
+def _event(name: str, told: Told, image: int, picture: bytes, more: dict[str, Any]) -> bytes:
     own = {"index": image, "seed": told.seeds[image], "model": told.model, "method": told.method}
-    return _line(name, {"type": name, "b64_json": _text(png), "created_at": int(time.time()), **about, **own, **more})
+    return _line(
+        name, {"type": name, "b64_json": _text(picture), "created_at": int(time.time()), **told.shape, **own, **more}
+    )
 
 
 def _line(name: str, content: dict[str, Any]) -> bytes:

@@ -8,19 +8,20 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, Response
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 import vargen
-from vargen.core import registry
+from vargen.core.preset import Preset
 from vargen.server import answers, reading
 from vargen.server.desk import Desk, Engine, Job, described
 from vargen.server.errors import Refusal, answer
 from vargen.server.guard import HUNG_UP, IMAGES, Guard, HungUp
 from vargen.server.metrics import Metrics
-from vargen.server.openapi import ERRORS, IMAGES_ANSWER, schema_of
+from vargen.server.openapi import ERRORS, IMAGES_ANSWER, page, schema_of
 from vargen.server.options import Options
 from vargen.server.orders import Card, Done
-from vargen.server.schema import Health, ImageRequest, ModelList
+from vargen.server.schema import Health, ImageRequest, Model, ModelList
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -42,7 +43,7 @@ class Service:
             told = answers.Told.of(order, reading.said_size(order, self.engine.cards))
             first = await _unless_gone(job.next(), request)
             if isinstance(first, Done) and not body.stream:
-                return answers.whole(told, first.pngs, body.response_format or "b64_json")
+                return answers.whole(told, first, body.response_format or "b64_json")
             streamed = True
             return answers.Events(answers.events(told, first, job), lambda: self._leave(job, details))
         except HungUp:
@@ -68,11 +69,15 @@ class Service:
     def models(self) -> dict[str, Any]:
         """The models that are served, and what can be asked of each."""
         cards = self.engine.cards
-        return {"object": "list", "data": [_model(cards[name]) for name in self.options.names if name in cards]}
+        presets, named = self.options.presets, [name for name in self.options.names if name in cards]
+        return {"object": "list", "data": [_model(cards[name], presets[name]) for name in named]}
+
+    def model(self, name: str) -> dict[str, Any]:
+        """One of them. Refusal where there is none of that name."""
+        return _model(reading.card(name, self.engine.cards), self.options.presets[name])
 
 
-def _model(card: Card) -> dict[str, Any]:
-    preset = registry.preset(card.model)
+def _model(card: Card, preset: Preset) -> dict[str, Any]:
     return {
         "id": card.model,
         "object": "model",
@@ -122,6 +127,14 @@ def build(service: Service, key: str | None, lifespan: Lifespan | None = None) -
     _routes(app, service)
     _complaints(app)
     app.add_middleware(Guard, key=key, max_body=service.options.max_body, metrics=service.metrics)
+    if service.options.allowed_origins:  # before the guard: a browser asks first, and without a key
+        origins, headers = list(service.options.allowed_origins), ["authorization", "content-type"]
+        told: dict[str, Any] = {
+            "allow_methods": ["GET", "POST"],
+            "allow_headers": headers,
+            "expose_headers": ["x-request-id"],
+        }
+        app.add_middleware(CORSMiddleware, allow_origins=origins, **told)
     return app
 
 
@@ -136,6 +149,17 @@ def _routes(app: FastAPI, service: Service) -> None:
         """The models that are served, and what can be asked of each."""
         return answer(service.models())
 
+    @app.get("/v1/models/{model:path}", response_model=Model, responses={404: ERRORS[404]})
+    async def model(model: str) -> Response:
+        """A model that is served, and what can be asked of it."""
+        return answer(service.model(model))
+
+    @app.get("/docs", response_class=HTMLResponse)
+    async def docs() -> Response:
+        """This, to be read in a browser."""
+        return HTMLResponse(page(app.openapi()))
+
+    @app.get("/health", include_in_schema=False)
     @app.get("/healthz", response_model=Health, responses={503: {"model": Health, "description": "Not now"}})
     async def healthz() -> Response:
         """Whether requests are taken: 200, or 503 while the server starts or stops."""
@@ -162,7 +186,9 @@ def _complaints(app: FastAPI) -> None:
         where = [str(part) for part in first["loc"][1:] if isinstance(part, str)][:1]
         if first["type"] == "json_invalid" or not where:
             return Refusal(400, f"the body is no JSON object as expected: {first['msg']}", code="invalid_json").response
-        return Refusal(400, f"{where[0][:100]}: {first['msg']}", param=where[0][:100], code=first["type"]).response
+        name, known = where[0][:100], ", ".join(field.alias or key for key, field in ImageRequest.model_fields.items())
+        said = f"expected fields among {known}" if first["type"] == "extra_forbidden" else first["msg"]
+        return Refusal(400, f"{name}: {said}", param=name, code=first["type"]).response
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:

@@ -57,6 +57,8 @@ class Job:
     ticket: int | None = None  # while it is drawn
     began: float | None = None
     rows: int = 0  # of the batch that it is drawn in
+    shown: bool = False  # whether anything of it was sent
+    lost: bool = False  # whether a worker died of it, or beside it: it is drawn once more, alone
     answered: bool = False
 
     async def next(self) -> Shown | Done:
@@ -154,8 +156,10 @@ class Desk:
     def _gather(self) -> list[Job]:
         """Take a batch off the queue: its oldest order, and the kin of that for which there is room."""
         kin, room, chosen = self._waiting[0].order.kin, self._batch_size, []
+        if self._waiting[0].lost:
+            return [self._waiting.popleft()]
         for job in list(self._waiting):
-            if job.order.kin == kin and len(job.order.seeds) <= room:
+            if not job.lost and job.order.kin == kin and len(job.order.seeds) <= room:
                 room -= len(job.order.seeds)
                 chosen.append(job)
                 self._waiting.remove(job)
@@ -171,29 +175,37 @@ class Desk:
         self._metrics.rows.observe(rows)
         tickets = tuple(job.ticket for job in jobs if job.ticket is not None)
         batch = Batch(tuple(job.order for job in jobs), tickets, tuple(job.until for job in jobs))
-        left = dict(enumerate(jobs))
+        left, again = dict(enumerate(jobs)), list[Job]()
         try:
             async for event in self._engine.run(batch):
                 self._deal(event, left)
         except Exception as error:  # whatever it is, nobody may be left waiting
             log.warning("a batch of %d requests is lost: %s", len(jobs), error)
+            again = [job for job in left.values() if not job.shown and not job.lost and self._wanted(job)]
         for job in left.values():  # the worker gave it up at its deadline, or died
-            late = time.monotonic() >= job.until
-            job.events.put_nowait(Failed(0, 504 if late else 500, "the images could not be drawn"))
+            if job not in again:
+                late = time.monotonic() >= job.until
+                job.events.put_nowait(Failed(0, 504 if late else 500, "the images could not be drawn"))
         for job in jobs:
             assert job.ticket is not None
             self._free.append(job.ticket)
-            job.ticket = None
+            job.ticket, job.lost = None, job in again
+        self._waiting.extendleft(reversed(again))
+
+    def _wanted(self, job: Job) -> bool:
+        """Whether somebody waits for an order that is drawn."""
+        return job.ticket is not None and self._engine.board[job.ticket] > time.monotonic()
 
     def _deal(self, event: Event, left: dict[int, Job]) -> None:
         match event:
             case Shown():
+                left[event.order].shown = True
                 left[event.order].events.put_nowait(event)
             case Done() | Failed():
                 job = left.pop(event.order)
                 job.events.put_nowait(event)
                 if isinstance(event, Done):
-                    self._metrics.images.add(len(event.pngs), job.order.model)
+                    self._metrics.images.add(len(event.pictures), job.order.model)
             case Ended():
                 self._metrics.abandoned.add(event.abandoned)
                 self._metrics.forwards.add(event.forwards)

@@ -18,7 +18,7 @@ from vargen.server.logs import write
 from vargen.server.metrics import Metrics
 
 IMAGES = "/v1/images/generations"
-OPEN = frozenset({"/healthz"})  # load balancers have no key
+OPEN = frozenset({"/health", "/healthz", "/docs"})  # load balancers and browsers have no key
 QUIET = OPEN | {"/metrics"}  # they are asked every few seconds
 SECONDS_TO_SEND = 20.0
 HUNG_UP = 499  # what nginx calls it; nobody reads it
@@ -93,7 +93,7 @@ class Guard:
             self._metrics.seconds.observe(seconds)
         if scope["path"] in QUIET and status == 200:
             return
-        named = {"id": told, "method": scope["method"], "path": scope["path"][:100], "status": status}
+        named = {"id": told, "http_method": scope["method"], "path": scope["path"][:100], "status": status}
         write(
             "request", **{**named, "seconds": round(seconds, 4), **{k: v for k, v in details.items() if k != "status"}}
         )

@@ -4,18 +4,24 @@ import argparse
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from vargen.core import registry
+from vargen.core.numbers import Numbers
+from vargen.core.preset import Preset, Sources
 
 POCKET = ("pocket-llamagen", "pocket-var", "pocket-lumina")  # they ship, and an image takes less than a second
 KEY_VARIABLE = "VARGEN_API_KEY"
 LOOPBACK = "127.0.0.1"
 HOSTS = (LOOPBACK, "0.0.0.0", "::")  # that LitServe listens on
 KINDS = {"dtype": ("float32", "bfloat16", "float16"), "quantize": ("int8", "int4")}
-KEYS = ("checkpoint", "tokenizer_checkpoint", "text_encoder", "drafter", "drafter_checkpoint", "dtype", "quantize")
+NUMBERS = tuple(field.name for field in dataclasses.fields(Numbers))
+FILES = ("checkpoint", "tokenizer_checkpoint", "text_encoder", "drafter", "drafter_checkpoint")
+KEYS = (*FILES, *KINDS, *NUMBERS)
 WORDS = {
     "model": "NAME, or NAME:checkpoint=FILE:dtype=bfloat16; repeat for several",
     "host": "127.0.0.1, or 0.0.0.0 or :: for every address that the machine has",
@@ -36,6 +42,8 @@ WORDS = {
     "deadline": "most seconds that a request may take, the queue included; then it is answered 504",
     "api_key_file": f"file with the key that clients send (default: ${KEY_VARIABLE}, or none)",
     "log_prompts": "write prompts into the log",
+    "strict": "refuse sizes that a model does not draw, instead of drawing the nearest",
+    "allowed_origins": "a web page's origin that may ask from a browser, https://example.org, or *; repeat for several",
 }
 
 
@@ -62,6 +70,8 @@ class Options:
     deadline: float = 120.0
     api_key_file: Path | None = None
     log_prompts: bool = False
+    strict: bool = False
+    allowed_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         from vargen.core.dispatch import Kernels  # torch is slow to import, and flags are made without it
@@ -90,6 +100,11 @@ class Options:
     def names(self) -> tuple[str, ...]:
         """The models, without what is to be loaded for them; the first is drawn with unless another is asked for."""
         return tuple(parsed(spec)[0] for spec in self.model)
+
+    @cached_property
+    def presets(self) -> dict[str, Preset]:
+        """The presets of the models by name, with the numbers of the files that are named."""
+        return {name: preset(name, given) for name, given in map(parsed, self.model)}
 
     @property
     def most_images(self) -> int:
@@ -120,9 +135,23 @@ def parsed(spec: str) -> tuple[str, dict[str, str]]:
     for key, value in given.items():
         if key not in KEYS or not value:
             raise ValueError(f"got {key!r} in model {spec!r}, expected one of {', '.join(KEYS)}, with =VALUE")
+        if key in NUMBERS:
+            Numbers(**numbers({key: value}))
         if key in KINDS and value not in KINDS[key]:
             raise ValueError(f"got {key} {value!r} in model {spec!r}, expected {', '.join(KINDS[key])}")
     return name, given
+
+
+def preset(name: str, given: Mapping[str, str]) -> Preset:
+    """A model's preset with the numbers of the files that are named."""
+    weights, images = (Path(given[key]).expanduser() if key in given else None for key in FILES[:2])
+    return registry.preset(name).of(Sources(weights, images, numbers=Numbers(**numbers(given))))
+
+
+def numbers(given: Mapping[str, str]) -> dict[str, Any]:
+    """The numbers that a model's files are said to have, as `vargen.load` takes them."""
+    found = {key: given[key] for key in NUMBERS if key in given}
+    return {key: int(value) if value.isascii() and value.isdigit() else value for key, value in found.items()}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -133,8 +162,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         kind = next(kind for kind in (*get_args(hints[option.name]), hints[option.name]) if kind is not type(None))
         if kind is bool:
             parser.add_argument(flag, action="store_true", help=words)
-        elif option.name == "model":
-            parser.add_argument(flag, action="append", help=f"{words} (default: {', '.join(POCKET)})")
+        elif get_origin(hints[option.name]) is tuple:
+            usual: Any = option.default
+            told = f" (default: {', '.join(usual)})" if usual else ""
+            parser.add_argument(flag, action="append", help=words + told)
         else:
             told = "" if option.default is None else f" (default: {option.default})"
             parser.add_argument(flag, type=kind, default=option.default, help=words + told)
@@ -142,6 +173,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def read(parser: argparse.ArgumentParser, argv: list[str]) -> Options:
     """The options that flags ask for."""
-    given = vars(parser.parse_args(argv))
-    given["model"] = tuple(given["model"] or POCKET)
+    given: dict[str, Any] = vars(parser.parse_args(argv))
+    for name, value in list(given.items()):
+        if isinstance(value, list):
+            given[name] = tuple(value)
+        elif value is None:
+            del given[name]  # its default
     return Options(**given)

@@ -17,6 +17,9 @@ class Order:
     subject: int | str  # a class by index, or a prompt
     seeds: tuple[int, ...]
     partials: int = 0  # pictures of each image on its way
+    negative: str = ""  # what guidance is against, where it is not what the model learned
+    kind: str = "PNG"  # of the files
+    quality: int | None = None  # of JPEG and WebP, in percent
 
     @property
     def kin(self) -> tuple[Any, ...]:
@@ -59,20 +62,22 @@ class Begun:
 
 @dataclass(frozen=True)
 class Shown:
-    """An image of an order on its way, as a PNG; `number` counts those of this image."""
+    """An image of an order on its way, as a file; `number` counts those of this image."""
 
     order: int
     image: int
     number: int
-    png: bytes
+    picture: bytes
 
 
 @dataclass(frozen=True)
 class Done:
-    """All images of an order, as PNGs."""
+    """All images of an order, as files, and the tokens that were read and drawn for them."""
 
     order: int
-    pngs: tuple[bytes, ...]
+    pictures: tuple[bytes, ...]
+    read: int = 0
+    drawn: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from vargen.core.png import encode_png, texts
+from vargen.core.png import encode, texts
 from vargen.models import pocket
 from vargen.pipelines.base import Pipeline
 from vargen.pipelines.loading import DTYPES
 from vargen.pipelines.partial import Partial
-from vargen.server.options import parsed
+from vargen.server.options import numbers, parsed
 from vargen.server.orders import Batch, Card, Done, Ended, Failed, Order, Shown
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def load(specs: Sequence[str], device: str | None, fast: str = "auto") -> dict[s
 
     pipes = {}
     for name, given in map(parsed, specs):
-        arguments: dict[str, Any] = dict(given)
+        arguments: dict[str, Any] = {**given, **numbers(given)}
         if "dtype" in arguments:
             arguments["dtype"] = DTYPES.get(given["dtype"], given["dtype"])
         pipes[name] = vargen.load(name, device=device, fast=fast, **arguments)
@@ -123,7 +123,9 @@ class Painter:
             slots = partial.pipeline.transformer.spec.slots
             for index in list(left):
                 if all(partial.settled[row] >= slots for row in work[index].rows):
-                    yield Done(index, tuple(_final(partial, row) for row in work[index].rows))
+                    pictures = tuple(_final(partial, row, left[index]) for row in work[index].rows)
+                    read = _read(partial.pipeline, left[index]) * len(pictures)
+                    yield Done(index, pictures, read, slots * len(pictures))
                     del left[index]
                 elif left[index].partials:
                     yield from _shown(partial, index, work[index], slots)
@@ -136,6 +138,8 @@ class Painter:
         pipe, subjects = self._pipes[first.model], [order.subject for order in orders for _ in order.seeds]
         arguments: dict[str, Any] = dict(first.law)
         arguments["class_labels" if pipe.transformer.spec.classes else "prompt"] = subjects
+        if any(order.negative for order in orders):
+            arguments["negative_prompt"] = [order.negative for order in orders for _ in order.seeds]
         if first.size is not None:
             arguments["height"], arguments["width"] = first.size
         seeds = [seed for order in orders for seed in order.seeds]
@@ -157,10 +161,16 @@ def _fail(left: dict[int, Order], status: int, message: str) -> Iterator[Failed]
         yield Failed(index, status, message)
 
 
-def _final(partial: Partial, row: int) -> bytes:
+def _read(pipe: Pipeline, order: Order) -> int:
+    """The tokens of what an order asks for, a class being one."""
+    return 1 if isinstance(order.subject, int) else len(pipe.text_tokenizer(order.subject)["input_ids"])
+
+
+def _final(partial: Partial, row: int, order: Order) -> bytes:
     """An image that is done: decoded alone, so that its last bits do not hang on how many are decoded together."""
     image = partial.pipeline.decode(partial.tokens[row : row + 1], "pil", partial.image_size)[0]
-    return encode_png(image, texts(partial.trace, row, alone=True))  # of its company, who asked for it learns nothing
+    told = texts(partial.trace, row, alone=True)  # of its company, who asked for it learns nothing
+    return encode(image, told, order.kind, order.quality)
 
 
 def _shown(partial: Partial, index: int, work: Work, slots: int) -> Iterator[Shown]:
@@ -172,5 +182,5 @@ def _shown(partial: Partial, index: int, work: Work, slots: int) -> Iterator[Sho
     features = None if partial.features is None else partial.features[rows]
     pictures = replace(partial, tokens=partial.tokens[rows], features=features).images()
     for image, picture in zip(due, pictures, strict=True):
-        yield Shown(index, image, work.numbers[image], encode_png(picture, {}))
+        yield Shown(index, image, work.numbers[image], encode(picture, {}, work.order.kind, work.order.quality))
         work.numbers[image] += 1

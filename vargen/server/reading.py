@@ -1,5 +1,6 @@
 """From a request's body to an order: everything that can be refused is refused here, before it joins the queue."""
 
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,31 +17,47 @@ from vargen.server.schema import ImageRequest
 WINDOW = 16  # of methods whose window is auto: that choice hangs on the clock, and would not repeat
 MOST = {"window": 128, "length": 64, "drafts": 64, "ahead": 64}  # what one forward may be made to hold
 MOST_OTHERS = 1024
+LONGEST = 256  # characters of a method
 
 
 def read(body: ImageRequest, cards: Mapping[str, Card], options: Options) -> Order:
     """The order that a body asks for. Refusal names the field that is wrong."""
     name = options.names[0] if body.model is None else body.model
-    if name not in cards:
-        message = registry.unknown("model", name[:100], list(cards))
-        raise Refusal(404, message, param="model", code="model_not_found")
-    card, preset, count = cards[name], registry.preset(name), body.n or 1
+    drawer, preset, count = card(name, cards), options.presets[name], body.n or 1
     if count > options.most_images:
         raise Refusal(400, f"got n {count}, expected at most {options.most_images}", param="n")
-    recipe = _checked("preset", preset.choose, body.preset)
-    law: dict[str, Any] = {key: getattr(body, key) for key in LAW}
-    method = _checked("method", _method, body.method, law, recipe, preset, card)
-    size, image_size = _checked("size", _size, body.size, card, recipe)
-    high, wide = _pixels(size, image_size, card, recipe)
+    asked = body.options
+    recipe = _checked("preset", preset.choose, asked["preset"])
+    law = {key: asked[key] for key in LAW}
+    for key, value in law.items():
+        _checked(key, request.asked, preset.method, recipe, {key: value}, {}, preset.spec)
+    method = _checked("method", _method, asked["method"], law, recipe, preset, drawer)
+    size, image_size = _checked("size", _size, body.size, drawer, recipe, options.strict)
+    high, wide = _pixels(size, image_size, drawer, recipe)
     if count * high * wide > options.max_pixels:
         raise Refusal(
             400, f"got {count} images of {wide}x{high}, expected {options.max_pixels} pixels at most", param="n"
         )
     subject = _subject(body, preset, options)
-    first = secrets.randbits(32) if body.seed is None else body.seed
+    first = secrets.randbits(32) if asked["seed"] is None else asked["seed"]
     given = tuple((key, value) for key, value in law.items() if value is not None)
-    order = Order(name, method, body.preset, given, size, image_size, subject, tuple(values.seeds(count, first, None)))
-    return replace(order, partials=_partials(body, options))
+    order = Order(
+        name, method, asked["preset"], given, size, image_size, subject, tuple(values.seeds(count, first, None))
+    )
+    return replace(
+        order,
+        partials=_partials(body, options),
+        negative=_negative(asked["negative_prompt"] or "", preset, options),
+        **_file(body),
+    )
+
+
+def card(name: str, cards: Mapping[str, Card]) -> Card:
+    """A model that is served, by name. Refusal where there is none."""
+    if name not in cards:
+        message = registry.unknown("model", name[:100], list(cards))
+        raise Refusal(404, message, param="model", code="model_not_found")
+    return cards[name]
 
 
 def said_size(order: Order, cards: Mapping[str, Card]) -> str:
@@ -66,7 +83,7 @@ def _checked(param: str, read: Any, *arguments: Any) -> Any:
 
 def _method(text: str | None, law: dict[str, Any], recipe: Recipe, preset: Preset, card: Card) -> str:
     """A method that repeats itself, with its settings. ValueError where it cannot be had here."""
-    if text is not None and (not text.isascii() or not text.isprintable() or " " in text):
+    if text is not None and (len(text) > LONGEST or not text.isascii() or not text.isprintable() or " " in text):
         raise ValueError("got a method with characters that no method has, expected such as sjd-coupled:window=16")
     name, *parts = (text or preset.method).split(":")
     chosen = request.asked(":".join([name, *parts]), recipe, law, {}, preset.spec)
@@ -87,11 +104,18 @@ def _method(text: str | None, law: dict[str, Any], recipe: Recipe, preset: Prese
     return ":".join([name, *parts])
 
 
-def _size(text: str | None, card: Card, recipe: Recipe) -> tuple[tuple[int, int] | None, int | None]:
-    """Height and width where the model has several, and pixels a side to resize to. ValueError names the sizes."""
+def _size(text: str | None, card: Card, recipe: Recipe, strict: bool) -> tuple[tuple[int, int] | None, int | None]:
+    """Height and width where the model has several, and pixels a side to resize to: the nearest to what is asked for.
+
+    With `strict`, ValueError where the model does not draw just that; it names the sizes.
+    """
     if text is None or text == "auto":
         return None, None
     wide, high = map(int, text.split("x"))
+    if not strict and high == wide == recipe.image_size:
+        return None, None
+    if not strict:
+        high, wide = min(card.sizes, key=lambda size: abs(math.log(size[0] / high)) + abs(math.log(size[1] / wide)))
     if (high, wide) in card.sizes:
         size = (high, wide) if len(card.sizes) > 1 else None
         return size, high if recipe.image_size is not None else None
@@ -126,6 +150,25 @@ def _subject(body: ImageRequest, preset: Preset, options: Options) -> int | str:
     if isinstance(found, str) and len(found) > 100:
         raise Refusal(400, f"got a class of {len(found)} characters, expected a name or an index", param=param)
     return _checked(param, values.label, found, preset.names(), preset.classes, least)
+
+
+def _negative(text: str, preset: Preset, options: Options) -> str:
+    """What guidance is against, where a request says it."""
+    if text and preset.classes:
+        raise Refusal(400, f"{preset.name} draws classes and takes no negative_prompt", param="negative_prompt")
+    if len(text) > options.max_prompt:
+        message = f"got a negative_prompt of {len(text)} characters, expected at most {options.max_prompt}"
+        raise Refusal(400, message, param="negative_prompt")
+    return text
+
+
+def _file(body: ImageRequest) -> dict[str, Any]:
+    """The kind of the files, and their quality."""
+    kind, quality = body.output_format or "png", body.output_compression
+    if kind == "png" and quality not in (None, 100):
+        message = "got output_compression for png, which loses nothing: it is of jpeg and webp"
+        raise Refusal(400, message, param="output_compression")
+    return {"kind": kind.upper(), "quality": None if kind == "png" else quality}
 
 
 def _partials(body: ImageRequest, options: Options) -> int:

@@ -9,18 +9,20 @@ from vargen.pipelines.options import about
 
 Whole = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
+IGNORED = "taken, and ignored"
+SHARED = ("method", "preset", "seed", "negative_prompt", *LAW)  # options of a call that a request may set
 
 
-def law() -> Any:
-    """The fields that shape the law, of the types and with the words that a call's options have."""
-    kinds: dict[Any, Any] = {int: Whole, float: Number}
-    return {name: (kinds[about(name).text] | None, Field(None, description=about(name).words)) for name in LAW}
+def shared() -> Any:
+    """The fields that a call has as well, of the types and with the words that its options have."""
+    kinds: dict[Any, Any] = {int: Whole, float: Number, str: str}
+    return {name: (kinds[about(name).text] | None, Field(None, description=about(name).words)) for name in SHARED}
 
 
-Law = create_model("Law", **law())
+Shared = create_model("Shared", **shared())
 
 
-class ImageRequest(Law):
+class ImageRequest(Shared):
     """What is to be drawn: a `prompt` or a `class`, as the model takes it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=False)
@@ -29,21 +31,30 @@ class ImageRequest(Law):
     prompt: str | None = Field(None, description="what to draw; models of classes take a class's name here")
     class_: int | str | None = Field(None, alias="class", description="name or index of a class")
     n: int | None = Field(None, ge=1, le=1024, description="images (default: 1); image i has seed + i")
-    size: str | None = Field(None, pattern="^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="WIDTHxHEIGHT, or auto")
+    size: str | None = Field(
+        None,
+        pattern="^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$",
+        description="WIDTHxHEIGHT, or auto; the nearest is drawn",
+    )
     response_format: Literal["b64_json", "file"] | None = Field(
-        None, description="file: the PNG itself, or a zip of several (default: b64_json)"
+        None, description="file: the picture itself, or a zip of several (default: b64_json)"
     )
     stream: bool | None = Field(None, description="server-sent events, with pictures of images on their way")
     partial_images: int | None = Field(None, ge=0, le=64, description="so many of them, of each image (default: 2)")
-    output_format: Literal["png"] | None = None
-    quality: Literal["auto"] | None = None
-    background: Literal["auto", "opaque"] | None = None
-    user: str | None = Field(None, max_length=512, description="taken, and ignored")
+    output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="(default: png)")
+    output_compression: int | None = Field(None, ge=0, le=100, description="quality of jpeg and webp, in percent")
+    background: Literal["auto", "opaque"] | None = Field(None, description="pictures are opaque")
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(None, description=IGNORED)
+    style: Literal["vivid", "natural"] | None = Field(None, description=IGNORED)
+    moderation: Literal["auto", "low"] | None = Field(None, description=IGNORED)
+    user: str | None = Field(None, max_length=512, description=IGNORED)
     # vargen's own
-    seed: Whole | None = Field(None, description="of the first image (default: drawn, and told in the answer)")
-    method: str | None = Field(None, max_length=256, description="with its settings, sjd-coupled:window=16")
-    preset: str | None = Field(None, max_length=128, description="a published recipe of the model")
     deadline: Number | None = Field(None, gt=0, description="seconds, at most those that the server allows")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of a call, by name."""
+        return {name: getattr(self, name) for name in SHARED}
 
 
 class ImageData(BaseModel):
@@ -53,6 +64,22 @@ class ImageData(BaseModel):
     seed: int
 
 
+class InputDetails(BaseModel):
+    """Tokens that were read."""
+
+    text_tokens: int
+    image_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens: read, of the class or the prompt, for each image; and drawn."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    total_tokens: int
+
+
 class ImageResponse(BaseModel):
     """The images of a request."""
 
@@ -60,8 +87,11 @@ class ImageResponse(BaseModel):
     model: str
     method: str
     size: str
-    output_format: Literal["png"]
+    quality: Literal["auto"]
+    background: Literal["opaque"]
+    output_format: Literal["png", "jpeg", "webp"]
     data: list[ImageData]
+    usage: Usage
 
 
 class Problem(BaseModel):

@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -188,7 +189,7 @@ class Server(LitServer):
 
     def __init__(self, options: Options, accelerator: str, key: str | None) -> None:
         self.options, self._key, self.engine = options, key, Workers(self)
-        self.front_died = False
+        self.front_died: int | None = None  # its exit code, where it was not told to end
         self.service = Service(self.engine, options)
         studio, devices = Studio(options), options.devices or "auto"
         super().__init__(
@@ -217,7 +218,8 @@ class Server(LitServer):
 
     def _outlive(self, front: Any) -> None:
         front.join()
-        self.front_died = front.exitcode not in (0, -signal.SIGTERM, -signal.SIGINT)
+        if front.exitcode not in (0, -signal.SIGTERM, -signal.SIGINT):
+            self.front_died = front.exitcode
         stop: Any = self._shutdown_event
         with contextlib.suppress(OSError, EOFError):  # the event's keeper may be gone as well
             stop.set()
@@ -233,6 +235,8 @@ class Server(LitServer):
         async with super().lifespan(app), self.service.desk.working():
             await self.engine.greeted()
             _stop_gently(self.service.desk)
+            where, models = f"http://{self.options.host}:{self.options.port}", ", ".join(self.options.names)
+            print(f"vargen: ready at {where} ({models}); {where}/docs says what it takes", file=sys.stderr, flush=True)
             watch = asyncio.create_task(_watch(self._helpers))
             yield
             watch.cancel()

@@ -211,8 +211,7 @@ def run(
     pipe = load(name, device=device, dtype=torch.float32, checkpoint=checkpoint)
     if not isinstance(pipe, RasterPipeline):
         raise ValueError(f"{name} draws scale by scale: a head drafts only for models that draw token by token")
-    if depth >= pipe.transformer.spec.slots:
-        raise ValueError(f"got depth {depth}, expected less than the {pipe.transformer.spec.slots} tokens of an image")
+    whole(depth, "depth", most=pipe.transformer.spec.slots - 1)  # it guesses within an image
     asked = _asked(pipe, prompts, images + HELD_OUT)
     told = identity(pipe, asked, method)
     ids = draw(pipe, asked, work / f"drawn-{name}-{told}.npy", method)
@@ -223,8 +222,8 @@ def run(
         checkpoints.save(out, {key: value.half().cpu() for key, value in head.state_dict().items()})
     checkpoints.load_into(head, out, dtype=torch.float32, device=pipe.transformer.device)
     figures = measured(head.eval(), pipe, asked[images:], ids[images:], depth)
-    written = {key: f"{value:.4f}" for key, value in figures.items()} | described(pipe)
-    checkpoints.save(out, weight_files.read(out), written)
+    about = {key: f"{value:.4f}" for key, value in figures.items()} | described(pipe)
+    checkpoints.save(out, weight_files.read(out), about)
     return figures
 
 

@@ -54,23 +54,8 @@ def fit(
 
     A step's randomness depends on (seed, step) alone, so that a resumed run equals an unbroken one.
     """
-    decayed = [p for p in module.parameters() if p.dim() > 1]
-    rest = [p for p in module.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.95))
-    start, run = 0, f"{name}, seed {seed}, {data}, {schedule}"
-    if checkpoint.exists():
-        try:
-            pickles.scan(checkpoint)
-            state = torch.load(checkpoint, map_location=device, weights_only=True)
-            before = state["run"]
-        except Exception:
-            raise ValueError(f"{checkpoint} is damaged or no checkpoint: remove it to start anew") from None
-        if before != run:
-            raise ValueError(f"{checkpoint} is of another run ({before}): remove it to start {run}")
-        module.load_state_dict(state["module"])
-        optimiser.load_state_dict(state["optimiser"])
-        start = int(state["step"])
+    optimiser, run = _adamw(module, schedule), f"{name}, seed {seed}, {data}, {schedule}"
+    start = _resume(module, optimiser, checkpoint, run, device) if checkpoint.exists() else 0
     module.train()
     bar = tqdm(
         range(start, schedule.steps), initial=start, total=schedule.steps, desc=name, mininterval=5, disable=None
@@ -89,3 +74,28 @@ def fit(
             state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1, "run": run}
             write_atomically(checkpoint, lambda path, state=state: torch.save(state, path))
     module.eval()
+
+
+def _adamw(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW that decays matrices alone."""
+    decayed = [p for p in module.parameters() if p.dim() > 1]
+    rest = [p for p in module.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.95))
+
+
+def _resume(
+    module: nn.Module, optimiser: torch.optim.Optimizer, checkpoint: Path, run: str, device: torch.device
+) -> int:
+    """Take a run up where its checkpoint ends; the step that comes next. ValueError where it is of another run."""
+    try:
+        pickles.scan(checkpoint)
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        before = state["run"]
+    except Exception:
+        raise ValueError(f"{checkpoint} is damaged or no checkpoint: remove it to start anew") from None
+    if before != run:
+        raise ValueError(f"{checkpoint} is of another run ({before}): remove it to start {run}")
+    module.load_state_dict(state["module"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"])
