@@ -75,7 +75,8 @@ def _read(texts: dict[str, str], options: argparse.Namespace) -> Told:
     if "free_size" in texts or not isinstance(settings, dict):
         raise ValueError("its size was chosen by the model" if "free_size" in texts else "its settings are no object")
     options.model, options.preset = preset.name, texts.get("preset")
-    options.method, options.quantize = spelled(texts["method"], settings, preset, options), settings.get("quantize")
+    options.method, options.quantize = texts["method"], settings.get("quantize")
+    own = by_keyword(options.method, settings, preset.choose(options.preset))
     for name in LAW:
         setattr(options, name, settings.get(name))
     for name, known in (("dtype", ("float32", "bfloat16", "float16")), ("fast", ("auto", "off", "triton"))):
@@ -88,6 +89,7 @@ def _read(texts: dict[str, str], options: argparse.Namespace) -> Told:
     if side := texts.get("image_size"):
         options.image_size = _whole(side, "image size")
     work = company(texts, preset)
+    work.arguments |= own
     options.batch_size = work.batch_size
     size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", texts.get("size", ""))
     if size and preset.kind == "raster" and not preset.classes:
@@ -98,17 +100,15 @@ def _read(texts: dict[str, str], options: argparse.Namespace) -> Told:
     return Told(texts.get("weights", ""), texts.get("device", "cpu"), pictures, work)
 
 
-def spelled(method: str, settings: dict[str, Any], preset: Any, options: argparse.Namespace) -> str:
-    """The method as the picture names it, with those settings that its name does not have and its recipe neither."""
-    recipe = preset.choose(options.preset)
+def by_keyword(method: str, settings: dict[str, Any], recipe: Any) -> dict[str, Any]:
+    """Settings that a call was given beside its method: neither the method's text nor the recipe has them."""
     sampler, chosen = registry.method(method, recipe.settings)
     names = [field.name for field in registry.settings_of(method.split(":")[0]) if field.name != sampler.partner]
     more = {name: settings[name] for name in names if name in settings and settings[name] != vars(chosen)[name]}
-    text = drawing.spelled(method, {name: str(value) for name, value in more.items()})
-    for key, value in vars(registry.method(text, recipe.settings)[1]).items():
+    for key, value in vars(registry.method(method, recipe.settings, **more)[1]).items():
         if isinstance(value, int) and abs(value) > MOST_OF.get(key, MOST_SETTING):
             raise ValueError(f"got {key} {value}, expected at most {MOST_OF.get(key, MOST_SETTING)}")
-    return text
+    return more
 
 
 def company(texts: dict[str, str], preset: Any) -> drawing.Work:
