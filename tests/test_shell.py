@@ -1,6 +1,7 @@
 """The shell's first minute: help without torch, what is meant by a wrong name, what a run says it has saved."""
 
 import argparse
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -218,3 +219,57 @@ def test_a_parser_says_its_defaults_once():
     words = made.format_help()
     assert words.count("(default:") == 2
     assert "so many (default: 3)" in words
+
+
+STOPS = """
+import os, signal, sys
+from vargen.commands import main
+main.COMMANDS["stops"] = ("stops", "")
+main.door("stops", [])
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("def command(argv):\n    stop()\n", "vargen: stopped\n"),
+        ("def command(argv):\n    raise KeyboardInterrupt('2 images kept')\n", "vargen: stopped; 2 images kept\n"),
+        (
+            "def command(argv):\n    try:\n        stop()\n    except BaseException:\n        raise ImportError\n",
+            "vargen: stopped\n",
+        ),
+        ("try:\n    stop()\nfinally:\n    raise RecursionError\n", "vargen: stopped\n"),  # while it is imported
+    ],
+)
+def test_ctrl_c_is_a_line_and_no_traceback(tmp_path, module, words):
+    begin = "import os, signal\nstop = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / "stops.py").write_text(begin + module)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", STOPS], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, words)
+
+
+def test_a_run_that_is_stopped_says_what_it_kept(tmp_path, monkeypatch, capsys):
+    from vargen.commands import evaluate
+    from vargen.eval import runs
+
+    monkeypatch.setitem(registry.MODELS, "small", "small:PRESETS")
+    argv = ["sample", "--model", "small", "--method", "ar", "--num-images", 4, "--batch-size", 2, "--device", "cpu"]
+    draw, calls = runs._draw, []
+
+    def stopped(*arguments):
+        if len(calls) == most:
+            raise KeyboardInterrupt
+        calls.append(1)
+        draw(*arguments)
+
+    monkeypatch.setattr(runs, "_draw", stopped)
+    for most, words in ((1, f"; 2 of 4 images are in {tmp_path / 'a'}, and the same command goes on"), (0, "")):
+        out = tmp_path / ("a" if most else "b")
+        calls.clear()
+        with pytest.raises(SystemExit) as stop:
+            run(*argv, "--out", out, command=evaluate.command)
+        assert stop.value.code == 130
+        assert capsys.readouterr().err.splitlines()[-1] == f"vargen: stopped{words}"

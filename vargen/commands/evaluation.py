@@ -66,7 +66,12 @@ def sample(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     def pipe(device: torch.device) -> Any:
         return flags.load(argparse.Namespace(**{**vars(options), "device": str(device), "dtype": wanted.dtype}))
 
-    manifest = runs.sample(wanted, pipe, out, device=options.device)
+    try:
+        manifest = runs.sample(wanted, pipe, out, device=options.device)
+    except KeyboardInterrupt:
+        there = len(list((out / "images").glob("[0-9]*.png")))
+        words = [f"{there} of {wanted.count} images are in {out}, and the same command goes on"] if there else []
+        raise KeyboardInterrupt(*words) from None
     if manifest:
         forwards = manifest["forwards_per_image"]
         print(f"{out}: {wanted.count} images, {'?' if forwards is None else f'{forwards:.1f}'} forwards per image")

@@ -6,9 +6,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from vargen.core.messages import escaped
-from vargen.core.registry import unknown
 from vargen.core.version import __version__
 
 COMMANDS = {  # name -> the module that has `command(argv)` and its `parser()`, and what it does
@@ -39,26 +39,46 @@ def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None)
         sys.stdout.flush()  # a reader that has gone shows here, and not where nobody catches it
     except BrokenPipeError:  # the reader of our output has gone; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+    except KeyboardInterrupt as stop:  # who kept something says so in it
+        _stopped(*stop.args)
+    except Exception as error:
+        if _heard:  # a library that was stopped while it was imported may call it by another name
+            _stopped()
         if is_out_of_memory(error):
             error = "out of memory: lower --batch-size, or the number or the size of images, or name a smaller model"
         elif not isinstance(error, ValueError | OSError):
             raise
         print(f"vargen: {escaped(str(error))}", file=sys.stderr)  # nothing that a file says may look like our words
         raise SystemExit(2) from None
-    except KeyboardInterrupt as stop:  # who kept something says so in it
-        print("; ".join(["vargen: stopped", *map(escaped, map(str, stop.args))]), file=sys.stderr)
-        raise SystemExit(STOPPED) from None
+
+
+def _stopped(*words: object) -> NoReturn:
+    print("; ".join(["vargen: stopped", *map(escaped, map(str, words))]), file=sys.stderr)
+    raise SystemExit(STOPPED) from None
+
+
+_heard: list[int] = []  # signals
 
 
 def door(name: str, argv: Sequence[str] | None = None) -> None:
-    """Run the command `name` as a process of its own does: a second Ctrl-C, while it ends, is not heard."""
+    """Run the command `name` as a process of its own does: Ctrl-C stops it, a second one at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        _heard.append(number)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        while frame is not None:
+            if "importlib" in frame.f_code.co_filename:  # libraries do not take it well, and nothing is kept yet
+                os.write(2, b"vargen: stopped\n")
+                os._exit(STOPPED)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
     try:
         guarded(lambda words: importlib.import_module(COMMANDS[name][0]).command(words), argv)
-    except SystemExit as end:
-        if end.code == STOPPED:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise
+    finally:
+        if not _heard:
+            signal.signal(signal.SIGINT, before)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -86,6 +106,8 @@ def main() -> None:
         elif name == "--version":
             print(__version__)
         else:
+            from vargen.core.registry import unknown
+
             raise ValueError(unknown("command", name, list(COMMANDS)))
 
     door(name, sys.argv[2:]) if name in COMMANDS else guarded(other, sys.argv[2:])
