@@ -213,7 +213,7 @@ class Run:
         assert self.partial is not None
         assert self.done
         trace = self.partial.trace
-        return [encode(i, texts(trace, [seed])) for i, seed in zip(self.images(), trace.seeds, strict=True)]
+        return [encode(image, texts(trace, row)) for row, image in enumerate(self.images())]
 
 
 def enlarged(image: Image.Image, side: int = 512) -> Image.Image:

@@ -56,6 +56,11 @@ class MARConfig:
     buffer: int = 64  # tokens in front that carry the condition
 
     @property
+    def hidden(self) -> int:
+        """Width of the feed-forward layer."""
+        return 4 * self.width
+
+    @property
     def spec(self) -> ContinuousSpec:
         """The image's layout."""
         return ContinuousSpec(self.side**2, self.channels, self.classes)

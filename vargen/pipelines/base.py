@@ -5,6 +5,7 @@ Here is what all kinds of model share; `raster.py`, `next_scale.py` and `continu
 
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from vargen.core.types import Trace
 from vargen.engine.loops import Clock, Counts
 from vargen.engine.runners import Runners
 from vargen.models.prompted import against
-from vargen.pipelines import habits, options, request, saving, values
+from vargen.pipelines import drawn, habits, options, request, saving, values
 from vargen.pipelines.kept import Kept
 from vargen.pipelines.options import Options
 from vargen.pipelines.partial import Partial
@@ -62,6 +63,7 @@ class Pipeline(Pictures, Kept):
         self.fast = "auto"  # kernels where they can run; off: plain PyTorch; triton: kernels, or an error
         self.quantize: str | None = None  # how the transformer's layers are stored, where they were quantised
         self._progress_bar_config: dict[str, Any] = {}  # as diffusers' `set_progress_bar_config` leaves it
+        self.fingerprints: dict[bool, tuple[Any, str]] = {}  # of the weights, with and without the text encoder's
         self._runners = Runners()
         self._sized: dict[tuple[int, int], Any] = {}  # pipelines with the same weights, by size
         self._costs: dict[Any, dict[int, float]] = {}  # measured seconds per step, by all that they depend on
@@ -133,6 +135,10 @@ class Pipeline(Pictures, Kept):
     def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
         """`prompt_embeds` of prompts, and their mask."""
 
+    def read_prompts(self, prompt: Sequence[str] | str, **beside: Any) -> tuple[Tensor, Tensor]:
+        """`prompt_embeds` of prompts and their mask, with what else of a call is read: `negative_prompt`, `image`."""
+        return self._read(self.options_type(prompt=prompt, **beside))
+
     def _asked(
         self, class_labels: Any, given: Mapping[str, Any], *, stream: bool = False
     ) -> "tuple[Pipeline, Request, Any]":
@@ -162,6 +168,7 @@ class Pipeline(Pictures, Kept):
         clock.lap("text" if wanted.prompt is not None else "")
         tell = request.teller(wanted.callback_on_step_end, wanted.callback_on_step_end_tensor_inputs)
         seeds = values.seeds(len(inputs[0]), wanted.seed, wanted.generator)
+        method = replace(method, drawn=drawn.of(self, method, wanted, inputs))
         return Request(method, inputs, seeds, clock=clock, tell=tell, free_size=free, **how)
 
     def _inputs(self, wanted: Any) -> tuple[Tensor, ...]:
@@ -204,6 +211,7 @@ class Pipeline(Pictures, Kept):
                 parts.append(self._finish(final, asked.output_type))
         images = joined([part.images for part in parts], asked.output_type)
         trace = Trace.merge([part.trace for part in parts])
+        trace.drawn = asked.method.drawn
         for name, seconds in asked.clock.seconds().items():
             trace.seconds |= {name: seconds, "total": trace.seconds["total"] + seconds}
         return Generation(images, torch.cat([part.tokens for part in parts]), trace)
@@ -235,8 +243,8 @@ class Pipeline(Pictures, Kept):
     def _begin(self, method: Any, seeds: list[int]) -> Trace:
         """A batch's trace; memory is counted from here on."""
         reset_peak_memory(self.transformer.device)
-        stored = {} if self.quantize is None else {"quantize": self.quantize}
-        return Trace(self.preset.name, method.name, len(seeds), seeds=seeds, settings=method.described | stored)
+        settings = method.described | ({} if self.quantize is None else {"quantize": self.quantize})
+        return Trace(self.preset.name, method.name, len(seeds), seeds=seeds, settings=settings, drawn=method.drawn)
 
     def _fill(self, trace: Trace, clock: Clock, counts: Counts) -> None:
         """What the loop counted."""

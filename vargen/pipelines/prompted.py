@@ -129,5 +129,5 @@ class PromptedPipeline(RasterPipeline):
             tokens |= dict(zip(which, out.tokens, strict=True))
             traces.append(out.trace)
         order = range(len(seeds))
-        trace = replace(Trace.merge(traces), seeds=seeds)
+        trace = replace(Trace.merge(traces), seeds=seeds, drawn=asked.method.drawn)
         return Generation([images[i] for i in order], [tokens[i] for i in order], trace)

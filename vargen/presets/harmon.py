@@ -61,7 +61,8 @@ def _preset(name: str) -> Preset:
     summary = f"Harmon {size} from text at 512 pixels{tuned}; not for commercial use."
     how: Any = {"repository": REPOSITORY, "file": FILES[name], "originals": ORIGINALS.get(name, ())}
     small = "harmon-0.5b" if name != "harmon-0.5b" else None
-    return Preset(name, summary, recipes(), 0, partial(build, name), spec=SHAPES[name].spec, drafter=small, **how)
+    how |= {"spec": SHAPES[name].spec, "drafter": small, "skeleton": partial(Harmon, SHAPES[name])}
+    return Preset(name, summary, recipes(), 0, partial(build, name), **how)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

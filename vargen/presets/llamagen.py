@@ -194,6 +194,7 @@ def _preset(name: str) -> Preset:
     summary = f"LlamaGen {size.upper()} {what}{released}."
     spec, how = SHAPES[name].spec, {"skeleton": partial(LlamaGen, SHAPES[name]), "reads": partial(adapted, name)}
     how |= {"layout": llamagen.LAYOUT, "repository": HUB[kind][0] if name in FILES else "", "file": FILES.get(name, "")}
+    how["released"] = name in FILES
     if text:
         return Preset(name, summary, TEXT_RECIPES, 0, make, spec=spec, **how)
     return Preset(name, summary, class_recipes(name), SHAPES[name].classes, make, imagenet, EXAMPLES, spec, **how)
