@@ -74,7 +74,7 @@ def test_repainted_pictures_want_what_they_were_made_from(tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
     for name, picture in zip(("in", "other"), pixels, strict=True):
         Image.fromarray(picture).save(tmp_path / f"{name}.png")
-    Image.fromarray(np.tile(np.uint8([0, 255]), (8, 4))).save(tmp_path / "mask.png")
+    Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4))).save(tmp_path / "mask.png")
     made = ("--image", tmp_path / "in.png", "--mask-image", tmp_path / "mask.png")
     run("--model", "small-scales", "--class", "c", "--num-images", 2, *made, "--out", tmp_path / "a.png")
     again = ("--like", tmp_path / "a-1.png", "--out", tmp_path / "b.png")
