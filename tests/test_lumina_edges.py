@@ -42,7 +42,7 @@ def test_without_an_image_tokenizer():
     pipe = pipeline()
     pipe.register_modules(tokenizer=None)
     assert pipe(prompt="sea", **LATENT).tokens.shape == (1, 4, 4)
-    for image, complaint in ((None, "only output_type latent"), (Image.new("RGB", (9, 9)), "is read with")):
+    for image, complaint in ((None, "has no image tokenizer here"), (Image.new("RGB", (9, 9)), "is read with")):
         with pytest.raises(ValueError, match=complaint):
             pipe(prompt="sea", image=image)
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import vargen
-from vargen.commands import main, sample
+from vargen.commands import main, sample, serve
 from vargen.core import checkpoints, registry
 from vargen.core.numbers import sides
 from vargen.core.preset import Sources
@@ -262,6 +262,8 @@ def test_the_server_knows_them(five):
     assert (preset.classes, list(preset.names()), preset.examples) == (5, [], (0, 1, 2, 3, 4))
     with pytest.raises(ValueError, match="got classes 'x', expected a whole number above 0"):
         Options(model=("pocket-llamagen:classes=x",))
+    with pytest.raises(ValueError, match="got classes 6 for pocket-llamagen, and the weights file"):
+        serve.command(["--model", spec.replace("classes=5", "classes=6")])
 
 
 def test_a_method_s_own_depth_is_another():

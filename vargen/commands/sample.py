@@ -125,7 +125,7 @@ def sized(pipe: Any, options: argparse.Namespace) -> Any:
     """The pipeline for images of the size that the flags ask for."""
     if options.height is None and options.width is None:
         return pipe
-    if pipe.kind != "raster":
+    if pipe.kind == "next-scale":
         raise ValueError(f"{options.model} draws one size: --height and --width are for models with several")
     return pipe.at(options.height, options.width)
 

@@ -8,26 +8,26 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vargen.core import quantize, registry
+from vargen.core import quantize
 from vargen.core.generation import Generation
 from vargen.core.machine import peak_memory, plainly, reset_peak_memory, versions
-from vargen.core.preset import Preset, custom
+from vargen.core.preset import Preset
 from vargen.core.types import Trace
 from vargen.engine.loops import Clock, Counts
 from vargen.engine.runners import Runners
 from vargen.models.prompted import against
-from vargen.pipelines import habits, options, request, values
+from vargen.pipelines import habits, options, request, saving, values
+from vargen.pipelines.kept import Kept
 from vargen.pipelines.options import Options
 from vargen.pipelines.partial import Partial
 from vargen.pipelines.pictures import Pictures, joined
 from vargen.pipelines.request import Request
 
 
-class Pipeline(Pictures, DiffusionPipeline):
+class Pipeline(Pictures, Kept):
     """Components `transformer` and `tokenizer` (of images) as in any diffusers pipeline, and `text_encoder` with
     `text_tokenizer` where the model takes prompts.
     """
@@ -35,8 +35,7 @@ class Pipeline(Pictures, DiffusionPipeline):
     kind: ClassVar[str]  # of the models that it draws with
     options_type: ClassVar[type[Options]]  # what it can be asked
     unconditional: ClassVar[bool] = True  # whether class -1 stands for any
-    _optional_components: ClassVar = ["text_encoder", "text_tokenizer"]
-    model_cpu_offload_seq = "text_encoder->transformer->tokenizer"
+    _optional_components: ClassVar = ["tokenizer", "text_encoder", "text_tokenizer"]
 
     def __init__(
         self,
@@ -45,8 +44,9 @@ class Pipeline(Pictures, DiffusionPipeline):
         text_encoder: nn.Module | None = None,
         text_tokenizer: Any = None,
         *,
-        preset: Preset | None = None,
+        preset: Preset | Mapping[str, Any] | None = None,
     ) -> None:
+        """`preset` may also be as a folder has it, see `save_pretrained`."""
         super().__init__()
         if transformer.spec.kind != self.kind:
             raise ValueError(
@@ -55,7 +55,7 @@ class Pipeline(Pictures, DiffusionPipeline):
         self.register_modules(
             transformer=transformer, tokenizer=tokenizer, text_encoder=text_encoder, text_tokenizer=text_tokenizer
         )
-        self.preset = preset or custom(transformer)
+        self.preset = saving.preset_of(preset, transformer)
         self.nats_per_token: float | None = None  # cross-entropy on held-out images, where it is known
         self.drafter: nn.Module | None = None  # what drafts, or refines, where a method wants that and names none
         self.drafters: dict[str, nn.Module] = {}  # by name
@@ -63,6 +63,7 @@ class Pipeline(Pictures, DiffusionPipeline):
         self.quantize: str | None = None  # how the transformer's layers are stored, where they were quantised
         self._progress_bar_config: dict[str, Any] = {}  # as diffusers' `set_progress_bar_config` leaves it
         self._runners = Runners()
+        self._sized: dict[tuple[int, int], Any] = {}  # pipelines with the same weights, by size
         self._costs: dict[Any, dict[int, float]] = {}  # measured seconds per step, by all that they depend on
 
     @property
@@ -131,17 +132,6 @@ class Pipeline(Pictures, DiffusionPipeline):
     @abstractmethod
     def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
         """`prompt_embeds` of prompts, and their mask."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """The same as `vargen.load`; `torch_dtype` is another name of `dtype`, as in diffusers."""
-        if "torch_dtype" in kwargs:
-            kwargs["dtype"] = kwargs.pop("torch_dtype")
-        return registry.resolve(registry.PUBLIC["load"])(pretrained_model_name_or_path, **kwargs)
-
-    def save_pretrained(self, *arguments: Any, **options: Any) -> None:
-        """Not offered: weights are kept in the format in which they were published."""
-        raise ValueError("a vargen pipeline is not saved as a folder: keep the checkpoint it was loaded from")
 
     def _asked(
         self, class_labels: Any, given: Mapping[str, Any], *, stream: bool = False

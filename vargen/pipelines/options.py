@@ -113,6 +113,8 @@ class ContinuousOptions(Options):
     num_inference_steps: int | None = option(
         None, "denoising steps of a token, a scale or a cell; of methods that anneal them, in the first round"
     )
+    height: int | None = option(None, "of an image in pixels, for a model with several sizes", text=int)
+    width: int | None = option(None, "of an image in pixels, likewise", text=int)
 
 
 KINDS = (RasterOptions, ScaleOptions, ContinuousOptions)
