@@ -86,10 +86,11 @@ def command(argv: list[str]) -> None:
         raise ValueError("no browser is installed: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
+    from vargen.demo.limits import Limits
     from vargen.demo.page import build, launch
     from vargen.demo.studio import Studio
 
-    blocks = build(Studio())
+    blocks = build(Studio(limits=Limits(seconds=PATIENCE / 1000)))
     url = launch(blocks, "127.0.0.1", options.port)
     views = (
         ("light", light, 1280, 900),

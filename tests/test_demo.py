@@ -258,6 +258,7 @@ def test_race_gives_both_lanes_the_same(studio, by, monkeypatch):
 def test_files_say_how_they_were_drawn(studio, tmp_path):
     *_, (stage, files, said, drawn) = handlers.draw(studio, asked("sjd:window=4"), False, str(tmp_path))
     assert [Path(name).name for name in files["value"]] == ["small-b-3.png", "small-b-4.png"]
+    assert drawn is not None
     assert drawn.png == Path(files["value"][0]).read_bytes()
     with Image.open(files["value"][1]) as image:
         assert (image.format, image.size) == ("PNG", (12, 12))
