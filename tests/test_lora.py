@@ -2,16 +2,17 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
+from every_kind import emu, lumina
 from safetensors.torch import save_file
 from small import llamagen, pipeline, scale_pipeline
-from test_saving import emu, lumina
 
 import vargen
 
-CPU = {"device": "cpu"}
+CPU: dict[str, Any] = {"device": "cpu"}
 WIDTH = 32
 
 
@@ -32,7 +33,7 @@ def test_official_names(front):
     weights, change = named("layers.1.attention.wqkv", (3 * WIDTH, WIDTH), front)
     assert pipe.load_lora_weights(weights, adapter_name="mine", lora_scale=0.5) is None
     assert torch.allclose(pipe.transformer.layers[1].attention.wqkv.weight, before + 0.5 * change, atol=1e-5)
-    assert torch.equal(pipe.transformer.layers[0].attention.wqkv.weight, llamagen().layers[0].attention.wqkv.weight)
+    assert torch.equal(pipe.transformer.layers[0].attention.wqkv.weight, llamagen().layers[0].attention.wqkv.weight)  # pyright: ignore
     pipe.fuse_lora()
     merged = "LoRA weights are merged into the model's when they are loaded"
     with pytest.raises(ValueError, match=merged):
@@ -109,11 +110,11 @@ def test_files_as_peft_and_diffusers_write_them(tmp_path):
         (diffusers / "pytorch_lora_weights.safetensors", {"lora_scale": 2.0}, 1.0),
         (diffusers, {"weight_name": "kohya.safetensors"}, 0.25),
     ):
-        (peft / "adapter_config.json").write_text(json.dumps(config | options.pop("config", {})))
+        (peft / "adapter_config.json").write_text(json.dumps(config | options.pop("config", {})))  # pyright: ignore
         pipe = pipeline()
         weight = pipe.transformer.layers[1].attention.wo.weight
         before = weight.clone()
-        pipe.load_lora_weights(place, **options)
+        pipe.load_lora_weights(place, **options)  # pyright: ignore
         assert torch.allclose(weight, before + factor * change, atol=1e-4), (place, options)
 
 
@@ -165,7 +166,7 @@ def test_files_that_are_none(tmp_path):
     weights, _ = named("layers.0.attention.wo", (WIDTH, WIDTH))
     for scale in (math.inf, "x", True):
         with pytest.raises(ValueError, match="expected a number"):
-            pipe.load_lora_weights(weights, lora_scale=scale)
+            pipe.load_lora_weights(weights, lora_scale=scale)  # pyright: ignore
     with pytest.raises(ValueError, match=r"no LoRA weights .*adapter_model\.safetensors: expected a safetensors file"):
         pipe.load_lora_weights(tmp_path)
     save_file(weights, tmp_path / "adapter_model.safetensors")

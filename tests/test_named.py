@@ -1,6 +1,7 @@
 """What people bring to loading: diffusers' keywords, offload, hub ids and paths in the place of names."""
 
 from pathlib import Path
+from typing import Any
 
 import official
 import pytest
@@ -15,7 +16,7 @@ from vargen.models.llamagen import LlamaGen
 from vargen.pipelines import named
 from vargen.presets import llamagen, var
 
-CPU = {"device": "cpu"}
+CPU: dict[str, Any] = {"device": "cpu"}
 
 
 @pytest.mark.parametrize("name", ["enable_model_cpu_offload", "enable_sequential_cpu_offload", "enable_group_offload"])
@@ -54,7 +55,7 @@ def test_keywords_of_other_libraries():
         ({"zzz": 1}, "got 'zzz', which loading does not take; there are device, dtype, checkpoint"),
     ):
         with pytest.raises(ValueError, match=why):
-            vargen.load("pocket-llamagen", **brought)
+            vargen.load("pocket-llamagen", **brought)  # pyright: ignore
 
 
 def test_ids_of_the_hub(monkeypatch):
@@ -132,4 +133,4 @@ def test_every_repository_is_of_a_model():
     assert all(preset.file == "" or Path(preset.file).suffix in named.SUFFIXES for preset in presets)
     for wrong in ("", None, 3, "a\0b"):
         with pytest.raises(ValueError, match="unknown model"):
-            vargen.load(wrong)
+            vargen.load(wrong)  # pyright: ignore

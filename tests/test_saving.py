@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import chameleon
 import pytest
@@ -18,7 +19,7 @@ from vargen.core.preset import Preset, Recipe
 from vargen.pipelines import saving
 from vargen.pipelines.raster import RasterPipeline
 
-CPU = {"device": "cpu"}
+CPU: dict[str, Any] = {"device": "cpu"}
 LATENT = {"seed": 3, "output_type": "latent"}
 
 

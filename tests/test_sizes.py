@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import wrapped
+from every_kind import emu, lumina
 from PIL import Image
 from small import latent_pipeline, randomised
-from test_saving import emu, lumina
 
 import vargen
 from vargen.models import emu3
@@ -66,7 +66,7 @@ def test_a_drafter_comes_along(harmon):
     wide = pipe.size[1] + 2
     out = pipe(prompt=["a dog"], width=wide, method="csd:iterations=3:upper=3:lower=2", **LATENT)
     assert out.trace.drafter_forwards > 0
-    assert pipe.at(width=wide).drafter.grid == pipe.at(width=wide).transformer.grid
+    assert pipe.at(width=wide).drafter.grid == pipe.at(width=wide).transformer.grid  # pyright: ignore
 
 
 def test_sizes_that_it_cannot_draw(harmon):
