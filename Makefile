@@ -6,7 +6,7 @@ BIN := .venv/bin
 .NOTPARALLEL:
 
 sample: .venv/installed
-	$(BIN)/python scripts/sample.py --method sjd --out out/sample.png --overwrite
+	$(BIN)/vargen sample --num-images 6 --batch-size 1 --compare --out out/sample.png --overwrite
 
 test: lint .venv/quant
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

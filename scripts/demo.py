@@ -1,7 +1,6 @@
 """A page to play with in the browser: python scripts/demo.py. See --help."""
 
-from vargen.commands.demo import command
-from vargen.commands.main import guarded
+from vargen.commands.main import door
 
 if __name__ == "__main__":
-    guarded(command)
+    door("demo")

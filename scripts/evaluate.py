@@ -1,7 +1,6 @@
 """Draw, measure and compare: python scripts/evaluate.py run --model NAME --method METHOD --num-images N. See --help."""
 
-from vargen.commands.evaluate import command
-from vargen.commands.main import guarded
+from vargen.commands.main import door
 
 if __name__ == "__main__":
-    guarded(command)
+    door("evaluate")

@@ -1,7 +1,6 @@
-"""Draw images: python scripts/sample.py --method sjd. See --help and --list."""
+"""Draw images: python scripts/sample.py --method sjd. See --help."""
 
-from vargen.commands.main import guarded
-from vargen.commands.sample import command
+from vargen.commands.main import door
 
 if __name__ == "__main__":
-    guarded(command)
+    door("sample")

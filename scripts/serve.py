@@ -1,7 +1,6 @@
 """Serve images over HTTP: python scripts/serve.py --model pocket-llamagen. See --help and docs/serving.md."""
 
-from vargen.commands.main import guarded
-from vargen.commands.serve import command
+from vargen.commands.main import door
 
 if __name__ == "__main__":
-    guarded(command)
+    door("serve")

@@ -14,6 +14,7 @@ from vargen.core import registry
 from vargen.pipelines.raster import RasterPipeline
 
 ROOT = Path(__file__).parent.parent
+SHOWN = 192  # pixels a side of a picture of 12 in a grid
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +31,14 @@ def test_grid_singles_texts_and_trace(tmp_path, capsys):
     run("--model", "small", "--method", "sjd:guess=left", "--window", 4, "--num-images", 12, "--seed", 5,
         "--class", "b", "--class", 3, "--batch-size", 5, "--out", out, "--trace", trace)  # fmt: skip
     grid = Image.open(out)
-    assert grid.size == (120, 24)
+    assert grid.size == (10 * SHOWN, 2 * SHOWN)
     for index in range(12):
         single = Image.open(out.with_name(f"grid-{index}.png"))
-        box = (index % 10 * 12, index // 10 * 12, index % 10 * 12 + 12, index // 10 * 12 + 12)
-        assert grid.crop(box).tobytes() == single.tobytes()
+        left, top = index % 10 * SHOWN, index // 10 * SHOWN
+        large = single.resize((SHOWN, SHOWN), Image.Resampling.BICUBIC)
+        assert grid.crop((left, top, left + SHOWN, top + SHOWN)).tobytes() == large.tobytes()
         texts = single.info
-        assert (texts["seed"], texts["model"], texts["method"]) == (str(5 + index), "small", "sjd:guess=left")
+        assert (texts["seed"], texts["model"], texts["method"]) == (str(5 + index), "small", "sjd:guess=left:window=4")
         settings = json.loads(texts["settings"])
         assert (settings["window"], settings["guess"], settings["guidance_scale"]) == (4, "left", 2.0)
     written = json.loads(trace.read_text())
@@ -52,7 +54,7 @@ def test_grid_singles_texts_and_trace(tmp_path, capsys):
 
 def test_default_is_two_images_of_each_class(tmp_path):
     run("--model", "small", "--method", "ar", "--out", tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").size == (120, 12)
+    assert Image.open(tmp_path / "a.png").size == (10 * SHOWN, SHOWN)
 
 
 def test_same_seed_same_file(tmp_path):
@@ -174,7 +176,20 @@ def test_interrupt_keeps_finished_images(tmp_path, monkeypatch, capsys):
         run("--model", "small", "--method", "ar", "--num-images", 6, "--batch-size", 2, "--out", tmp_path / "a.png")
     assert stop.value.code == 130
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"a-{i}.png" for i in range(4)]
-    assert "what was finished is kept" in capsys.readouterr().err
+    first, last = tmp_path / "a-0.png", tmp_path / "a-3.png"
+    assert capsys.readouterr().err == f"vargen: stopped; 4 images kept: {first} to {last}\n"
+
+
+def test_interrupt_says_nothing_of_what_is_not_kept(tmp_path, monkeypatch, capsys):
+    def interrupted(self, *arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RasterPipeline, "__call__", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run("--model", "small", "--method", "ar", "--num-images", 6, "--out", tmp_path / "a.png")
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "vargen: stopped\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_benchmark(tmp_path, capsys):

@@ -15,7 +15,7 @@ def test_no_default_hangs_on_the_clock(name):
     for recipe in preset.recipes.values():
         sampler, settings = registry.method(preset.method, recipe.settings)
         assert sampler.block_width(settings) is not None  # None: a width is chosen by measured seconds
-    assert (sampler.kind, sampler.plan) in ((preset.kind, preset.plan), (preset.kind, None))
+        assert (sampler.kind, sampler.plan) in ((preset.kind, preset.plan), (preset.kind, None))
 
 
 def test_all_doors_lead_to_it():

@@ -97,8 +97,9 @@ def test_pictures_grow(studio):
         while run.step():
             opaque.append(int((np.array(run.shown()[0].convert("RGBA"))[..., 3] == 255).sum()))
         last = run.shown()[0]
-    assert opaque == [4 * n for n in range(1, 37)]  # 2x2 pixels a token
-    assert last.mode == "RGB"
+    assert opaque == [42**2 * n for n in range(1, 37)]  # 2x2 pixels a token, each 21 pixels large
+    assert (last.mode, last.size) == ("RGB", (252, 252))  # a whole number of times 12
+    assert len(last.getcolors(1 << 16)) > 36 * 4  # smooth
 
 
 def test_layouts():
@@ -241,8 +242,8 @@ def test_race_gives_both_lanes_the_same(studio, by, monkeypatch):
     monkeypatch.setattr(handlers, "EVERY", 0.0)
     lanes, shown = (asked("ar", images=1), asked("sjd-exact:window=8", images=1)), []
     for stage, slider, said in handlers.race(studio, lanes, by, slow=False):
-        shown.append((stage, slider, said))
-    counts = [list(map(int, re.findall(r"<dd>(\d+)</dd><dt>forwards", stage))) for stage, *_ in shown[1:]]
+        shown.append((stage, slider, said) if isinstance(stage, str) else ("", None, ""))
+    counts = [list(map(int, re.findall(r"<dd>(\d+)[^/]*(?:</small>)?</dd><dt>forwards", stage))) for stage, *_ in shown]
     counts = [pair for pair in counts if len(pair) == 2]
     assert counts[-1][0] == 36 > counts[-1][1]
     if by == "forwards":
@@ -255,12 +256,16 @@ def test_race_gives_both_lanes_the_same(studio, by, monkeypatch):
 
 
 def test_files_say_how_they_were_drawn(studio, tmp_path):
-    *_, (stage, files, said) = handlers.draw(studio, asked("sjd:window=4"), False, str(tmp_path))
-    assert [Path(name).name for name in files["value"]] == ["b-3.png", "b-4.png"]
+    *_, (stage, files, said, drawn) = handlers.draw(studio, asked("sjd:window=4"), False, str(tmp_path))
+    assert [Path(name).name for name in files["value"]] == ["small-b-3.png", "small-b-4.png"]
+    assert drawn is not None
+    assert drawn.png == Path(files["value"][0]).read_bytes()
     with Image.open(files["value"][1]) as image:
         assert (image.format, image.size) == ("PNG", (12, 12))
         assert (image.info["seed"], image.info["method"]) == ("4", "sjd:window=4")
     assert "Drawn by sjd:window=4 in" in said
+    assert "forwards an image where plain decoding takes 36: " in said
+    assert re.search(r"<dd>\d+<small> of 36</small></dd><dt>forwards", stage)
     assert stage.count("<img") == 2
 
 
@@ -268,6 +273,6 @@ def test_pictures_on_the_way_are_data():
     image = Image.new("RGB", (8, 8), "red")
     html = show.picture(image, "a & b")
     assert 'alt="a &amp; b"' in html
-    assert 'src="data:image/png;base64,' in html
+    assert 'src="data:image/webp;base64,' in html
     data = base64.b64decode(re.findall('base64,([^"]*)"', html)[0])
     assert Image.open(io.BytesIO(data)).size == (8, 8)

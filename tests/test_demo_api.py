@@ -43,6 +43,14 @@ def test_client_draws_what_the_library_draws(client):
     assert trace["seeds"] == [5, 6]
 
 
+def test_client_says_options(client):
+    law = {"guidance_scale": 1.5, "top_k": 40}
+    files, trace = client.predict("pocket-var", "beach", "", 5, 1, "", "guidance_scale=1.5&top_k=40", api_name="/draw")
+    with Image.open(files[0]) as found:
+        assert found.tobytes() == vargen.load("pocket-var", device="cpu")("beach", seed=5, **law).images[0].tobytes()
+    assert trace["settings"] | law == trace["settings"]
+
+
 def test_client_draws_sizes_and_watches(client):
     job = client.submit("pocket-lumina", "a red boat in a harbour", "", 1, 1, "96x64", api_name="/draw")
     files, _ = job.result(timeout=60)
@@ -60,6 +68,7 @@ def test_client_draws_sizes_and_watches(client):
         (("pocket-llamagen", "beach", "sjd:window=999", 0, 1, ""), "got window 999, expected at most 256 here"),
         (("pocket-llamagen", "beach", "speculative:drafter=var-d30", 0, 1, ""), "unknown drafter 'var-d30'"),
         (("var-d30", "beach", "var", 0, 1, ""), "unknown model 'var-d30'"),
+        (("pocket-mar", "beach", "mar", 0, 1, "", "top_k=3"), "unknown option 'top_k'"),
         (("pocket-mar", "beach", "mar", 0, 9, ""), "got 9 images, expected 1 to 4"),
         (("pocket-lumina", "b" * 400, "ar", 0, 1, ""), "got a prompt of 400 characters, expected at most 300"),
     ],

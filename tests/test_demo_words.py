@@ -17,7 +17,9 @@ pytest.importorskip("gradio", reason="the demo is an extra: pip install 'vargen[
 
 import gradio as gr
 
-from vargen.demo import controls, handlers, tabs
+from vargen.demo import controls, handlers
+from vargen.demo.draw_tab import DrawTab
+from vargen.demo.history import History
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,6 +54,13 @@ RULES = ("vargen.samplers.lantern", "vargen.samplers.gsd", "vargen.samplers.cool
 def test_every_setting_has_words():
     names = {name for method in registry.METHODS for name in controls.hints(method)}
     assert {name for name in names if explain.words(name)} == names
+
+
+def test_words_of_the_page_are_explained():
+    html = explain.glossary()
+    assert html.startswith("<details")
+    for word in ("token", "forward", "window", "exact", "seed", "guidance"):
+        assert f"<dt>{word}</dt><dd>" in html
 
 
 def test_frontier_is_that_of_the_benchmarks():
@@ -113,12 +122,12 @@ def test_draw_pressed_before_the_page_has_followed_a_choice(monkeypatch):
     studio, drawn = Studio(), []
     monkeypatch.setattr(handlers, "draw", lambda studio, asked, *rest: drawn.append(asked.method) or iter(()))
     with gr.Blocks(analytics_enabled=False):
-        tab = tabs.DrawTab(studio)
-    stale = ["pocket-llamagen sjd-exact", *(part.value for part in tab.panel.parts)]
+        tab = DrawTab(studio, History())
+    stale = ["pocket-llamagen sjd-exact", [], *(part.value for part in (*tab.panel.parts, *tab.options.parts))]
     for model, method in (("pocket-llamagen", "jacobi-2d"), ("pocket-llamagen", "sjd"), ("pocket-var", "sjd-coupled")):
         list(tab._run(model, "beach", "", None, method, 1, 0, False, *stale))
     assert drawn == ["jacobi-2d", "sjd:window=16", "var"]
-    stale[1 + tab.panel.names.index("window")] = "8"
+    stale[2 + tab.panel.names.index("window")] = "8"
     list(tab._run("pocket-llamagen", None, "", None, "sjd-exact", 1, 0, False, *stale))
     assert drawn[-1] == "sjd-exact:window=8"
 

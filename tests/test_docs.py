@@ -3,6 +3,7 @@
 """
 
 import re
+import runpy
 import shlex
 import sys
 from dataclasses import fields
@@ -35,7 +36,7 @@ def written(page: Path, folder: Path) -> str:
     return "\n".join(program)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python(page, tmp_path, monkeypatch):
     program = written(page, tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -56,6 +57,49 @@ def test_commands(page, tmp_path, monkeypatch):
             monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
             assert sys.argv[0] == "vargen", line
             command.load()()
+
+
+def test_the_readme_saves_what_it_says(tmp_path, monkeypatch, capsys):
+    """Its Python prints the figure beside it, up to rounding; its `vargen sample` lines save more than half."""
+    text = (ROOT / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    exec(compile(written(ROOT / "README.md", tmp_path), "README.md", "exec"), {})
+    (told,) = re.findall(r"# (\d+) forwards instead of 256", text)
+    (saved,) = re.findall(r"^(\d+) forwards instead of 256$", capsys.readouterr().out, re.MULTILINE)
+    assert abs(int(saved) - int(told)) <= 3
+    lines = [line for block in blocks(text, "sh") for line in block.splitlines() if line.startswith("vargen sample")]
+    (command,) = entry_points(group="console_scripts", name="vargen")
+    assert len(lines) == 3
+    for line in lines:
+        monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
+        command.load()()
+        said = capsys.readouterr().out
+        ((took, plain),) = re.findall(r"(\d+) forwards instead of (\d+)", said)
+        assert 2 * int(took) < int(plain)
+        assert "the same law" in said
+        assert ("times as fast" in said) == ("--compare" in line)
+        assert ("byte for byte" in said) == ("--like" in line)
+
+
+def test_commands_are_spelled_in_one_way():
+    """As the installed command: scripts of that name are for a checkout."""
+    doors = "sample|benchmark|evaluate|serve|demo|train_pocket"
+    pages = [ROOT / "README.md", *PAGES, *(ROOT / "vargen").rglob("README.md")]
+    found = [
+        (page.name, line) for page in pages for line in re.findall(rf"python scripts/(?:{doors})\.py", page.read_text())
+    ]
+    assert found == []
+
+
+def test_the_package_s_readme_works_without_a_checkout():
+    """On an index: pictures and pages by address. The address is a placeholder until a release."""
+    text = runpy.run_path(str(ROOT / "setup.py"))["readme"]()
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(targets) > 15
+    assert all(target.startswith(("https://", "#")) for target in targets)
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    assert pictures
+    assert all(picture.startswith("https://REPOSITORY/raw/main/docs/") for picture in pictures)
 
 
 def test_pages_say_all():

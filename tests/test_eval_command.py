@@ -12,7 +12,8 @@ from PIL import Image
 from small import PRESETS
 
 from vargen.commands import main
-from vargen.commands.evaluate import command, is_published_setting
+from vargen.commands.evaluate import command
+from vargen.commands.evaluation import is_published_setting
 from vargen.core import registry
 from vargen.eval import plan, report
 from vargen.eval.images import open_images

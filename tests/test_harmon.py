@@ -143,7 +143,7 @@ def test_position_tables_are_stretched_as_published():
     config = mar_presets.SHAPES["mar-base"]
     mar = randomised(MAR(replace(config, layers=1, width=24, head_depth=1, head_width=8, classes=0)), 0, 1.0)
     assert isinstance(mar, MAR)
-    found = mar.positions(32)
+    found = mar.positions((32, 32))
     for table, ours, front in (
         (mar.encoder_positions, found.encoder, 64),
         (mar.decoder_positions, found.decoder, 64),
@@ -152,7 +152,7 @@ def test_position_tables_are_stretched_as_published():
         image = table[:, front:].reshape(1, 16, 16, 24).permute(0, 3, 1, 2)
         image = F.interpolate(image, size=(32, 32), mode="bilinear", align_corners=False)
         assert torch.equal(ours, torch.cat([table[:, :front], image.permute(0, 2, 3, 1).flatten(1, 2)], 1)[0])
-    for same in (mar.positions(), mar.positions(16)):
+    for same in (mar.positions(), mar.positions((16, 16))):
         assert torch.equal(same.encoder, mar.encoder_positions[0])
         assert torch.equal(same.drawn, mar.diffusion_positions[0])
     assert "classes.weight" not in mar.state_dict()

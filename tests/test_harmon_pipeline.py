@@ -252,7 +252,7 @@ def test_the_command_line_and_a_sampling_run(pipe, words, files, tmp_path, capsy
     argv = ["--model", "harmon-1.5b-o", "--checkpoint", str(files), "--text-encoder", str(words), "--device", "cpu"]
     few = ["--method", "mar", "--iterations", "3", "--steps", "2", "--prompt", "a red boat", "--prompt", "the dog"]
     main.guarded(sample.command, [*argv, *few, "--out", str(tmp_path / "a.png")])
-    assert Image.open(tmp_path / "a.png").size == (48, 12)
+    assert Image.open(tmp_path / "a.png").size == (768, 192)
     assert "4 images by mar" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main.guarded(sample.command, [*argv, "--iterations", "3", "--class", "a"])

@@ -143,7 +143,7 @@ def test_memory_is_planned():
     assert found.total == found.weights + found.cache + found.activations + found.window
     assert "weights 13.0" in str(found)
     with pytest.raises(ValueError, match="cannot be planned"):
-        vargen.plan("mar-base")
+        vargen.plan("emu3-gen")
     with pytest.raises(ValueError, match="llamagen-c2i-b-256 draws one size"):
         vargen.plan("llamagen-c2i-b-256", height=256)
     with pytest.raises(ValueError, match="draws no 768x700 pixels"):

@@ -66,7 +66,9 @@ def test_a_size_is_made_once():
     pipe = pipeline(lumina())
     assert pipe.at(32, 96) is pipe.at(height=32, width=96)
     assert pipe.at() is pipe.at(64, 64) is pipe
-    pipe(prompt="sea", height=32, width=96, output_type="latent", seed=0)  # its widths are measured once
+    pipe(
+        prompt="sea", method="sjd-coupled", height=32, width=96, output_type="latent", seed=0
+    )  # its widths are measured once
     assert len(pipe.at(32, 96)._costs) == 1
     assert pipe.at(32, 96).transformer.decoder is pipe.transformer.decoder
 

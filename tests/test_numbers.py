@@ -1,6 +1,7 @@
 """Files with other numbers than published ones: classes, codes, grids, scales, depth; read from shapes, or said."""
 
 from dataclasses import replace
+from typing import Any
 
 import official
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 import vargen
-from vargen.commands import main, sample
+from vargen.commands import main, sample, serve
 from vargen.core import checkpoints, registry
 from vargen.core.numbers import sides
 from vargen.core.preset import Sources
@@ -29,7 +30,7 @@ from vargen.tokenizers.kl import KLConfig, KLTokenizer
 from vargen.tokenizers.multiscale_vq import MultiScaleVQConfig, MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQConfig, VQTokenizer
 
-CPU = {"device": "cpu"}
+CPU: dict[str, Any] = {"device": "cpu"}
 KINDS = {
     LlamaGen: llamagen.LAYOUT,
     VAR: var.LAYOUT,
@@ -94,7 +95,7 @@ def test_llamagen_s_classes_codes_and_grid(small, tmp_path):
         4,
         (256, 256),
     )
-    assert (pipe.class_names, pipe.preset.classes, pipe.preset.spec.slots) == ((), 7, 1024)
+    assert (pipe.class_names, pipe.preset.classes, pipe.preset.spec.slots) == ((), 7, 1024)  # pyright: ignore
     assert max(pipe.preset.examples) < 7
     assert next(pipe.stream([6], method="ar", seed=0)).tokens.shape == (1, 1024)
     for wrong, why in (([7], "got class 7, expected 0 to 6"), (["tench"], "unknown class 'tench'")):
@@ -119,7 +120,7 @@ def test_what_is_said_is_held_to_the_file(small, tmp_path):
         ({"classes": 7.0}, "got classes 7.0, expected a whole number"),
     ):
         with pytest.raises(ValueError, match=why):
-            vargen.load("llamagen-c2i-b-256", **files, **said)
+            vargen.load("llamagen-c2i-b-256", **files, **said)  # pyright: ignore
     with pytest.raises(ValueError, match="got classes 7, and llamagen-c2i-l-256 was published with 1000: name a check"):
         vargen.load("llamagen-c2i-l-256", classes=7)
     with pytest.raises(ValueError, match="janus-pro-1b takes no numbers"):
@@ -162,7 +163,7 @@ def test_var_s_scales_depth_and_classes(small, tmp_path, said):
             vargen.load("var-d16", **files)
         with pytest.raises(ValueError, match=r"4 scales of 39 tokens in all, not \(1, 2, 3, 4\)"):
             vargen.load("var-d16", **files, patch_nums="1_2_3_4")
-    pipe = vargen.load("var-d16", **files, **({"patch_nums": "1_2_3_5"} if said else {}))
+    pipe = vargen.load("var-d16", **files, **({"patch_nums": "1_2_3_5"} if said else {}))  # pyright: ignore
     pipe.set_progress_bar_config(disable=True)
     assert (pipe.transformer.config, pipe.tokenizer.sides) == (config, SIDES)
     assert pipe([6], seed=0).images[0].size == (20, 20)
@@ -171,7 +172,7 @@ def test_var_s_scales_depth_and_classes(small, tmp_path, said):
 
 def test_known_scales_need_not_be_said(small, tmp_path):
     weights = written(tmp_path / "a.pth", VAR, replace(small["var-d16"], sides=sides("512")))
-    assert registry.preset("var-d16").of(Sources(weights)).spec.sides == sides("512")
+    assert registry.preset("var-d16").of(Sources(weights)).spec.sides == sides("512")  # pyright: ignore
     for wrong in ("1_1_2", "2_1", "1_x", "", (1, 2.0), "0_1", 1000):
         with pytest.raises(ValueError, match="expected growing sides of scales such as 1_2_3"):
             sides(wrong)
@@ -262,6 +263,8 @@ def test_the_server_knows_them(five):
     assert (preset.classes, list(preset.names()), preset.examples) == (5, [], (0, 1, 2, 3, 4))
     with pytest.raises(ValueError, match="got classes 'x', expected a whole number above 0"):
         Options(model=("pocket-llamagen:classes=x",))
+    with pytest.raises(ValueError, match="got classes 6 for pocket-llamagen, and the weights file"):
+        serve.command(["--model", spec.replace("classes=5", "classes=6")])
 
 
 def test_a_method_s_own_depth_is_another():

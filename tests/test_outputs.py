@@ -114,7 +114,7 @@ def test_formats_are_written_as_asked_and_say_what_a_png_says(tmp_path, suffix):
     assert other.format == png.FORMATS[suffix.lower()]
     far = np.abs(np.asarray(other).astype(int) - np.asarray(plain)).max()
     assert far == 0 if other.format != "JPEG" else far < 60
-    assert Image.open(tmp_path / f"a{suffix}").size == (24, 12)
+    assert Image.open(tmp_path / f"a{suffix}").size == (384, 192)
 
 
 def test_grids_that_nothing_holds_are_refused():
@@ -148,5 +148,5 @@ def test_a_batch_that_no_memory_holds_is_refused_before_anything_is_loaded(monke
     with pytest.raises(SystemExit):
         main.guarded(sample.command, argv)
     words = capsys.readouterr().err
-    assert words.startswith("vargen: pocket-llamagen, sjd-coupled, batch 10000: weights 0.0")
+    assert words.startswith("vargen: pocket-llamagen, sjd-exact:window=16, batch 10000: weights 0.0")
     assert words.endswith("cpu has 16.00 GiB: lower --batch-size\n")

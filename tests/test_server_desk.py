@@ -145,7 +145,7 @@ def test_what_a_worker_died_beside_is_drawn_once_more_and_alone():
     """An order that kills whoever draws it takes nobody else with it; who left, or saw a part, is not."""
 
     class Deadly(Fake):
-        async def run(self, batch):
+        async def run(self, batch):  # pyright: ignore[reportIncompatibleMethodOverride]
             self.batches.append(batch)
             yield Begun(0)
             if any(order.partials for order in batch.orders):

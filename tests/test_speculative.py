@@ -181,7 +181,7 @@ def test_a_text_drafter_must_read_the_same_states():
     states, mask = torch.randn(1, 5, 8), torch.ones(1, 5)
     for change in ({"caption_width": 16}, {"caption_tokens": 6}):
         pipe.drafter = llamagen(replace(shapes, **change))
-        with pytest.raises(ValueError, match="cannot draft here: it reads texts of"):
+        with pytest.raises(ValueError, match=r"reads texts of \(\d, \d+\) \(tokens, width\) instead of \(5, 8\)"):
             pipe(prompt_embeds=states, prompt_attention_mask=mask, method="speculative", seed=0)
 
 

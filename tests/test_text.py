@@ -261,7 +261,7 @@ def test_command_line(folder, tmp_path, monkeypatch, capsys):
     argv = ["--model", "small-text", "--text-encoder", str(folder), "--method", "sjd", "--window", "4"]
     argv += ["--prompt", "a red boat", "--prompt", "the dog", "--out", str(tmp_path / "a.png")]
     main.guarded(sample.command, argv)
-    assert Image.open(tmp_path / "a.png").size == (48, 12)
+    assert Image.open(tmp_path / "a.png").size == (768, 192)
     assert "4 images by sjd" in capsys.readouterr().out
     for extra, words in ((["--class", "a"], "no --class"), ([], "give --prompt")):
         with pytest.raises(SystemExit):

@@ -29,8 +29,8 @@ def test_sampling_takes_the_model_s_own_method_and_laws_per_scale(tmp_path, caps
     told = json.loads(trace.read_text())
     assert (told["method"], told["forwards"], told["images"]) == ("var", 4, 4)
     assert (told["settings"]["top_k"], told["settings"]["temperature"]) == ([5, 5, 0, 0], 1.0)
-    assert Image.open(out).size == (32, 8)
-    assert "4 images by var, 4.0 forwards per image, 7.50 tokens per forward" in capsys.readouterr().out
+    assert Image.open(out).size == (768, 192)
+    assert "4 images by var, 4 forwards, plain decoding (" in capsys.readouterr().out
 
 
 def test_the_small_model_refines(tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import vargen
 pipe = vargen.load("pocket-llamagen")
-image = pipe(class_labels=["beach"], method="sjd-coupled", seed=0).images[0]
+image = pipe(class_labels=["beach"], seed=0).images[0]
 """
 
 from typing import TYPE_CHECKING, Any

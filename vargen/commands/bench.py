@@ -1,26 +1,29 @@
 """Benchmark: several methods on one model, interleaved in one process, so that all meet the same machine."""
 
+import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from vargen.commands import flags, sample
+from vargen.commands import drawing, flags
 from vargen.core.atomic import check_writable, write_atomically, write_json
-from vargen.core.generation import Generation
-from vargen.core.machine import machine
-from vargen.core.types import Trace
+from vargen.core.preset import PLAIN_METHODS
+
+if TYPE_CHECKING:  # torch is slow to import
+    from torch import Tensor
+
+    from vargen.core.generation import Generation
+    from vargen.core.preset import Preset
+    from vargen.core.types import Trace
 
 DEFAULT_METHODS = {  # by the kind of model; of continuous ones, by their plan
-    "raster": "ar,sjd:window=32,sjd-coupled:window=64:guess=above,sjd-coupled",
+    "raster": "ar,sjd-exact:window=16,sjd:window=32,sjd-coupled:window=16,sjd-coupled",
     "next-scale": "var,code:scales=6,code:scales=7,code:scales=8,code:scales=9",
     "masked": "mar,mar:iterations=64:steps=50,disa,csd",
     "scales": "flowar,disa",
     "cells": "xar,disa",
 }
-PLAIN = ("ar", "var", "mar", "flowar", "xar")  # what speed-ups are measured against
 
 
 def command(argv: list[str]) -> None:
@@ -32,6 +35,27 @@ def command(argv: list[str]) -> None:
         return
     options = parser().parse_args(argv)
     preset = flags.preset(options)
+    methods = _methods(options, preset)
+    flags.check(options, [(name, {}) for name in methods])
+    chosen = flags.subjects(options, preset)
+    written = [] if options.json is None else [options.json, options.json.with_suffix(".png")]
+    if len(set(written)) < len(written):
+        raise ValueError(f"got --json {options.json}, but the chart takes that name: use .json")
+    for name in methods:
+        flags.check_memory(options, name, options.num_images)
+    check_writable(written)
+    pipe = flags.load(options)
+    pipe.set_progress_bar_config(disable=True)
+    drawn = run(pipe, chosen, methods, options.num_images, options.batch_size, options.seed, flags.law(options))
+    result = described(options, pipe, drawn, argv)
+    print(table(result))
+    if written:
+        write_json(written[0], result)
+        chart(result, written[1])
+
+
+def _methods(options: argparse.Namespace, preset: "Preset") -> list[str]:
+    """Those that are to be compared. ValueError where one is empty or stands twice."""
     usual = DEFAULT_METHODS[preset.plan]
     if not (preset.drafter or options.drafter):
         usual = usual.removesuffix(",csd")
@@ -40,30 +64,24 @@ def command(argv: list[str]) -> None:
         raise ValueError(f"got an empty name in --methods {options.methods}")
     if len(set(methods)) < len(methods):
         raise ValueError(f"a method stands twice in --methods {options.methods}")
-    flags.check(options, [(name, {}) for name in methods])
-    chosen = flags.subjects(options, preset)
-    if options.json.suffix == ".png":
-        raise ValueError(f"got --json {options.json}, but the chart takes that name: use .json")
-    for name in methods:
-        flags.check_memory(options, name, options.num_images)
-    check_writable([options.json, options.json.with_suffix(".png")])
-    pipe = flags.load(options)
-    pipe.set_progress_bar_config(disable=True)
-    drawn = run(pipe, chosen, methods, options.num_images, options.batch_size, options.seed, flags.law(options))
-    result = {
+    return methods
+
+
+def described(options: argparse.Namespace, pipe: Any, drawn: dict[str, Any], argv: list[str]) -> dict[str, Any]:
+    """The result: what was compared, where, and a row for each method."""
+    from vargen.core.machine import machine
+
+    return {
         "model": options.model,
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "quantize": pipe.quantize,
         "images": options.num_images,
         "batch_size": options.batch_size,
         "nats_per_token": pipe.nats_per_token,
-        "machine": machine(drawn[methods[0]][0]),
-        "command": f"python scripts/benchmark.py {' '.join(argv)}",
+        "machine": machine(next(iter(drawn.values()))[0]),
+        "command": f"vargen bench {' '.join(argv)}",
         "rows": rows(drawn),
     }
-    write_json(options.json, result)
-    print(table(result))
-    chart(result, options.json.with_suffix(".png"))
 
 
 def parser() -> flags.Parser:
@@ -72,41 +90,50 @@ def parser() -> flags.Parser:
     flags.add_law(made)
     made.set_defaults(batch_size=1)
     flags.add_subjects(made)
-    made.add_argument("--methods", help="separated by commas; settings after colons")
+    made.add_argument("--methods", help="separated by commas, settings after colons (default: usual ones)")
     made.add_argument("--num-images", type=int, default=20, help="per method")
-    made.add_argument("--json", type=Path, required=True, help="results; a bar chart goes beside it as PNG")
+    made.add_argument("--json", type=Path, help="results to a file; a bar chart goes beside it as PNG")
     made.add_argument("--synthetic", help="a published shape, with random weights: flags of its own, see its --help")
     return made
 
 
 def run(
     pipe: Any, chosen: list[Any], methods: list[str], images: int, batch: int, seed: int, law: dict[str, Any]
-) -> dict[str, tuple[Trace, Tensor]]:
+) -> dict[str, tuple["Trace", "Tensor"]]:
     """Trace and tokens per method, over the same subjects and seeds; all methods draw a batch before the next."""
-    wanted = sample.inputs(pipe, chosen)
+    import torch
 
-    def draw(spec: str, start: int) -> Generation:
+    from vargen.core.types import Trace
+
+    wanted, starts = drawing.inputs(pipe, chosen), range(0, images, batch)
+    warm = [(spec, start) for spec in methods for start in {0, starts[-1]}]
+    bar = tqdm(total=len(warm) + len(starts) * len(methods), unit="batch", disable=None)
+
+    def draw(spec: str, start: int) -> "Generation":
+        bar.set_description(spec)
         part = range(start, min(start + batch, images))
         seeds = [seed + i for i in part]
-        return pipe(**wanted([i % len(chosen) for i in part]), method=spec, seed=seeds, batch_size=batch, **law)
+        made = pipe(**wanted([i % len(chosen) for i in part]), method=spec, seed=seeds, batch_size=batch, **law)
+        bar.update()
+        return made
 
-    for spec in methods:  # warm-up; where a width is chosen, this measures the costs
-        for start in {0, (images - 1) // batch * batch}:
-            draw(spec, start)
+    for spec, start in warm:  # where a width is chosen, this measures the costs
+        draw(spec, start)
     drawn: dict[str, list[Generation]] = {spec: [] for spec in methods}
-    for turn, start in enumerate(tqdm(range(0, images, batch), disable=None)):
+    for turn, start in enumerate(starts):
         shift = turn % len(methods)  # nobody is always first
         for spec in methods[shift:] + methods[:shift]:
             drawn[spec].append(draw(spec, start))
+    bar.close()
     return {
         spec: (Trace.merge([g.trace for g in parts]), torch.cat([g.tokens for g in parts]).flatten(1))
         for spec, parts in drawn.items()
     }
 
 
-def rows(drawn: dict[str, tuple[Trace, Tensor]]) -> list[dict[str, Any]]:
+def rows(drawn: dict[str, tuple["Trace", "Tensor"]]) -> list[dict[str, Any]]:
     """A row per method. Against plain decoding in the same run: `speedup` in seconds, and the share of equal images."""
-    plain = next((pair for spec, pair in drawn.items() if spec.split(":")[0] in PLAIN), None)
+    plain = next((pair for spec, pair in drawn.items() if spec.split(":")[0] in PLAIN_METHODS.values()), None)
     out = []
     for spec, (trace, tokens) in drawn.items():
         seconds = trace.seconds["total"] / trace.images

@@ -1,6 +1,8 @@
 """Flags that several commands share, and what they ask for: a model, a law, what is drawn."""
 
 import argparse
+import difflib
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,6 +17,8 @@ if TYPE_CHECKING:  # torch is slow to import, and many complaints need no model
     from vargen.core.preset import Preset
 
 DEFAULT_MODEL = "pocket-llamagen"
+MODEL = "name of a model, see vargen models"
+DEVICE = "cpu or cuda (default: cuda where there is one)"
 NUMBERS = {  # argument of `vargen.load`: the flags that the official scripts have for it
     "classes": ("--num-classes", "--class-num"),
     "codebook_size": ("--codebook-size",),
@@ -41,6 +45,12 @@ class Help(argparse.HelpFormatter):
         kind: Any = action.type
         return {"int": "N", "float": "X", "Path": "FILE"}.get("" if kind is None else kind.__name__, "NAME")
 
+    def _get_help_string(self, action: argparse.Action) -> str:
+        """A flag's words, with its default where there is one and they do not say it themselves."""
+        words, default = action.help or "", action.default
+        told = default is None or default is False or default == argparse.SUPPRESS or "default" in words
+        return words if told else f"{words} (default: %(default)s)"
+
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose complaints are one sentence, and whose help is short."""
@@ -49,13 +59,17 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **{"formatter_class": Help, **options})
 
     def error(self, message: str) -> Any:
-        raise ValueError(message)
+        """One sentence; of a flag that there is none of, the one most like it too."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        wrong = re.search(r"unrecognized arguments: (--[a-z0-9-]+)", message)
+        like = difflib.get_close_matches(wrong[1], flags, n=1) if wrong else []
+        raise ValueError(f"{message}; did you mean {like[0]}?" if like else message)
 
 
 def add_law(parser: argparse.ArgumentParser) -> None:
     """Flags that every sampling command has."""
     law = parser.add_argument_group("model and law")
-    law.add_argument("--model", default=DEFAULT_MODEL, help="name of a model, see vargen models")
+    law.add_argument("--model", default=DEFAULT_MODEL, help=MODEL)
     add_options(law, "preset", *LAW)
     add_options(law, "seed", default=0)
     files = parser.add_argument_group("files, in the place of published ones")
@@ -67,8 +81,9 @@ def add_law(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--drafter-checkpoint", type=Path, help="its weights file")
     add_numbers(files)
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    machine.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the transformer")
+    machine.add_argument("--device", help=DEVICE)
+    dtypes, usual = ["float32", "bfloat16", "float16"], "of the transformer (default: float32 on a CPU, else bfloat16)"
+    machine.add_argument("--dtype", choices=dtypes, help=usual)
     machine.add_argument("--fast", choices=["auto", "off", "triton"], default="auto", help="off: without kernels")
     machine.add_argument(
         "--quantize", choices=["int8", "int4"], help="store the layers' weights so; int4 on CUDA alone"
@@ -109,8 +124,15 @@ def add_options(parser: Any, *names: str, default: Any = None) -> None:
     for name in names:
         known = about(name)
         assert known.text is not None, f"{name} is nothing that text can say"
-        read = _values(known.text) if known.many else known.text
-        parser.add_argument(f"--{name.replace('_', '-')}", type=read, default=default, help=known.words)
+        words, how = known.words, {"type": _values(known.text) if known.many else known.text}
+        if known.repeat:
+            words, how = f"{words}; repeat for several", {"action": "append"}
+        if name in LAW:
+            words = f"{words} (default: the preset's)"
+        if name == "method":
+            words = f"{words} (default: the model's)"
+        flag = f"--{known.flag or name.replace('_', '-')}"
+        parser.add_argument(flag, dest=name, default=default, help=words, **how)
 
 
 def _values(kind: type) -> Callable[[str], Any]:
@@ -126,8 +148,7 @@ def _values(kind: type) -> Callable[[str], Any]:
 
 def add_subjects(parser: argparse.ArgumentParser) -> None:
     """Flags that say what is drawn."""
-    parser.add_argument("--class", dest="classes", action="append", help="name or index; repeat for several")
-    parser.add_argument("--prompt", action="append", help="for a model that takes text; repeat for several")
+    add_options(parser, "class_labels", "prompt")
 
 
 def load(options: argparse.Namespace) -> Any:
@@ -171,7 +192,7 @@ def check_memory(options: argparse.Namespace, method: str, count: int) -> None:
 
     preset, device = registry.preset(options.model), find_device(options.device)
     there = total_memory(device)
-    if preset.skeleton is None or preset.kind != "raster" or there is None or options.checkpoint is not None:
+    if preset.skeleton is None or there is None or options.checkpoint is not None:
         return  # a file that is named may have other shapes than those that were published
     needed = plan(
         preset.name,
@@ -195,12 +216,12 @@ def subjects(options: argparse.Namespace, preset: "Preset") -> list[Any]:
         if options.prompt:
             raise ValueError(f"{preset.name} draws classes and takes no --prompt: give --class")
         names, least = preset.names(), 0 if preset.kind == "raster" else -1
-        return [values.label(value, names, preset.classes, least) for value in options.classes or preset.examples]
-    if preset.scenes and not options.classes and not options.prompt:
+        return [values.label(value, names, preset.classes, least) for value in options.class_labels or preset.examples]
+    if preset.scenes and not options.class_labels and not options.prompt:
         from vargen.scenes.dataset import captions
 
         return list(captions(options.num_images or 10))
-    if options.classes or not options.prompt:
+    if options.class_labels or not options.prompt:
         raise ValueError(f"{preset.name} draws what a prompt says: give --prompt" + " and no --class")
     return values.prompts(options.prompt)
 

@@ -3,8 +3,10 @@
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from vargen.core.messages import escaped
 from vargen.core.version import __version__
@@ -18,8 +20,9 @@ COMMANDS = {  # name -> the module that has `command(argv)` and its `parser()`, 
     "models": ("vargen.commands.models", "names of models and methods"),
     "plan": ("vargen.commands.plan", "memory that a model will need, before anything is loaded"),
     "train-pocket": ("vargen.commands.train_pocket", "train the models that ship, from scratch"),
-    "completion": ("vargen.commands.completion", "a script that completes all this in bash, zsh or tcsh"),
+    "completion": ("vargen.commands.completion", "a script that completes all this in bash, zsh, fish or tcsh"),
 }
+STOPPED = 130  # the status of a process that Ctrl-C ended
 NO_MEMORY = (
     "out of memory",  # CUDA's
     "can't allocate memory",  # a CPU's
@@ -36,16 +39,46 @@ def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None)
         sys.stdout.flush()  # a reader that has gone shows here, and not where nobody catches it
     except BrokenPipeError:  # the reader of our output has gone; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+    except KeyboardInterrupt as stop:  # who kept something says so in it
+        _stopped(*stop.args)
+    except Exception as error:
+        if _heard:  # a library that was stopped while it was imported may call it by another name
+            _stopped()
         if is_out_of_memory(error):
             error = "out of memory: lower --batch-size, or the number or the size of images, or name a smaller model"
         elif not isinstance(error, ValueError | OSError):
             raise
         print(f"vargen: {escaped(str(error))}", file=sys.stderr)  # nothing that a file says may look like our words
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("vargen: stopped; what was finished is kept", file=sys.stderr)
-        raise SystemExit(130) from None
+
+
+def _stopped(*words: object) -> NoReturn:
+    print("; ".join(["vargen: stopped", *map(escaped, map(str, words))]), file=sys.stderr)
+    raise SystemExit(STOPPED) from None
+
+
+_heard: list[int] = []  # signals
+
+
+def door(name: str, argv: Sequence[str] | None = None) -> None:
+    """Run the command `name` as a process of its own does: Ctrl-C stops it, a second one at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        _heard.append(number)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        while frame is not None:
+            if "importlib" in frame.f_code.co_filename:  # libraries do not take it well, and nothing is kept yet
+                os.write(2, b"vargen: stopped\n")
+                os._exit(STOPPED)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        guarded(lambda words: importlib.import_module(COMMANDS[name][0]).command(words), argv)
+    finally:
+        if not _heard:
+            signal.signal(signal.SIGINT, before)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -67,14 +100,14 @@ def main() -> None:
     """The console script."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
 
-    def run(argv: list[str]) -> None:
+    def other(argv: list[str]) -> None:
         if name in ("-h", "--help"):
             print(usage())
         elif name == "--version":
             print(__version__)
-        elif name in COMMANDS:
-            importlib.import_module(COMMANDS[name][0]).command(argv)
         else:
-            raise ValueError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}")
+            from vargen.core.registry import unknown
 
-    guarded(run, sys.argv[2:])
+            raise ValueError(unknown("command", name, list(COMMANDS)))
+
+    door(name, sys.argv[2:]) if name in COMMANDS else guarded(other, sys.argv[2:])

@@ -98,7 +98,8 @@ def check_grid(grid: Path | None, count: int, size: tuple[int, int]) -> None:
     """ValueError where images of `size` (height, width) are too many for a grid, or for its format."""
     if grid is None:
         return
-    high, wide = -(-count // png.COLUMNS) * size[0], min(count, png.COLUMNS) * size[1]
+    times = png.enlargement(count, size)
+    high, wide = -(-count // png.COLUMNS) * size[0] * times, min(count, png.COLUMNS) * size[1] * times
     kind = png.FORMATS[grid.suffix.lower()]
     most: Any = png.MOST_SIDES.get(kind)
     if most is not None and max(high, wide) > most:
@@ -108,3 +109,9 @@ def check_grid(grid: Path | None, count: int, size: tuple[int, int]) -> None:
             f"got a grid of {count} images of {size[1]}x{size[0]}, expected at most {MOST_SHEET} pixels in all: "
             "lower --num-images, or name each image with {index} in --out, which makes no grid"
         )
+
+
+def kept(paths: list[Path]) -> list[str]:
+    """What is said of pictures that stay when a run is stopped: nothing where there is none."""
+    several = f" to {paths[-1]}" if len(paths) > 1 else ""
+    return [f"{len(paths)} image{'s' * (len(paths) > 1)} kept: {paths[0]}{several}"] if paths else []

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from vargen.commands.flags import Parser
-from vargen.server.options import LOOPBACK, Options, add_flags, read
+from vargen.server.options import LOOPBACK, Options, add_flags, parsed, preset, read
 
 MOST_HEAD = 1 << 16  # bytes of a request's line and headers
 
@@ -25,6 +25,8 @@ def command(argv: list[str]) -> None:
     """Serve images until SIGTERM or Ctrl-C; then finish what was begun."""
     options = read(parser(), argv)
     key = options.key()
+    for name, given in map(parsed, options.model):
+        preset(name, given)  # numbers that their files do not have end here
     try:
         import litserve  # noqa: F401
     except ImportError:

@@ -1,6 +1,6 @@
 """What a forward costs at published shapes, with random weights and an imposed acceptance, and what the limit is.
 
-`python scripts/benchmark.py --synthetic llamagen-xl --json FILE`. Nothing is downloaded. Random weights say nothing of
+`vargen bench --synthetic llamagen-xl`. Nothing is downloaded. Random weights say nothing of
 how many drafts are kept, so that number is a setting; everything else of a step is run. Steps are timed in the middle
 of an image. The limit is the time to read the weights, and the keys and values in use, once. Models that are no raster
 models draw whole images, and their limit is that of the backbone's weights.
@@ -99,7 +99,7 @@ def parser() -> flags.Parser:
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
-    parser.add_argument("--json", type=Path, required=True, help="results")
+    parser.add_argument("--json", type=Path, help="results to a file")
     return parser
 
 
@@ -112,7 +112,7 @@ def command(argv: list[str]) -> None:
         raise ValueError(f"got mode {wrong[0]!r}, expected off, auto or compile")
     if not options.tokens_per_forward >= 1 or not 1 <= options.steps <= MOST:
         raise ValueError(f"got tokens per forward below 1, or {options.steps} steps, expected 1 to {MOST}")
-    check_writable([options.json])
+    check_writable([options.json] if options.json else [])
     device, guidance, warp = find_device(options.device), Guidance(options.guidance_scale), Warp(top_k=options.top_k)
     model = build(options.synthetic, device, getattr(torch, options.dtype))
     speed, imposed = bandwidth(device), Imposed(options.tokens_per_forward, options.steps + WARM)
@@ -133,12 +133,13 @@ def command(argv: list[str]) -> None:
             "tokens_per_forward": options.tokens_per_forward,
             "bytes_per_second": round(speed),
             "machine": machine(Trace(versions=versions(device))),
-            "command": f"python scripts/benchmark.py {' '.join(argv)}",
+            "command": f"vargen bench {' '.join(argv)}",
             "rows": rows,
         }
     )
-    write_json(options.json, result)
     print(table(result))
+    if options.json:
+        write_json(options.json, result)
 
 
 def _numbers(text: str, name: str) -> list[int]:

@@ -40,7 +40,7 @@ class Generation:
         if len(sizes) != 1 or None in sizes:
             return None
         out = io.BytesIO()
-        grid(self.images).save(out, format="PNG")
+        grid(self.images, large=True).save(out, format="PNG")
         return out.getvalue()
 
     def save(self, folder: str | Path) -> list[Path]:
@@ -52,9 +52,9 @@ class Generation:
         if not all(isinstance(image, Image.Image) for image in self.images):
             raise ValueError("got images that are no PIL images, expected output_type pil: only these are saved")
         paths = []
-        for image, seed in zip(self.images, self.trace.seeds, strict=True):
+        for row, (image, seed) in enumerate(zip(self.images, self.trace.seeds, strict=True)):
             paths.append(_free(Path(folder).expanduser() / f"{self.trace.model}-{seed}.png"))
-            save_picture(paths[-1], image, texts(self.trace, [seed]))
+            save_picture(paths[-1], image, texts(self.trace, row))
         return paths
 
 

@@ -2,17 +2,22 @@
 
 import io
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vargen.core.atomic import dumps, write_atomically
-from vargen.core.types import Trace
+
+if TYPE_CHECKING:  # torch is slow to import, and flags need none of it
+    from vargen.core.types import Trace
 
 START = b"\x89PNG\r\n\x1a\n"
 MOST_PIXELS = 1 << 26  # of a picture that comes in: 8192 a side, as many as `image_size` goes up to
 COLUMNS = 10  # of a grid
+SHOWN = 192  # pixels a side up to which an image is enlarged in a grid
+MOST_SHOWN = 1 << 24  # pixels of a grid up to which that is done
 FORMATS = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MOST_SIDES = {"JPEG": 65_535, "WEBP": 16_383}  # pixels along a side that a format has room for
 SAVED: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
@@ -22,13 +27,24 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by a PNG's colour type
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7
 
 
-def grid(images: list[Any], columns: int = COLUMNS) -> Any:
-    """PIL images of one size side by side, at most `columns` in a row."""
+def grid(images: list[Any], columns: int = COLUMNS, *, large: bool = False) -> Any:
+    """PIL images of one size side by side, at most `columns` in a row; if `large`, small ones are enlarged."""
+    from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
     from torchvision.utils import make_grid
 
+    wide, high = images[0].size
+    times = enlargement(len(images), (high, wide)) if large else 1
+    if times > 1:
+        images = [image.resize((wide * times, high * times), Image.Resampling.BICUBIC) for image in images]
     sheet = make_grid([pil_to_tensor(image) for image in images], nrow=columns, padding=0, pad_value=255)
     return to_pil_image(sheet)
+
+
+def enlargement(count: int, size: tuple[int, int]) -> int:
+    """How many times as large each of several images (height, width) is shown in a grid; one alone is left as it is."""
+    large, many = SHOWN // max(size), MOST_SHOWN // (count * size[0] * size[1])
+    return max(1, min(large, math.isqrt(many))) if count > 1 else 1
 
 
 def encode(image: Any, texts: dict[str, str], kind: str = "PNG", quality: int | None = None) -> bytes:
@@ -80,10 +96,25 @@ def read_texts(image: Any) -> dict[str, str]:
     return {key: value for key, value in texts if isinstance(value, str)}
 
 
-def texts(trace: "Trace", seeds: list[int]) -> dict[str, str]:
-    """What a PNG's text chunks say of how it was drawn."""
-    seed = ",".join(map(str, seeds))
-    return {"seed": seed, "model": trace.model, "method": trace.method, "settings": dumps(trace.settings)}
+def texts(trace: "Trace", row: int | None = None, *, alone: bool = False) -> dict[str, str]:
+    """What a PNG's text chunks say of how image `row` of a trace was drawn, or the grid of all.
+
+    `batch` is who it was drawn beside, without which its last bits do not come again; it is left out if `alone`.
+    """
+    seeds, drawn, size = trace.seeds, dict(trace.drawn), trace.drawn.get("batch_size", 1)
+    law = {"model": trace.model, "method": trace.method, "settings": dumps(trace.settings)}
+    kind = next((kind for kind in ("class", "prompt") if kind in drawn), "")
+    subjects = drawn.pop(kind, [None] * len(seeds))
+    texts = {key: value if isinstance(value, str) else dumps(value) for key, value in drawn.items()}
+    told = {key: text for key, text in texts.items() if key != "batch_size"}
+    first = 0 if row is None else row // size * size
+    some = slice(first, len(seeds) if row is None else min(first + size, len(seeds)))
+    if len(seeds[some]) > 1 and kind and not alone:
+        place = {"size": size} if row is None else {"index": row - first}
+        told["batch"] = dumps({**place, "seeds": seeds[some], kind: subjects[some]})
+    mine = [(seed, subject) for i, (seed, subject) in enumerate(zip(seeds, subjects, strict=True)) if row in (None, i)]
+    told = {kind: str(mine[0][1]), **told} if kind and len(mine) == 1 else told
+    return {"seed": ",".join(str(seed) for seed, _ in mine), **law, **told}
 
 
 def check(data: bytes) -> None:

@@ -31,15 +31,10 @@ class Recipe:
     published: Mapping[str, float] = field(default_factory=dict)  # figures that the authors report under this recipe
 
 
-# By the kind of model; of continuous ones, by their plan. A seed is to give its image again, on every path and in every
-# batch: no window is `auto`, which hangs on the clock. docs/methods.md says so to the reader.
-DEFAULT_METHODS = {
-    "raster": "sjd-exact:window=16",
-    "next-scale": "var",
-    "masked": "mar",
-    "scales": "flowar",
-    "cells": "xar",
-}
+# By the kind of model; of continuous ones, by their plan. By what is used where none is named, a seed gives its image
+# again, on every path: no window is `auto`, which hangs on the clock. docs/methods.md says so to the reader.
+PLAIN_METHODS = {"raster": "ar", "next-scale": "var", "masked": "mar", "scales": "flowar", "cells": "xar"}
+DEFAULT_METHODS = {**PLAIN_METHODS, "raster": "sjd-exact:window=16"}
 LAW = ("guidance_scale", "cfg_interval", "temperature", "top_k", "top_p")  # the fields that shape what is drawn
 
 
@@ -75,8 +70,18 @@ class Preset:
     file: str = ""  # its name there, where it is one
     originals: tuple[str, ...] = ()  # repositories with the same weights in a form that needs code of its own
     head: Path | None = None  # weights of an EAGLE head that drafts for this one
+    released: bool = True  # whether there are weights
     scenes: bool = False  # trained on pocket scenes, whose captions are drawn when no prompt is given
     reads: "Callable[[Sources], Preset] | None" = None  # this one with the numbers of files that are named
+
+    @property
+    def source(self) -> str:
+        """Where its weights are; empty where none were released."""
+        if not self.released:
+            return ""
+        if self.repository:
+            return f"{self.file} of {self.repository}" if self.file else self.repository
+        return f"{self.file} of the authors' own download, on no hub" if self.file else "weights in the package"
 
     def of(self, sources: Sources) -> "Preset":
         """This one for files that may have other numbers: their shapes are read, nothing is loaded or downloaded.

@@ -101,11 +101,15 @@ def resolve(where: str) -> Any:
 
 
 def unknown(kind: str, name: str, known: Sequence[str], *, few: int = 24) -> str:
-    """A sentence on a name that is none of `known`: all of them if they are few, else those most like it."""
+    """A sentence on a name that is none of `known`: the one that it was meant for, if one is close; all of them if they
+    are few, else those most like it.
+    """
+    like = difflib.get_close_matches(str(name), known, n=5, cutoff=0.55)
+    meant = f"did you mean {like[0]}? " if like and difflib.get_close_matches(str(name), like, n=1, cutoff=0.75) else ""
     if len(known) <= few:
-        return f"unknown {kind} {name!r}; there are {', '.join(known) or 'no names'}"
-    like = difflib.get_close_matches(str(name), known, n=5, cutoff=0.55) or list(known)[:3]
-    return f"unknown {kind} {name!r}; of {len(known)} there are for instance {', '.join(like)}"
+        return f"unknown {kind} {name!r}; {meant}there are {', '.join(known) or 'no names'}"
+    others = ", ".join(like or list(known)[:3])
+    return f"unknown {kind} {name!r}; {meant}of {len(known)} there are for instance {others}"
 
 
 def preset(name: str) -> "Preset":

@@ -1,9 +1,12 @@
 """The layout of an image, one dataclass per kind of model: what its tokens are and where they stand."""
 
-from dataclasses import dataclass
-from typing import Literal
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # torch is slow to import, and listings and flags need none of it
+    from torch import Tensor
 
 Kind = Literal["raster", "next-scale", "continuous"]
 

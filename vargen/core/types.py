@@ -189,6 +189,7 @@ class Trace:
     cache_bytes: int = 0  # the most that keys and values took at a time
     seeds: list[int] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    drawn: dict[str, Any] = field(default_factory=dict)  # what else redraws the images, see `pipelines/drawn.py`
     windows: dict[int, int] = field(default_factory=dict)  # width of the block -> forwards that had it
     kernels: dict[str, str] = field(default_factory=dict)  # operation -> triton or torch, whichever ran
     versions: dict[str, str] = field(default_factory=dict)
@@ -202,6 +203,9 @@ class Trace:
         """One trace for several batches of one run: sums, and means weighted by images."""
         first, total = traces[0], sum(trace.images for trace in traces)
         out = cls(first.model, first.method, total, settings=first.settings, versions=first.versions)
+        out.drawn = dict(first.drawn)
+        for key in [key for key, value in first.drawn.items() if isinstance(value, list)]:
+            out.drawn[key] = [value for each in traces for value in each.drawn[key]]
         for trace in traces:
             out.forwards += trace.forwards
             out.drafter_forwards += trace.drafter_forwards

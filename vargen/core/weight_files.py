@@ -154,6 +154,11 @@ def shards(folder: Path) -> list[Path]:
     """The safetensors files of a folder as the hub has them: one, or those of an index. ValueError where one lacks."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
+        if pickled := sorted(folder.glob("pytorch_model*.bin*")):
+            raise ValueError(
+                f"the folder {folder} has its weights in {shown(pickled[0].name)}, expected safetensors: transformers "
+                "writes them by from_pretrained and save_pretrained"
+            )
         if not (folder / "model.safetensors").is_file():
             raise ValueError(f"no weights file in {folder}: expected model.safetensors, or shards and {index.name}")
         return [folder / "model.safetensors"]

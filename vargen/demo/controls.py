@@ -1,4 +1,6 @@
-"""The settings of methods as components: one for each name, of which the page shows those that the method has."""
+"""Settings of methods and options of a call as components: one for each name, of which the page shows those that the
+method has, and the model takes.
+"""
 
 from functools import cache
 from typing import Any, get_type_hints
@@ -6,7 +8,9 @@ from typing import Any, get_type_hints
 import gradio as gr
 
 from vargen.core import registry
+from vargen.demo import options
 from vargen.demo.explain import words
+from vargen.demo.studio import Order
 from vargen.samplers.tree import SHAPES
 
 # What the page begins with where the default, `auto`, chooses by the clock: a seed is to repeat its picture.
@@ -126,6 +130,17 @@ class Controls:
         """What becomes of each component when a model or a method is chosen."""
         return [gr.update(**self._state(name, model, method)) for name in self.names]
 
+    def restore(self, order: Order) -> list[Any]:
+        """What becomes of each for an order that was given before."""
+        name, preset = order.method.split(":")[0], registry.preset(order.model)
+        _, settings = registry.method(order.method, preset.recipe.settings)
+        shown = []
+        for state, each in zip(self.update(order.model, name), self.names, strict=True):
+            value = vars(settings).get(each)
+            listed = each in hints(name) and _listed(each, hints(name)[each])
+            shown.append(state if value is None else {**state, "value": (str(value) or OWN) if listed else value})
+        return shown
+
     def part(self, name: str) -> Any:
         """The component of a setting."""
         return self.parts[self.names.index(name)]
@@ -143,6 +158,46 @@ class Controls:
     def spelled(self, model: str, method: str, values: tuple[Any, ...]) -> str:
         """A method with the settings that the components hold."""
         return spelled(model, method, dict(zip(self.names, values, strict=True)))
+
+
+class OptionControls:
+    """Components, folded, for the options of a call that the page has no other parts for, each with its words.
+
+    A box that is empty leaves an option as the model has it; what that is, it shows faintly.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.names = list(options.offered())
+        with gr.Accordion("Guidance, temperature and more", open=False), gr.Row(elem_classes="vg-settings"):
+            self.parts = [self._component(name, state) for name, state in self._states(model).items()]
+
+    def _component(self, name: str, state: dict[str, Any]) -> Any:
+        known = options.offered()[name]
+        common = {"label": name.replace("_", " "), "info": known.words, "min_width": 140}
+        return gr.Checkbox(**state, **common) if known.text is bool else gr.Textbox(**state, max_lines=1, **common)
+
+    def _states(self, model: str, said: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+        taken, usual, said = options.taken(model), options.usual(model), said or {}
+        states: dict[str, dict[str, Any]] = {}
+        for name, known in options.offered().items():
+            if known.text is bool:
+                states[name] = {"value": said.get(name, usual[name])}
+            else:
+                states[name] = {"value": options.written(said.get(name)), "placeholder": options.written(usual[name])}
+            states[name]["visible"] = name in taken
+        return states
+
+    def update(self, model: str, said: dict[str, Any] | None = None) -> list[Any]:
+        """What becomes of each component for a model, and for what was said of it before."""
+        return [gr.update(**state) for state in self._states(model, said).values()]
+
+    def one(self, model: str, at: int, value: Any) -> dict[str, Any]:
+        """The same of one component."""
+        return options.chosen(model, {self.names[at]: value})
+
+    def chosen(self, model: str, values: tuple[Any, ...]) -> dict[str, Any]:
+        """The options that the components ask for. ValueError where one says what cannot be read."""
+        return options.chosen(model, dict(zip(self.names, values, strict=True)))
 
 
 def _listed(name: str, hint: Any) -> bool:

@@ -58,6 +58,14 @@ def brief(name: str) -> str:
     return f'<p class="vg-brief">{law(found.exact)} {escape(found.says[0])}</p>'
 
 
+def glossary() -> str:
+    """HTML that says what the words of the page mean, folded."""
+    parts = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in _data("glossary.json").items())
+    return (
+        f'<details class="vg-words"><summary>What is a token, a forward, a window?</summary><dl>{parts}</dl></details>'
+    )
+
+
 def page() -> str:
     """HTML of everything on every method."""
     parts = []

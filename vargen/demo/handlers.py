@@ -4,21 +4,20 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import wraps
 from html import escape
 from typing import Any
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
-from PIL import Image
 
 from vargen.core import registry
 from vargen.demo import show
-from vargen.demo.studio import Order, Run, Studio
+from vargen.demo.studio import Order, Run, Studio, enlarged
 
 EVERY = 0.08  # seconds between two pictures
 RATES = {"raster": 40.0, "next-scale": 2.5, "continuous": 12.0}  # forwards a second in slow motion
-SLIDER = 512  # pixels a side
 
 
 class Pace:
@@ -40,30 +39,64 @@ class Pace:
         return True
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A picture that is done: what draws it again, and itself as a file."""
+
+    order: Order
+    png: bytes
+
+    @property
+    def said(self) -> str:
+        """What it shows, and by what."""
+        return f"{self.order.subject}, {self.order.model}, seed {self.order.seed}"
+
+
 def told(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """Errors of the library as a sentence on the page."""
+    """For programs: errors of the library as theirs."""
 
     @wraps(run)
     def wrapped(*given: Any) -> Iterator[Any]:
         try:
             yield from run(*given)
         except ValueError as error:
-            raise gr.Error(escape(str(error), quote=False), title="Not drawn", print_exception=False) from None
+            raise gr.Error(str(error), title="Not drawn", print_exception=False) from None
 
     return wrapped
 
 
-def draw(studio: Studio, asked: Order, slow: bool, cache: str) -> Iterator[tuple[Any, Any, Any]]:
-    """The stage, files and a line of text, again and again."""
+def staged(run: Callable[..., Iterator[Any]], rest: int) -> Callable[..., Iterator[Any]]:
+    """For the page: errors are told on the stage, and leave nothing else of a run.
+
+    Its outputs are the stage, a component that is shown at the end, a line of text, and `rest` others.
+    """
+
+    @wraps(run)
+    def wrapped(*given: Any) -> Iterator[Any]:
+        blank = [gr.update(value=None, visible=False), "", *[gr.skip()] * rest]
+        try:
+            yield from run(*given)
+        except ValueError as error:
+            yield [show.refused(str(error)), *blank]
+        except Exception:
+            yield [show.refused("Something went wrong here."), *blank]
+            raise
+
+    return wrapped
+
+
+def draw(studio: Studio, asked: Order, slow: bool, cache: str) -> Iterator[tuple[Any, Any, Any, Drawn | None]]:
+    """The stage, files and a line of text, again and again, and at last what was drawn."""
     studio.check(asked)
-    if not studio.loaded(asked.model):
-        yield gr.skip(), gr.update(visible=False), f"Loading {asked.model}…"
+    hidden = gr.update(value=None, visible=False)
+    yield show.empty(show.beginning(asked, studio.loaded(asked.model))), hidden, "", None
     with studio.run(asked) as run:
-        pace = Pace(registry.preset(asked.model).kind, slow)
+        pace, said = Pace(registry.preset(asked.model).kind, slow), f"Drawing with {escape(asked.method)}…"
         while run.step():
             if pace.due():
-                yield show.stage(run), gr.update(value=None, visible=False), f"Drawing with {escape(asked.method)}…"
-        yield show.stage(run), gr.update(value=files(run, cache), visible=True), show.ending(run)
+                yield show.stage(run), gr.skip(), said, None
+        done = Drawn(asked, run.pngs()[0])
+        yield show.stage(run), gr.update(value=files(run, cache), visible=True), show.ending(run), done
 
 
 def answer(studio: Studio, asked: Order, cache: str) -> Iterator[tuple[Any, Any]]:
@@ -80,39 +113,42 @@ def answer(studio: Studio, asked: Order, cache: str) -> Iterator[tuple[Any, Any]
 
 def files(run: Run, cache: str) -> list[str]:
     """The images as PNG files in Gradio's folder, from which they are deleted after a while."""
-    name = "-".join("".join(c if c.isalnum() else " " for c in run.order.subject).split())[:40] or "image"
-    return [
-        save_bytes_to_cache(png, f"{name}-{run.order.seed + index}.png", cache) for index, png in enumerate(run.pngs())
-    ]
+    order = run.order
+    words = "" if order.subject == "-1" else "".join(c if c.isalnum() else " " for c in order.subject)
+    subject = "-".join(words.split())[:40].rstrip("-")
+    name = "-".join(filter(None, (order.model, subject, "repainted" if order.repainted else "")))
+    return [save_bytes_to_cache(png, f"{name}-{order.seed + index}.png", cache) for index, png in enumerate(run.pngs())]
 
 
 def race(studio: Studio, asked: tuple[Order, Order], by: str, slow: bool) -> Iterator[tuple[Any, Any, Any]]:
-    """Both lanes, the slider and a line of text, again and again; whichever lane has had less goes next."""
+    """Both lanes, the slider and a line of text, again and again; whichever lane has had less goes next.
+
+    Before anything is timed both methods have drawn, so that all that they need is loaded and warm.
+    """
     for each in asked:
         studio.check(each)
-    if not studio.loaded(asked[0].model):
-        yield gr.skip(), gr.update(visible=False), f"Loading {asked[0].model}…"
+    hidden = gr.update(value=None, visible=False)
+    yield show.empty("Both methods warm up: what is loaded now does not count."), hidden, ""
+    for each in asked:
+        yield from ((gr.skip(), gr.skip(), gr.skip()) for _ in studio.warm(each))
     with ExitStack() as open_runs:
-        runs = tuple(open_runs.enter_context(studio.run(each)) for each in asked)
-        assert len(runs) == 2
-        lanes = (runs[0], runs[1])
-        yield from _paced(lanes, by, Pace(registry.preset(asked[0].model).kind, slow))
-        ends = tuple(run.images()[0] for run in lanes)
-        larger = tuple(end.resize(_sized(end), Image.Resampling.NEAREST) for end in ends)
-        yield show.lanes(lanes), gr.update(value=larger, visible=True), verdict(lanes, ends[0] == ends[1])
+        one, two = (open_runs.enter_context(studio.run(each)) for each in asked)
+        yield from _paced((one, two), by, Pace(registry.preset(asked[0].model).kind, slow))
+        ends = tuple(run.images()[0] for run in (one, two))
+        slider = gr.update(value=tuple(map(enlarged, ends)), visible=True)
+        yield show.lanes((one, two)), slider, verdict((one, two), ends[0] == ends[1])
 
 
 def _paced(lanes: tuple[Run, Run], by: str, pace: Pace) -> Iterator[tuple[Any, Any, Any]]:
-    left, begun = list(lanes), 0
+    left = list(lanes)
     while left:
         run = min(left, key=lambda one: one.seconds if by == "seconds" else one.forwards)
         if not run.step():
             left.remove(run)
             continue
-        begun += 1
         leads = run is left[-1] or by == "seconds"  # one beat for a forward of each
         if all(lane.record for lane in lanes) and leads and pace.due():
-            yield show.lanes(lanes), gr.update(value=None, visible=False), f"Racing by {by}…"
+            yield show.lanes(lanes), gr.skip(), f"Racing by {by}…"
 
 
 def verdict(lanes: tuple[Run, Run], same: bool) -> str:
@@ -126,8 +162,3 @@ def verdict(lanes: tuple[Run, Run], same: bool) -> str:
     parts = [f"{who} needed {' and '.join(what)}" for who, what in leads.items()]
     drawn = "The two pictures are the same." if same else "Same seed, other picture: drag the line to compare."
     return escape(f"{', '.join(parts)}. {drawn}")
-
-
-def _sized(image: Image.Image) -> tuple[int, int]:
-    scale = max(1, SLIDER // max(image.size))
-    return image.width * scale, image.height * scale

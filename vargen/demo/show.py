@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vargen.demo.record import Layout, Record
-from vargen.demo.studio import Run
+from vargen.demo.studio import Order, Run, enlarged
 
 RAMP = ("#5b4fd0", "#3f7fd9", "#22a3b8", "#41bd8c", "#9fce57", "#efc235")  # from the first forward to the last
 
@@ -55,13 +55,30 @@ def token_map(record: Record, image: int, total: int) -> str:
     return f'<svg class="vg-map" role="img" aria-label="{said}" {box}>{"".join(shown)}</svg>'
 
 
+def data_url(image: Image.Image) -> str:
+    """An image as an address that holds it."""
+    out = io.BytesIO()
+    image.save(out, format="WEBP", quality=90, method=1)
+    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
 def picture(image: Image.Image, said: str) -> str:
     """An image as HTML."""
-    out = io.BytesIO()
-    image.save(out, format="PNG", compress_level=3)
-    data = base64.b64encode(out.getvalue()).decode()
-    small = " vg-small" if max(image.size) <= 128 else ""
-    return f'<img class="vg-picture{small}" decoding="sync" alt="{escape(said)}" src="data:image/png;base64,{data}">'
+    return f'<img class="vg-picture" decoding="sync" alt="{escape(said)}" src="{data_url(image)}">'
+
+
+def thumbnail(png: bytes, said: str, most: int = 128) -> str:
+    """A finished picture as HTML, small."""
+    with Image.open(io.BytesIO(png)) as image:
+        small = image.convert("RGB")
+    small.thumbnail((most, most))
+    return f'<img alt="{escape(said)}" src="{data_url(small)}">'
+
+
+def kept(png: bytes, said: str) -> str:
+    """A picture that was drawn before, on the stage."""
+    with Image.open(io.BytesIO(png)) as image:
+        return f'<div class="vg-stage"><figure class="vg-kept">{picture(enlarged(image), said)}</figure></div>'
 
 
 def whole(run: Run) -> int:
@@ -88,8 +105,9 @@ def figures(run: Run) -> str:
     record = run.record
     assert record is not None
     each, settled = record.total // len(record.steps), record.settled / len(record.steps)
+    plain = f"<small> of {run.plainly}</small>" if run.plainly > run.forwards or not run.done else ""
     tiles = (
-        ("forwards", f"{run.forwards}"),
+        ("forwards", f"{run.forwards}{plain}"),
         ("tokens a forward", f"{settled / max(1, run.forwards):.2f}"),
         ("seconds", f"{run.seconds:.2f}"),
         ("tokens settled", f"{settled:.0f}<small> of {each}</small>"),
@@ -132,11 +150,24 @@ def empty(text: str) -> str:
     return f'<div class="vg-stage vg-waiting"><p>{escape(text)}</p></div>'
 
 
+def refused(text: str) -> str:
+    """The same where something cannot be drawn: why."""
+    return f'<div class="vg-stage vg-waiting vg-refused" role="alert"><p><b>Not drawn.</b> {escape(text)}</p></div>'
+
+
+def beginning(order: Order, loaded: bool) -> str:
+    """What is said until the first forward."""
+    return f"Drawing with {order.model} begins…" if loaded else f"Loading {order.model}, which takes some seconds once…"
+
+
 def ending(run: Run) -> str:
     """One line on a decode that is done."""
     assert run.partial is not None
     trace = run.partial.trace
-    parts = [f"Drawn by {escape(run.order.method)} in {trace.forwards_per_image:g} forwards an image"]
+    each, plain = trace.forwards_per_image, run.plainly
+    parts = [f"Drawn by {escape(run.order.method)} in {each:g} forwards an image"]
+    if plain > 1.005 * each:
+        parts[0] += f" where plain decoding takes {plain}: {plain / each:.1f} times fewer"
     if trace.drafter_forwards:
         parts.append(f"{trace.drafter_forwards} forwards of the small model")
     if "calibration" in trace.seconds:

@@ -5,7 +5,8 @@ other models, which a method may name as drafters, by those on offer. The page l
 """
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +15,9 @@ from PIL import Image
 
 from vargen.core import registry
 from vargen.core.png import encode, texts
+from vargen.core.preset import LAW
 from vargen.core.specs import RasterSpec, ScaleSpec
+from vargen.demo import options
 from vargen.demo.limits import MOST, MOST_LETTERS, MOST_SEED, Limits
 from vargen.demo.record import Record, Spec
 from vargen.pipelines import request, values
@@ -34,6 +37,8 @@ class Order:
     images: int
     seed: int
     size: tuple[int, int] | None = None  # height and width in pixels, where a model has several
+    options: Mapping[str, Any] = field(default_factory=dict)  # of a call, by name, that are not as the model has them
+    repainted: tuple[Image.Image, Image.Image] | None = None  # a picture, and a mask: white where it is repainted
 
 
 class Studio:
@@ -47,6 +52,7 @@ class Studio:
         self.models, self.limits, self._device = models, limits or Limits(), device
         self._pipes: dict[str, Pipeline] = {}
         self.running: set[Run] = set()  # decodes that have begun and are neither done nor stopped
+        self._warm: set[str] = set()  # what has been drawn with
 
     def loaded(self, name: str) -> bool:
         """Whether a model is there already."""
@@ -74,14 +80,22 @@ class Studio:
         if not 0 <= values.whole(order.seed, "seed") <= MOST_SEED:
             raise ValueError(f"got seed {order.seed}, expected 0 to {MOST_SEED}")
         if preset.classes:
-            values.label(order.subject[:100], preset.names(), preset.classes)
+            values.label(order.subject[:100], preset.names(), preset.classes, -1 if order.repainted else 0)
         elif not order.subject.strip():
             raise ValueError("got an empty prompt: say what to draw")
         elif len(order.subject) > limits.prompt:
             raise ValueError(f"got a prompt of {len(order.subject)} characters, expected at most {limits.prompt}")
         if len(order.method) > MOST_LETTERS:
             raise ValueError(f"got a method of {len(order.method)} characters, expected at most {MOST_LETTERS}")
-        return self._bounded(request.asked(order.method, preset.recipe, {}, {}, preset.spec))
+        if wrong := [name for name in order.options if name not in options.taken(order.model)]:
+            raise ValueError(registry.unknown("option", wrong[0], options.taken(order.model)))
+        for name, value in order.options.items():
+            if isinstance(value, str) and len(value) > limits.prompt:
+                raise ValueError(f"got {name} of {len(value)} characters, expected at most {limits.prompt}")
+        recipe = preset.choose(order.options.get("preset"))
+        request.image_size(order.options.get("image_size"))
+        law = {name: order.options.get(name) for name in LAW}
+        return self._bounded(request.asked(order.method, recipe, law, {}, preset.spec))
 
     def _bounded(self, method: Any) -> Any:
         for name, most in MOST.items():
@@ -98,6 +112,20 @@ class Studio:
         """Begin to draw an order; to be entered as a context, whose end is the decode's."""
         return Run(self, order, self.check(order).settings)
 
+    def warm(self, order: Order, most: float = 5.0) -> Iterator[None]:
+        """Draw one image by an order's method, forward by forward, where that was not done yet: all is loaded then.
+
+        After `most` seconds it is warm enough.
+        """
+        how = repr((order.model, order.method, order.size, order.options))
+        if how in self._warm:
+            return
+        with self.run(replace(order, images=1)) as run:
+            end = time.monotonic() + most
+            while run.step() and time.monotonic() < end:
+                yield
+        self._warm.add(how)
+
 
 class Run:
     """A decode, forward by forward. Where it is left, at its end or before, the model is free."""
@@ -107,6 +135,7 @@ class Run:
         pipe = studio.pipe(order.model)
         high, wide = order.size or (pipe.pixels, pipe.pixels)
         size = {} if order.size is None else {"height": high, "width": wide}
+        high, wide = (max(side, order.options.get("image_size", 0)) for side in (high, wide))
         if order.images * high * wide > studio.limits.pixels:
             raise ValueError(
                 f"got {order.images} images of {wide}x{high} pixels, expected at most {studio.limits.pixels} in all"
@@ -114,10 +143,13 @@ class Run:
         what: dict[str, Any] = {"prompt": order.subject}
         if registry.preset(order.model).classes:
             what = {"class_labels": order.subject}
-        how: dict[str, Any] = {"num_images_per_prompt": order.images, "seed": order.seed, **size}
+        how: dict[str, Any] = {"num_images_per_prompt": order.images, "seed": order.seed, **size, **order.options}
+        if order.repainted:
+            how |= dict(zip(("image", "mask_image"), order.repainted, strict=True))
         self.seconds, self._begun = 0.0, time.monotonic()  # of decoding alone
         self._stream: Any = self._timed(lambda: pipe.stream(**what, method=order.method, **how))
         self.expected = _expected(pipe.transformer.spec, settings)  # forwards; 0: nobody knows
+        self.plainly = plainly(order.model, pipe.transformer.spec)
         self.record: Record | None = None
         self.partial: Partial | None = None
         self.done = False
@@ -162,9 +194,9 @@ class Run:
         return self.partial.images()
 
     def shown(self, most: int = 256) -> list[Image.Image]:
-        """The pictures at most so large; what is not settled shows faintly where it is a draft, and else not at all."""
+        """The pictures about so large; what is not settled shows faintly where it is a draft, and else not at all."""
         assert self.record is not None
-        images = self.images()
+        images = [enlarged(image, most) for image in self.images()]
         for image in images:
             image.thumbnail((most, most))
         grid = self.record.layout.grid
@@ -181,7 +213,21 @@ class Run:
         assert self.partial is not None
         assert self.done
         trace = self.partial.trace
-        return [encode(i, texts(trace, [seed])) for i, seed in zip(self.images(), trace.seeds, strict=True)]
+        return [encode(image, texts(trace, row)) for row, image in enumerate(self.images())]
+
+
+def enlarged(image: Image.Image, side: int = 512) -> Image.Image:
+    """A small image a whole number of times as large, smooth: at most `side` pixels along its longer side."""
+    scale = max(1, side // max(image.size))
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
+
+
+def plainly(model: str, spec: Spec) -> int:
+    """How many forwards an image takes a model drawn plainly: one for each token, scale or round of its own method."""
+    if isinstance(spec, RasterSpec):
+        return spec.slots
+    preset = registry.preset(model)
+    return _expected(spec, request.asked(preset.method, preset.recipe, {}, {}, spec).settings)
 
 
 def _expected(spec: Spec, settings: Any) -> int:

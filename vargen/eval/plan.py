@@ -72,7 +72,11 @@ class Plan:
     def texts(self, index: int) -> dict[str, str]:
         """The text chunks of an image's file."""
         subject = {"prompt": self.prompt(index)} if self.prompts else {"class": str(self.label(index))}
-        return {"seed": str(self.seed + index), "model": self.model, "method": self.method, **subject}
+        law = {key: value for key, value in self.law.items() if key != "image_size"}
+        more = {"settings": dumps(law | ({"quantize": self.quantize} if self.quantize else {}))}
+        more |= {"image_size": str(self.law["image_size"])} if "image_size" in self.law else {}
+        how = {"seed": str(self.seed + index), "model": self.model, "method": self.method, **more}
+        return {**how, **subject, "preset": self.preset, "dtype": self.dtype}
 
     def json(self) -> dict[str, Any]:
         """The plan as JSON's types."""

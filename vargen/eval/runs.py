@@ -24,13 +24,13 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from vargen.core import quantize, registry, safe_json
+from vargen.core import safe_json
 from vargen.core.atomic import locked, write_atomically, write_json
 from vargen.core.messages import quoted
 from vargen.core.png import save_picture
 from vargen.eval.images import is_whole_png
 from vargen.eval.plan import Plan, load, read_manifest
-from vargen.pipelines.choose_drafter import chosen
+from vargen.pipelines.drawn import fingerprint
 from vargen.pipelines.loading import find_device
 
 STALE_SECONDS = 3600  # after which a half-written file is nobody's
@@ -162,22 +162,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
     write_json(out / "manifest.json", manifest)
-
-
-def fingerprint(pipe: Any, method: str, preset: str | None = None) -> str:
-    """A digest that tells weights apart, a drafter's too where the method has one; the same on every device.
-
-    It is of each tensor's first values and its sum as words.
-    """
-    digest, drafting = hashlib.sha256(), chosen(pipe, *registry.method(method, pipe.preset.choose(preset).settings))
-    for part in (pipe.transformer, pipe.tokenizer, pipe.text_encoder, drafting and drafting[1]):
-        state = {} if part is None else part.state_dict()
-        for key, value in ((key, one) for key, whole in state.items() for one in quantize.parts(whole)):
-            words = value.contiguous().flatten()
-            total = words.view(torch.int16).sum(dtype=torch.int64).item() if words.element_size() > 1 else 0
-            digest.update(f"{key} {tuple(value.shape)} {value.dtype} {total}".encode())
-            digest.update(words[:256].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _draw(plan: Plan, pipe: Any, out: Path, group: range) -> None:

@@ -17,6 +17,7 @@ class Model(nn.Module):
 
     replays: ClassVar[bool] = False  # its forwards may be captured and replayed: see `engine/runners.py`
     shows_states: ClassVar[bool] = False  # it is `ShowsStates`
+    any_grid: ClassVar[bool] = False  # a continuous model whose `at(grid)` has the same weights for another grid
 
 
 class ClassConditional(Protocol):
@@ -140,8 +141,8 @@ class ContinuousModel(Protocol):
     def spec(self) -> ContinuousSpec: ...
 
     @property
-    def side(self) -> int:
-        """Latents along one side of an image."""
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of an image's latents."""
         ...
 
     @property

@@ -171,6 +171,11 @@ class BackboneConfig(ABC):
     classes: int = 1000  # row `classes` of the class table is the unconditional one
 
     @property
+    def hidden(self) -> int:
+        """Width of the feed-forward layer."""
+        return 4 * self.width
+
+    @property
     def head_dim(self) -> int:
         return self.width // self.heads
 

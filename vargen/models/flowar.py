@@ -240,8 +240,8 @@ class FlowAR(Backbone):
         self.head = FlowHead(config)
 
     @property
-    def side(self) -> int:
-        return self.config.side
+    def grid(self) -> tuple[int, int]:
+        return self.config.side, self.config.side
 
     def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
         """Rows (R, 1 + 12 layers, d): the classes' own, and six modulations for each layer.

@@ -6,8 +6,9 @@ never written again. Guidance is against another prompt, not against an empty on
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -111,11 +112,14 @@ class Cache:
 class Harmon(Model):
     """A masked model of continuous tokens that reads text; see `ContinuousModel` in models/contract.py."""
 
+    any_grid: ClassVar[bool] = True
+
     def __init__(self, config: HarmonConfig) -> None:
         super().__init__()
         if config.width % config.heads or config.heads % config.kv_heads:
             raise ValueError(f"got width {config.width}, {config.heads} heads, {config.kv_heads} of keys: no multiples")
         self.config, outer, inner = config, config.mar.width, config.width
+        self.grid = (config.side, config.side)
         self.mar = MAR(replace(config.mar, classes=0))
         self.llm = language_model(config)
         self.proj_in = nn.Sequential(nn.Linear(outer, inner), nn.SiLU(), nn.Linear(inner, inner))
@@ -123,11 +127,13 @@ class Harmon(Model):
 
     @property
     def spec(self) -> ContinuousSpec:
-        return self.config.spec
+        return ContinuousSpec(self.grid[0] * self.grid[1], self.config.mar.channels, 0)
 
-    @property
-    def side(self) -> int:
-        return self.config.side
+    def at(self, grid: tuple[int, int]) -> "Harmon":
+        """The same weights for images of another grid (rows, columns): position tables are stretched to it."""
+        other = copy(self)
+        other.grid = grid
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -159,7 +165,7 @@ class Harmon(Model):
 
     def make_cache(self, rows: int) -> Cache:
         """Nothing read yet."""
-        return Cache(rows, self.mar.positions(self.config.side))
+        return Cache(rows, self.mar.positions(self.grid))
 
     def decode(self, condition: Condition, group: Group, cache: Cache) -> Tensor:
         """`z` (R, n, d) of the group's slots; see `models/contract.py`.
@@ -179,7 +185,7 @@ class Harmon(Model):
 
     def image(self, values: Tensor) -> Tensor:
         """Latents (B, C, side, side) of tokens (B, S, C)."""
-        return values.transpose(1, 2).unflatten(2, (self.config.side, self.config.side))
+        return values.transpose(1, 2).unflatten(2, self.grid)
 
     def _read(self, ids: Tensor, cache: Cache) -> None:
         """Keep what the language model makes of prompts (R, T), whose padding (-1) stands behind all words.

@@ -5,15 +5,27 @@ Image tokens have embeddings and a head of their own.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
+from vargen.core.described import as_dataclass
 from vargen.core.specs import RasterSpec
 from vargen.models.prompted import padded
-from vargen.models.wrapped import Wrapped
+from vargen.models.wrapped import Wrapped, as_json, rebuilt
 
 TEMPLATE = "<|User|>: {}\n\n<|Assistant|>:"  # where the tokenizer has no template of its own
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a model is made of beside its weights: transformers' config, and ids."""
+
+    model: dict
+    begin: int
+    start: int
+    nothing: int
 
 
 class Janus(Wrapped):
@@ -25,10 +37,22 @@ class Janus(Wrapped):
         parts = (model.generation_embeddings, model.generation_aligner, model.generation_head)
         self.embeddings, self.aligner, self.head = parts
         self.begin, self.start, self.nothing, vq = begin, start, nothing, model.config.vq_config
-        side = vq.num_patches
+        side, self.whole = vq.num_patches, model.config
         self.spec = RasterSpec(side, side, vq.num_embeddings, 0)
         pixels = side * 2 ** (len(vq.channel_multiplier) - 1)
         self.size, self.sizes = (pixels, pixels), ((pixels, pixels),)
+
+    def described(self) -> dict[str, Any]:
+        """What `rebuilt` makes it of, without weights."""
+        return asdict(Shapes(as_json(self.whole), self.begin, self.start, self.nothing))
+
+    @classmethod
+    def rebuilt(cls, about: Any) -> "Janus":
+        """The model without weights."""
+        from transformers import JanusModel
+
+        found = as_dataclass(Shapes, about)
+        return cls(rebuilt(JanusModel, found.model), begin=found.begin, start=found.start, nothing=found.nothing)
 
     def at(self, size: tuple[int, int]) -> "Janus":
         assert size == self.size

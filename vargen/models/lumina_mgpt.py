@@ -8,7 +8,7 @@ The vocabulary of the raster contract is the image's codes, and the newline behi
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any, ClassVar
 
@@ -17,13 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vargen.core import messages, noise
+from vargen.core.described import as_dataclass
 from vargen.core.specs import RasterSpec
 from vargen.core.types import Condition, KVCache
 from vargen.kernels.attention import Sight
-from vargen.models.chameleon import Chameleon
+from vargen.models.chameleon import Chameleon, ChameleonConfig
 from vargen.models.prompted import Prompted, padded
 
 PICTURE = "<|image|>"  # in a prompt: where a picture stands
+SHOWN = 64  # tokens of a prompt, in which its size would be
 GRID = 32  # pixels that one step of a size token stands for
 
 
@@ -78,6 +80,18 @@ def code_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """What a model is made of beside its weights; sizes in pixels, height first."""
+
+    decoder: ChameleonConfig
+    vocabulary: Vocabulary
+    size: tuple[int, int]
+    sizes: tuple[tuple[int, int], ...]
+    factor: int
+    template: str
+
+
 class LuminaMGPT(Prompted):
     """A Chameleon decoder that draws images of one size under the raster contract."""
 
@@ -116,6 +130,19 @@ class LuminaMGPT(Prompted):
         how = {"sizes": self.sizes, "factor": self.factor, "template": self.template}
         return type(self)(self.decoder, self.vocabulary, size=size, **how)
 
+    def described(self) -> dict[str, Any]:
+        """What `rebuilt` makes it of, without weights."""
+        shapes = (self.config, self.vocabulary, self.size, self.sizes, self.factor, self.template)
+        return asdict(Shapes(*shapes))
+
+    @classmethod
+    def rebuilt(cls, about: Any) -> "LuminaMGPT":
+        """The model without weights. ValueError where it cannot be such a one."""
+        found = as_dataclass(Shapes, about)
+        how = {"size": found.size, "sizes": found.sizes, "factor": found.factor, "template": found.template}
+        with torch.device("meta"):
+            return cls(Chameleon(found.decoder), found.vocabulary, **how)
+
     def tokenize(
         self, prompts: Sequence[str], tokenizer: Any, pictures: Sequence[Sequence[Tensor]] | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -132,6 +159,16 @@ class LuminaMGPT(Prompted):
                 text = self.template.format(width=width, height=height, prompt=prompt)
             rows.append([self._turn(text, tokenizer, None if pictures is None else shown), []])
         return padded(rows)
+
+    def said_size(self, ids: Tensor, tokenizer: Any) -> tuple[int, int] | None:
+        """By the template: a prompt with pictures has none."""
+        front, numbers = self.template.partition("{prompt}")[0], {"{width}": r"(?P<w>\d+)", "{height}": r"(?P<h>\d+)"}
+        if any(number not in front for number in numbers) or bool((ids == self.vocabulary.begin).any()):
+            return None
+        parts = [part for part in re.split(r"(\{width\}|\{height\})|\s", front) if part]
+        pattern = r"\s*".join(["", *(numbers.get(part) or re.escape(part) for part in parts), r"(?!\d)"])
+        found = re.match(pattern, tokenizer.decode(ids[:SHOWN].tolist(), skip_special_tokens=True))
+        return (int(found["h"]), int(found["w"])) if found else None
 
     def _turn(self, text: str, tokenizer: Any, pictures: Sequence[Tensor] | None) -> list[int]:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id

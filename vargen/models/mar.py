@@ -56,6 +56,11 @@ class MARConfig:
     buffer: int = 64  # tokens in front that carry the condition
 
     @property
+    def hidden(self) -> int:
+        """Width of the feed-forward layer."""
+        return 4 * self.width
+
+    @property
     def spec(self) -> ContinuousSpec:
         """The image's layout."""
         return ContinuousSpec(self.side**2, self.channels, self.classes)
@@ -70,12 +75,12 @@ class Positions:
     drawn: Tensor  # added to `z`
 
 
-def stretched(table: Tensor, buffer: int, side: int) -> Tensor:
-    """A table (buffer + n^2, d) for side^2 tokens, bilinear between their centres; the buffer's rows stay."""
+def stretched(table: Tensor, buffer: int, grid: tuple[int, int]) -> Tensor:
+    """A table (buffer + n^2, d) for a grid of tokens, bilinear between their centres; the buffer's rows stay."""
     trained = math.isqrt(len(table) - buffer)
-    grid = rearrange(table[buffer:].float(), "(h w) d -> 1 d h w", h=trained)
-    grid = F.interpolate(grid, size=(side, side), mode="bilinear")
-    return torch.cat([table[:buffer], rearrange(grid, "1 d h w -> (h w) d").to(table.dtype)])
+    values = rearrange(table[buffer:].float(), "(h w) d -> 1 d h w", h=trained)
+    values = F.interpolate(values, size=grid, mode="bilinear")
+    return torch.cat([table[:buffer], rearrange(values, "1 d h w -> (h w) d").to(table.dtype)])
 
 
 class Attention(nn.Module):
@@ -155,8 +160,8 @@ class MAR(Model):
         return self.config.spec
 
     @property
-    def side(self) -> int:
-        return self.config.side
+    def grid(self) -> tuple[int, int]:
+        return self.config.side, self.config.side
 
     @property
     def device(self) -> torch.device:
@@ -179,13 +184,13 @@ class MAR(Model):
         """`z` (R, n, d) of the group's slots; see `models/contract.py`."""
         return self.fill(self.encode(condition, group), group)
 
-    def positions(self, side: int | None = None) -> Positions:
-        """The position tables of an image of `side` x `side` tokens: of another size than trained, stretched ones."""
+    def positions(self, grid: tuple[int, int] | None = None) -> Positions:
+        """The position tables of a grid of tokens: of another one than trained, stretched ones."""
         buffer = self.config.buffer
         tables = ((self.encoder_positions, buffer), (self.decoder_positions, buffer), (self.diffusion_positions, 0))
-        if side in (None, self.config.side):
+        if grid is None or grid == self.grid:
             return Positions(*(table[0] for table, _ in tables))
-        return Positions(*(stretched(table[0], front, side) for table, front in tables))
+        return Positions(*(stretched(table[0], front, grid) for table, front in tables))
 
     def encode(self, condition: Condition, group: Group, positions: Positions | None = None) -> Tensor:
         """Features (R, buffer + m, d) of the buffer and of what is known."""

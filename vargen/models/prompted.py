@@ -41,6 +41,10 @@ class Prompted(Model, ABC):
     def tokenize(self, prompts: Sequence[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
         """Ids (B, 2, T) of each prompt and of what guidance is against, words first, and the mask (B, 2, T) of them."""
 
+    def said_size(self, ids: Tensor, tokenizer: Any) -> tuple[int, int] | None:
+        """The size in pixels of which a prompt's ids (T,) speak, height first; None where they say none."""
+        return None
+
     @abstractmethod
     def opening(self) -> list[int]:
         """The ids that follow the prompt and open an image of this size."""

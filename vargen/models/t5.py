@@ -33,17 +33,23 @@ def load(source: str | None, width: int, device: torch.device, dtype: torch.dtyp
     The encoder runs in float32 beside a float32 transformer and in bfloat16 else: T5 overflows in float16. ValueError
     where it cannot be had, lacks weights or its tokenizer, or where its states are not `width` wide.
     """
+    place, revision = (REPOSITORY, REVISION) if source is None else (source, "main")
+    tokenizer = load_tokenizer(source, place, "a text encoder", revision=revision)
+    encoder = load_encoder(place, device, dtype, revision=revision)
+    if encoder.config.d_model != width:
+        raise ValueError(f"the text encoder {place} gives states of width {encoder.config.d_model}, expected {width}")
+    return encoder, tokenizer
+
+
+def load_encoder(place: str, device: torch.device, dtype: torch.dtype, *, revision: str = "main") -> Any:
+    """A T5 encoder from a folder or repository. ValueError where it cannot be had, or lacks weights."""
     from transformers import T5EncoderModel
 
-    place, revision = (REPOSITORY, REVISION) if source is None else (source, "main")
     precision = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    tokenizer = load_tokenizer(source, place, "a text encoder", revision=revision)
     encoder, info = pretrained.load_model(T5EncoderModel, place, "a text encoder", revision=revision, dtype=precision)
     if wrong := [*info["missing_keys"], *info["mismatched_keys"]]:
         raise ValueError(f"the text encoder {place} lacks weights, or has them in another shape: {shown(wrong[0])}")
-    if encoder.config.d_model != width:
-        raise ValueError(f"the text encoder {place} gives states of width {encoder.config.d_model}, expected {width}")
-    return encoder.to(device).eval().requires_grad_(False), tokenizer
+    return encoder.to(device).eval().requires_grad_(False)
 
 
 def load_tokenizer(

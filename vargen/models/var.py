@@ -56,6 +56,11 @@ class VARConfig:
     norm_eps: float = 1e-6
 
     @property
+    def hidden(self) -> int:
+        """Width of the feed-forward layer."""
+        return 4 * self.width
+
+    @property
     def head_dim(self) -> int:
         return self.width // self.heads
 

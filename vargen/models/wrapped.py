@@ -4,13 +4,17 @@ transformers' attention asks a cache to take new keys and values and to give all
 """
 
 import inspect
+import json
 from abc import ABC
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vargen.core.described import as_dataclass
 from vargen.core.messages import shown
 from vargen.core.pretrained import load_model
 from vargen.core.types import KVCache
@@ -28,6 +32,20 @@ class Slots:
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Take keys and values (R, heads, n, dim) of a layer; give all that are to be seen, (R, heads, stop, dim)."""
         return self._cache.write(layer, self._flat, keys.transpose(1, 2), values.transpose(1, 2), self._stop)
+
+
+def rebuilt(kind: type, about: Any) -> Any:
+    """A model of transformers on the meta device, of what its config says; only what is computed is made."""
+    config: Any = kind
+    config = config.config_class.from_dict(about)
+    with torch.device("meta"):
+        module = kind(config)
+    for part in module.modules():
+        if "inv_freq" in part._buffers:  # which the meta device leaves empty
+            with torch.device("cpu"):
+                made: Any = type(part)
+                part._buffers.update(made(config=part.config)._buffers)
+    return module
 
 
 class Wrapped(Prompted, ABC):
@@ -78,6 +96,24 @@ def pretrained(kind: type, folder: Path) -> Any:
     return model.eval().requires_grad_(False)
 
 
+@dataclass(frozen=True)
+class ImagesShapes:
+    """What `Images` is made of beside its weights."""
+
+    model: str
+    config: dict
+    factor: int
+    flat: bool
+    sphere: bool
+    mean: float
+    std: float
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """All that a config of transformers says."""
+    return json.loads(config.to_json_string(use_diff=False))
+
+
 class Images(ImageTokenizer):
     """An image tokenizer of transformers, in float32: ids (B, h, w) to images (B, 3, H, W), nominally in [-1, 1]."""
 
@@ -91,6 +127,7 @@ class Images(ImageTokenizer):
         super().__init__()
         self.vqmodel, self._factor, self._flat = vqmodel.float(), factor, flat
         self._sphere, self._law = sphere, (2 * std, 2 * mean - 1)
+        self._normalised = {"mean": mean, "std": std}
 
     @property
     def factor(self) -> int:
@@ -103,6 +140,24 @@ class Images(ImageTokenizer):
 
     def codebook(self) -> Tensor:
         return F.normalize(self.stored_codes, dim=-1) if self._sphere else self.stored_codes
+
+    def described(self) -> dict[str, Any]:
+        """What `rebuilt` makes it of, without weights."""
+        model: Any = self.vqmodel
+        law = {"factor": self._factor, "flat": self._flat, "sphere": self._sphere, **self._normalised}
+        return {"model": type(model).__name__, "config": as_json(model.config), **law}
+
+    @classmethod
+    def rebuilt(cls, about: Any) -> "Images":
+        """The tokenizer without weights. ValueError where it is none that is known."""
+        from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
+        from transformers.models.janus.modeling_janus import JanusVQVAE
+
+        found, known = as_dataclass(ImagesShapes, about), {"Emu3VQVAE": Emu3VQVAE, "JanusVQVAE": JanusVQVAE}
+        if found.model not in known:
+            raise ValueError(f"unknown image tokenizer {shown(found.model)}")
+        law = {"flat": found.flat, "sphere": found.sphere, "mean": found.mean, "std": found.std}
+        return cls(rebuilt(known[found.model], found.config), found.factor, **law)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images of ids (B, h, w)."""

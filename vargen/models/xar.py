@@ -114,8 +114,8 @@ class XAR(Backbone):
         self.output = nn.Linear(config.width, config.channels)
 
     @property
-    def side(self) -> int:
-        return self.config.side
+    def grid(self) -> tuple[int, int]:
+        return self.config.side, self.config.side
 
     @property
     def head(self) -> VelocityHead:

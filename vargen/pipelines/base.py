@@ -5,29 +5,30 @@ Here is what all kinds of model share; `raster.py`, `next_scale.py` and `continu
 
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vargen.core import quantize, registry
+from vargen.core import quantize
 from vargen.core.generation import Generation
 from vargen.core.machine import peak_memory, plainly, reset_peak_memory, versions
-from vargen.core.preset import Preset, custom
+from vargen.core.preset import Preset
 from vargen.core.types import Trace
 from vargen.engine.loops import Clock, Counts
 from vargen.engine.runners import Runners
 from vargen.models.prompted import against
-from vargen.pipelines import habits, options, request, values
+from vargen.pipelines import drawn, habits, options, request, saving, values
+from vargen.pipelines.kept import Kept
 from vargen.pipelines.options import Options
 from vargen.pipelines.partial import Partial
 from vargen.pipelines.pictures import Pictures, joined
 from vargen.pipelines.request import Request
 
 
-class Pipeline(Pictures, DiffusionPipeline):
+class Pipeline(Pictures, Kept):
     """Components `transformer` and `tokenizer` (of images) as in any diffusers pipeline, and `text_encoder` with
     `text_tokenizer` where the model takes prompts.
     """
@@ -35,8 +36,7 @@ class Pipeline(Pictures, DiffusionPipeline):
     kind: ClassVar[str]  # of the models that it draws with
     options_type: ClassVar[type[Options]]  # what it can be asked
     unconditional: ClassVar[bool] = True  # whether class -1 stands for any
-    _optional_components: ClassVar = ["text_encoder", "text_tokenizer"]
-    model_cpu_offload_seq = "text_encoder->transformer->tokenizer"
+    _optional_components: ClassVar = ["tokenizer", "text_encoder", "text_tokenizer"]
 
     def __init__(
         self,
@@ -45,8 +45,9 @@ class Pipeline(Pictures, DiffusionPipeline):
         text_encoder: nn.Module | None = None,
         text_tokenizer: Any = None,
         *,
-        preset: Preset | None = None,
+        preset: Preset | Mapping[str, Any] | None = None,
     ) -> None:
+        """`preset` may also be as a folder has it, see `save_pretrained`."""
         super().__init__()
         if transformer.spec.kind != self.kind:
             raise ValueError(
@@ -55,14 +56,16 @@ class Pipeline(Pictures, DiffusionPipeline):
         self.register_modules(
             transformer=transformer, tokenizer=tokenizer, text_encoder=text_encoder, text_tokenizer=text_tokenizer
         )
-        self.preset = preset or custom(transformer)
+        self.preset = saving.preset_of(preset, transformer)
         self.nats_per_token: float | None = None  # cross-entropy on held-out images, where it is known
         self.drafter: nn.Module | None = None  # what drafts, or refines, where a method wants that and names none
         self.drafters: dict[str, nn.Module] = {}  # by name
         self.fast = "auto"  # kernels where they can run; off: plain PyTorch; triton: kernels, or an error
         self.quantize: str | None = None  # how the transformer's layers are stored, where they were quantised
         self._progress_bar_config: dict[str, Any] = {}  # as diffusers' `set_progress_bar_config` leaves it
+        self.fingerprints: dict[bool, tuple[Any, str]] = {}  # of the weights, with and without the text encoder's
         self._runners = Runners()
+        self._sized: dict[tuple[int, int], Any] = {}  # pipelines with the same weights, by size
         self._costs: dict[Any, dict[int, float]] = {}  # measured seconds per step, by all that they depend on
 
     @property
@@ -132,16 +135,9 @@ class Pipeline(Pictures, DiffusionPipeline):
     def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
         """`prompt_embeds` of prompts, and their mask."""
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """The same as `vargen.load`; `torch_dtype` is another name of `dtype`, as in diffusers."""
-        if "torch_dtype" in kwargs:
-            kwargs["dtype"] = kwargs.pop("torch_dtype")
-        return registry.resolve(registry.PUBLIC["load"])(pretrained_model_name_or_path, **kwargs)
-
-    def save_pretrained(self, *arguments: Any, **options: Any) -> None:
-        """Not offered: weights are kept in the format in which they were published."""
-        raise ValueError("a vargen pipeline is not saved as a folder: keep the checkpoint it was loaded from")
+    def read_prompts(self, prompt: Sequence[str] | str, **beside: Any) -> tuple[Tensor, Tensor]:
+        """`prompt_embeds` of prompts and their mask, with what else of a call is read: `negative_prompt`, `image`."""
+        return self._read(self.options_type(prompt=prompt, **beside))
 
     def _asked(
         self, class_labels: Any, given: Mapping[str, Any], *, stream: bool = False
@@ -172,6 +168,7 @@ class Pipeline(Pictures, DiffusionPipeline):
         clock.lap("text" if wanted.prompt is not None else "")
         tell = request.teller(wanted.callback_on_step_end, wanted.callback_on_step_end_tensor_inputs)
         seeds = values.seeds(len(inputs[0]), wanted.seed, wanted.generator)
+        method = replace(method, drawn=drawn.of(self, method, wanted, inputs))
         return Request(method, inputs, seeds, clock=clock, tell=tell, free_size=free, **how)
 
     def _inputs(self, wanted: Any) -> tuple[Tensor, ...]:
@@ -214,6 +211,7 @@ class Pipeline(Pictures, DiffusionPipeline):
                 parts.append(self._finish(final, asked.output_type))
         images = joined([part.images for part in parts], asked.output_type)
         trace = Trace.merge([part.trace for part in parts])
+        trace.drawn = asked.method.drawn
         for name, seconds in asked.clock.seconds().items():
             trace.seconds |= {name: seconds, "total": trace.seconds["total"] + seconds}
         return Generation(images, torch.cat([part.tokens for part in parts]), trace)
@@ -245,8 +243,8 @@ class Pipeline(Pictures, DiffusionPipeline):
     def _begin(self, method: Any, seeds: list[int]) -> Trace:
         """A batch's trace; memory is counted from here on."""
         reset_peak_memory(self.transformer.device)
-        stored = {} if self.quantize is None else {"quantize": self.quantize}
-        return Trace(self.preset.name, method.name, len(seeds), seeds=seeds, settings=method.described | stored)
+        settings = method.described | ({} if self.quantize is None else {"quantize": self.quantize})
+        return Trace(self.preset.name, method.name, len(seeds), seeds=seeds, settings=settings, drawn=method.drawn)
 
     def _fill(self, trace: Trace, clock: Clock, counts: Counts) -> None:
         """What the loop counted."""

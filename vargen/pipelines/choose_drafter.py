@@ -55,15 +55,21 @@ def by_name(pipe: Any, name: str, given: Sources | None = None) -> nn.Module:
         if (spec := preset.spec) is not None:  # before anything is downloaded
             if isinstance(target, Prompted) and isinstance(spec, RasterSpec):  # sizes are looked at in `from_model`
                 spec = replace(spec, rows=target.spec.rows, columns=target.spec.columns)
+            if target.any_grid and isinstance(spec, ContinuousSpec):
+                spec = replace(spec, slots=target.spec.slots)
             check(name, spec, target.spec)
         return from_model(pipe, name, preset.build(replace(given, drafts=True), target.device, target.dtype))
 
 
 def from_model(pipe: Any, name: str, other: Any) -> nn.Module:
     """The transformer of the pipeline `other`, to draft for `pipe`. ValueError, by its name, where it cannot."""
-    small, target = other.transformer, pipe.transformer
+    small: Any = other.transformer
+    target: Any = pipe.transformer
     if isinstance(small, Prompted) and isinstance(target, Prompted) and target.size in small.sizes:
         small = small.at(target.size)
+    if small.any_grid and target.any_grid:
+        grid: Any = target.grid
+        small = small.at(grid)
     check(name, small.spec, target.spec)
     ours, theirs = (_codebook(p) for p in (pipe, other))
     if ours is not None and theirs is not None and not torch.equal(ours, theirs):

@@ -11,12 +11,14 @@ from vargen.core.dispatch import Kernels
 from vargen.engine import loops
 from vargen.engine.drafters import LatentModelDrafter
 from vargen.models.contract import embed
-from vargen.pipelines import choose_drafter, request, values
+from vargen.pipelines import choose_drafter, request, sized, values
 from vargen.pipelines.base import Pipeline
 from vargen.pipelines.options import ContinuousOptions, Options, takes
 from vargen.pipelines.partial import Partial
 from vargen.pipelines.request import LatentMethod, Request
 from vargen.samplers.contract import ContinuousSampler, LatentTask
+
+LEAST, MOST = 16, 4096  # tokens of an image, for models that draw any size
 
 
 class ContinuousPipeline(Pipeline):
@@ -71,8 +73,36 @@ class ContinuousPipeline(Pipeline):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of an image in pixels, as decoded."""
-        side = self.transformer.side * self.image_tokenizer.factor
-        return side, side
+        (rows, columns), factor = self.transformer.grid, self.image_tokenizer.factor
+        return rows * factor, columns * factor
+
+    def at(self, height: int | None = None, width: int | None = None) -> "ContinuousPipeline":
+        """This pipeline, with the same weights, for images of another size in pixels.
+
+        ValueError where the model draws one size, or none that is asked for.
+        """
+        if (height, width) == (None, None):
+            return self
+        high = self.size[0] if height is None else values.whole(height, "height", least=1)
+        wide = self.size[1] if width is None else values.whole(width, "width", least=1)
+        factor, name = self.image_tokenizer.factor, self.preset.name
+        if (high, wide) == self.size:
+            return self
+        if not self.transformer.any_grid:
+            raise ValueError(f"{name} draws no {wide}x{high} pixels: all its images are {self.size[1]}x{self.size[0]}")
+        grid = high // factor, wide // factor
+        if high % factor or wide % factor or not LEAST <= grid[0] * grid[1] <= MOST:
+            fits = f"multiples of {factor} with {LEAST} to {MOST} tokens of {factor}x{factor} in all"
+            raise ValueError(f"{name} draws no {wide}x{high} pixels, expected {fits}")
+
+        def make() -> ContinuousPipeline:
+            parts = (self.tokenizer, None, self.text_tokenizer)
+            return ContinuousPipeline(self.transformer.at(grid), *parts, preset=self.preset)
+
+        return sized.at(self, grid, make, lambda drafter: drafter.at(grid) if drafter.any_grid else None)
+
+    def _at(self, wanted: ContinuousOptions) -> "ContinuousPipeline":
+        return self.at(wanted.height, wanted.width)
 
     def _pixels(self, tokens: Tensor) -> Tensor:
         """Of tokens (B, S, C), of whatever float dtype."""

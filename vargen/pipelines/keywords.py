@@ -24,6 +24,7 @@ HARMLESS = {  # what loading does anyhow, and the values that ask for it
     "subfolder": (None,),
 }
 REASONS = {
+    "low_cpu_mem_usage": "loading holds a sixteenth of a file beside the weights",
     "use_safetensors": "files are read in the format that they have, and nothing in them is run",
     "trust_remote_code": "no code of a folder or repository is ever run",
     "custom_pipeline": "no code of a folder or repository is ever run",
@@ -53,7 +54,7 @@ def read(load: Callable[..., Any], name: str, brought: Mapping[str, Any], device
                 raise ValueError(f"got {TWINS[key]} {dtype} and {key} {value}, expected one of them")
             dtype = value if dtype is None else dtype
         elif key in REASONS:
-            if not any(value is harmless for harmless in HARMLESS[key]):
+            if not any(value is harmless for harmless in HARMLESS[key]):  # 0 is no False here
                 raise ValueError(f"got {key} {value!r}, which {name} does not take: {REASONS[key]}")
         else:
             known = [each for each in inspect.signature(load).parameters if each not in ("name", "brought")]

@@ -13,14 +13,14 @@ from vargen.core import registry
 from vargen.core.dispatch import Kernels
 from vargen.core.numbers import Numbers
 from vargen.core.preset import Sources
-from vargen.pipelines import choose_drafter, keywords
+from vargen.pipelines import choose_drafter, keywords, named, saving
 from vargen.pipelines.base import Pipeline
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of transformers
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -38,9 +38,13 @@ def load(
     downsample_size: int | None = None,
     patch_nums: Sequence[int] | str | None = None,
     depth: int | None = None,
+    lora: str | Path | None = None,
     **brought: Any,
 ) -> Pipeline:
-    """A pipeline by the model's name. ValueError lists names, or names the file that does not load.
+    """A pipeline by the model's name, or from a folder that `save_pretrained` wrote.
+
+    `name` may also be the path of published files or an id on the hub, where it is of one model alone. ValueError lists
+    names, or names the file that does not load.
 
     `device` defaults to CUDA where there is one. `dtype` is the transformer's, cast to while loading (default: float32
     on a CPU, bfloat16 on CUDA); the image tokenizer stays in float32. The official files are downloaded (at a pinned
@@ -58,32 +62,46 @@ def load(
     Files that somebody trained may have other numbers than published ones, which are read from their shapes: classes
     (which then have no names), codebooks, depth. They may be said too (`classes` to `depth`), and are then held to the
     files; `downsample_size` (pixels per token, LlamaGen's) and `patch_nums` (VAR's sides) a file need not say.
+    `lora` is merged, as `load_lora_weights` does it, before layers are quantised.
     `brought` are keywords of diffusers' loading: `torch_dtype`, a `device_map` of one device, what asks for nothing.
     """
     device, dtype = keywords.read(load, str(name), brought, device, dtype)
     Kernels.of(fast)
-    numbers = Numbers(classes, codebook_size, codebook_embed_dim, downsample_size, patch_nums, depth)  # type: ignore[arg-type]
-    preset, where = registry.preset(name), find_device(device)
-    if text_encoder is not None and preset.classes:
-        raise ValueError(f"{name} draws classes and takes no text encoder")
+    where = find_device(device)
     kind = dtype or usual_dtype(where)
     if kind not in DTYPES.values():
         raise ValueError(f"got dtype {kind}, expected float32, bfloat16 or float16")
     quantized.check(quantize, where, kind)
-    text = None if text_encoder is None else str(Path(text_encoder).expanduser())
-    given = Sources(_path(checkpoint), _path(tokenizer_checkpoint), text, ema, numbers=numbers)
-    if numbers != Numbers():
-        preset.of(given)  # before anything is downloaded
-    pipe = preset.build(given, where, kind)
     if drafter is None and drafter_checkpoint is not None:
         raise ValueError("got a drafter's checkpoint and no drafter: name the model that it is of")
+    text = None if text_encoder is None else str(Path(text_encoder).expanduser())
+    numbers = Numbers(classes, codebook_size, codebook_embed_dim, downsample_size, patch_nums, depth)  # type: ignore[arg-type]
+    given = Sources(_path(checkpoint), _path(tokenizer_checkpoint), text, ema, numbers=numbers)
+    pipe = _built(name, given, where, kind)
     if drafter is not None:
         given = replace(given, checkpoint=_path(drafter_checkpoint), numbers=replace(numbers, depth=None))
         pipe.drafter = pipe.drafters[drafter] = choose_drafter.by_name(pipe, drafter, given)
+    if lora is not None:
+        pipe.load_lora_weights(lora)
     if quantize is not None:
         quantized.apply(pipe.transformer, quantize)
     pipe.fast, pipe.quantize = fast, quantize
     return pipe
+
+
+def _built(name: Any, given: Sources, device: torch.device, dtype: torch.dtype) -> Pipeline:
+    """A pipeline from its folder, or from the files of a model."""
+    if saving.is_folder(name) and name not in registry.MODELS:
+        if given != Sources(ema=given.ema):
+            raise ValueError(f"{name} is a pipeline that was saved, with all its files: name no others")
+        return saving.read(Path(name).expanduser(), device, dtype)
+    name, given = named.understood(name, given)
+    preset = registry.preset(name)
+    if given.text_encoder is not None and preset.classes:
+        raise ValueError(f"{name} draws classes and takes no text encoder")
+    if given.numbers != Numbers():
+        preset.of(given)  # before anything is downloaded
+    return preset.build(given, device, dtype)
 
 
 def load_tokenizer(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -28,6 +28,8 @@ class About:
     words: str
     text: type | None = None  # what a shell or a request gives; None: nothing that text can say
     many: bool = False  # whether text may have several with commas between them
+    flag: str = ""  # what a shell calls it, where that is not its name
+    repeat: bool = False  # whether a shell repeats it for several
     whole: bool = False  # of a call alone: a stream draws one batch, and shows its pictures itself
 
 
@@ -40,8 +42,10 @@ def option(default: Any, words: str, **rest: Any) -> Any:
 class Options:
     """What every pipeline takes. None is what the preset says, or nothing."""
 
-    class_labels: Sequence[int | str] | int | str | None = option(None, "classes, by index or name; -1: any, if it may")
-    prompt: Sequence[str] | str | None = option(None, "what to draw, where the model takes text")
+    class_labels: Sequence[int | str] | int | str | None = option(
+        None, "classes, by index or name; -1: any, if it may", text=str, flag="class", repeat=True
+    )
+    prompt: Sequence[str] | str | None = option(None, "what to draw, where the model takes text", text=str, repeat=True)
     negative_prompt: Sequence[str] | str | None = option(
         None, "what guidance is against, where the model reads text", text=str
     )
@@ -90,7 +94,7 @@ class Options:
 class RasterOptions(Options):
     """What raster pipelines take beside."""
 
-    image: Any = option(None, "a picture to read with the prompt, or a list of them for each prompt")
+    image: Any = option(None, "a picture to read with the prompt, or several, for each", text=Path)
     height: int | None = option(None, "of an image in pixels, for a model with several sizes", text=int)
     width: int | None = option(None, "of an image in pixels, likewise", text=int)
     free_size: bool = option(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -102,7 +106,7 @@ class RasterOptions(Options):
 class ScaleOptions(Options):
     """What pipelines of next-scale models take beside."""
 
-    image: Any = option(None, "a picture to repaint: PIL, or a tensor (3, H, W) in [0, 1], of the model's size")
+    image: Any = option(None, "a picture to repaint, of the model's size; or a tensor (3, H, W) in [0, 1]", text=Path)
     mask_image: Any = option(None, "where it is repainted (next-scale models): white, or its holes", text=Path)
 
 
@@ -113,14 +117,17 @@ class ContinuousOptions(Options):
     num_inference_steps: int | None = option(
         None, "denoising steps of a token, a scale or a cell; of methods that anneal them, in the first round"
     )
+    height: int | None = option(None, "of an image in pixels, for a model with several sizes", text=int)
+    width: int | None = option(None, "of an image in pixels, likewise", text=int)
 
 
 KINDS = (RasterOptions, ScaleOptions, ContinuousOptions)
 
 
 def about(name: str) -> About:
-    """What there is to say of an option, for flags, requests and help."""
-    return {each.name: each.metadata["about"] for kind in KINDS for each in fields(kind)}[name]
+    """What there is to say of an option, for flags, requests and help: the words of all kinds that have it."""
+    found = [each.metadata["about"] for kind in KINDS for each in fields(kind) if each.name == name]
+    return replace(found[0], words="; or ".join(dict.fromkeys(each.words for each in found)))
 
 
 def read(kind: type[Options], class_labels: Any, given: Mapping[str, Any], *, stream: bool) -> tuple[Any, dict]:

@@ -1,4 +1,4 @@
-"""What a raster model will need in memory, computed from its shapes before anything is loaded: `vargen plan`."""
+"""What a model will need in memory, computed from its shapes before anything is loaded: `vargen plan`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,9 @@ from typing import Any
 import torch
 
 from vargen.core import registry
+from vargen.core.preset import Preset
+from vargen.core.specs import RasterSpec, ScaleSpec
+from vargen.models.prompted import Prompted
 from vargen.pipelines import request, values
 
 PROMPT = 64  # tokens of a prompt, where a model takes prompts of any length
@@ -15,7 +18,7 @@ WIDEST = 64  # tokens in a block whose width is measured
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. `str` gives them in GiB."""
+    """Bytes. `str` gives them in GiB, or in MiB where they are less than one."""
 
     model: str
     method: str
@@ -32,8 +35,9 @@ class Memory:
 
     def __str__(self) -> str:
         parts = ("weights", "cache", "activations", "window", "total")
-        listed = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts)
-        return f"{self.model}, {self.method}, batch {self.batch}: {listed} GiB"
+        unit, of = ("GiB", 1 << 30) if self.total >= 1 << 30 else ("MiB", 1 << 20)
+        listed = ", ".join(f"{name} {getattr(self, name) / of:.2f}" for name in parts)
+        return f"{self.model}, {self.method}, batch {self.batch}: {listed} {unit}"
 
 
 def plan(
@@ -47,40 +51,60 @@ def plan(
     height: int | None = None,
     width: int | None = None,
 ) -> Memory:
-    """Memory for `batch` images of a raster model by a method, its weights in `dtype`. Nothing is loaded.
+    """Memory for `batch` images of a model by a method, its weights in `dtype`. Nothing is loaded.
 
     `height` and `width` in pixels choose one of the model's own sizes. The image tokenizer, the text encoder and drafts
-    of another model come on top. ValueError where the model is of another kind, or its shapes are in its files only.
+    of another model come on top, of Harmon the keys of prompts too. ValueError where its shapes are in its files only.
     """
-    from vargen.models.prompted import Prompted
-    from vargen.pipelines.prompted import PromptedPipeline
-
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"got dtype {dtype}, expected float32, bfloat16 or float16")
     found, batch = registry.preset(name), values.whole(batch, "batch size", least=1, most=MOST_BATCH)
-    if found.skeleton is None or found.kind != "raster":
-        raise ValueError(f"the memory of {name} cannot be planned: it is no raster model, or its files have its shapes")
-    asked = request.method(request.named(method, found), found.choose(preset), {"guidance_scale": guidance_scale}, {})
-    with torch.device("meta"):
-        model = found.skeleton().to(dtype)
-    if isinstance(model, Prompted):
-        model = PromptedPipeline(model, None, preset=found).at(height, width).transformer
-    elif (height, width) != (None, None):
-        raise ValueError(f"{name} draws one size: height and width are for models with several")
-    rows = batch * (2 if asked.guidance.active else 1)
-    tokens = asked.sampler.block_width(asked.settings) or WIDEST
-    front = PROMPT if isinstance(model, Prompted) else model.front
-    cache = model.make_cache(rows, tokens, front)
-    size, wide = torch.empty((), dtype=dtype).element_size(), max(front, tokens)
-    shapes: Any = model.config
-    each = 6 * shapes.width + 3 * shapes.hidden
-    scores = shapes.heads * wide * (front + model.spec.slots) * 4
+    if found.skeleton is None:
+        raise ValueError(f"the memory of {name} cannot be planned: its shapes are in its files")
+    law, named = {"guidance_scale": guidance_scale}, method or found.method
+    asked = request.asked(named, found.choose(preset), law, {}, found.spec)
+    model = _built(found, dtype, height, width)
+    rows = batch * (2 if _guided(asked) else 1)
+    tokens, seen, cache = _shape(model, asked, rows)
+    size, config = torch.empty((), dtype=dtype).element_size(), model.config
+    drawn = model.spec.channels if found.kind == "continuous" else model.spec.vocabulary
     return Memory(
         model=name,
         method=asked.name,
         batch=batch,
         weights=sum(value.numel() for value in model.parameters()) * size,
-        cache=cache.bytes,
-        activations=rows * (wide * each * size + scores),
-        window=(rows + 6 * batch) * tokens * model.spec.vocabulary * 4,
+        cache=cache,
+        activations=rows * tokens * ((6 * config.width + 3 * config.hidden) * size + config.heads * seen * 4),
+        window=(rows + 6 * batch) * tokens * drawn * 4,
     )
+
+
+def _built(found: Preset, dtype: torch.dtype, height: int | None, width: int | None) -> Any:
+    """The transformer, without its numbers, for images of a size."""
+    assert found.skeleton is not None
+    with torch.device("meta"):
+        model = found.skeleton().to(dtype)
+    if (height, width) == (None, None):
+        return model
+    if not isinstance(model, Prompted):
+        raise ValueError(f"{found.name} draws one size: height and width are for models with several")
+    from vargen.pipelines.prompted import PromptedPipeline  # diffusers is slow to import
+
+    return PromptedPipeline(model, None, preset=found).at(height, width).transformer
+
+
+def _guided(asked: Any) -> bool:
+    return asked.guidance > 1 if isinstance(asked, request.LatentMethod) else asked.guidance.active
+
+
+def _shape(model: Any, asked: Any, rows: int) -> tuple[int, int, int]:
+    """Tokens in the widest block, places that it sees, and bytes of keys and values."""
+    spec = model.spec
+    if isinstance(spec, RasterSpec):
+        tokens = asked.sampler.block_width(asked.settings) or WIDEST
+        front = PROMPT if isinstance(model, Prompted) else model.front
+        return max(front, tokens), front + spec.slots, model.make_cache(rows, tokens, front).bytes
+    if isinstance(spec, ScaleSpec):
+        return spec.sides[-1] ** 2, spec.slots, model.make_cache(rows, spec.start(len(spec.sides) - 1)).bytes
+    cache = model.make_cache(rows)
+    return max(spec.groups or (spec.slots,)), spec.slots, 0 if cache is None else cache.bytes

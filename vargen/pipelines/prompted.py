@@ -1,6 +1,6 @@
 """Drawing with raster models that read prompts themselves (`models/prompted.py`): many sizes, pictures in prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from vargen.core.generation import Generation
 from vargen.core.preset import Preset
 from vargen.core.types import Trace
 from vargen.models.prompted import Prompted
-from vargen.pipelines import values
+from vargen.pipelines import sized, values
 from vargen.pipelines.base import Pipeline
 from vargen.pipelines.raster import RasterPipeline
 from vargen.pipelines.request import Request
@@ -28,12 +28,11 @@ class PromptedPipeline(RasterPipeline):
         text_encoder: Any = None,
         text_tokenizer: Any = None,
         *,
-        preset: Preset | None = None,
+        preset: Preset | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(transformer, tokenizer, text_encoder, text_tokenizer, preset=preset)
         if not isinstance(self.transformer, Prompted):
             raise ValueError(f"{type(self.transformer).__name__} reads no prompts itself: use a RasterPipeline")
-        self._sized: dict[tuple[int, int], PromptedPipeline] = {}
 
     def at(self, height: int | None = None, width: int | None = None) -> "PromptedPipeline":
         """This pipeline, with the same weights, for images of another size in pixels: one of the model's own.
@@ -43,21 +42,15 @@ class PromptedPipeline(RasterPipeline):
         size = self._size(height, width, self.transformer.sizes)
         if size == self.transformer.size:
             return self
-        found, parts = self._sized.get(size), (self.tokenizer, self.text_tokenizer)
-        if found is None or (found.tokenizer, found.text_tokenizer) != parts:
-            found = PromptedPipeline(self.transformer.at(size), parts[0], None, parts[1], preset=self.preset)
-            self._sized[size] = found
-        for other in (self, *self._sized.values()):
-            if other is not found:
-                other._runners.release()  # caches of another size
-        found.fast, found.quantize = self.fast, self.quantize
-        found._progress_bar_config = self._progress_bar_config
-        for name, module in self.drafters.items():
-            if isinstance(module, Prompted) and name not in found.drafters and size in module.sizes:
-                found.drafters[name] = module.at(size)
-        named = [name for name, module in self.drafters.items() if module is self.drafter]
-        found.drafter = found.drafters.get(named[0], self.drafter) if named else self.drafter
-        return found
+
+        def make() -> PromptedPipeline:
+            parts = (self.tokenizer, None, self.text_tokenizer)
+            return PromptedPipeline(self.transformer.at(size), *parts, preset=self.preset)
+
+        def fit(drafter: Any) -> Any:
+            return drafter.at(size) if isinstance(drafter, Prompted) and size in drafter.sizes else None
+
+        return sized.at(self, size, make, fit)
 
     def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
         """Token ids (B, 2, T), of prompts and of what guidance is against, and their mask, for images of this size.
@@ -78,7 +71,15 @@ class PromptedPipeline(RasterPipeline):
         if self.tokenizer is None:
             raise ValueError(f"{self.preset.name} has no image tokenizer here, which an image is read with")
         shown = image_processor.encoded(image, len(texts), self.tokenizer, self.transformer.sizes)
-        return self.transformer.tokenize(texts, self.text_tokenizer, shown)
+        read = self.transformer.tokenize(texts, self.text_tokenizer, shown)
+        longest, room = int(read[1].sum(-1).max()), self.transformer.room
+        if longest > room:
+            most = max(sum(codes.numel() for codes in some) for some in shown)
+            raise ValueError(
+                f"got a prompt of {longest} tokens, {most} of them its pictures, expected at most {room} beside an "
+                "image of this size: give fewer pictures"
+            )
+        return read
 
     def release_text_encoder(self) -> None:
         """Nothing to give back: the transformer itself reads prompts, and a tokenizer is small."""
@@ -97,7 +98,17 @@ class PromptedPipeline(RasterPipeline):
         return Pipeline._against(self, read, others)
 
     def _checked(self, states: Any, mask: Any) -> tuple[Tensor, Tensor]:
-        return self.transformer.checked(states, mask)
+        """Encoded prompts that somebody hands in. ValueError also where they ask for an image of another size."""
+        ids, words = self.transformer.checked(states, mask)
+        for row, there in zip(ids[:, 0], words[:, 0], strict=True):
+            said = None if self.text_tokenizer is None else self.transformer.said_size(row[there], self.text_tokenizer)
+            if said not in (None, self.size):
+                (high, wide), (height, width) = said, self.size
+                raise ValueError(
+                    f"got prompt_embeds that ask for an image of {wide}x{high} pixels, and {width}x{height} is drawn: "
+                    "encode prompts at the size that is drawn, by pipe.at(height, width).encode_prompt"
+                )
+        return ids, words
 
     def _draw_freely(self, asked: Request) -> Generation:
         """Draw images whose sizes the model chooses, those of one size together; they come in the order asked for."""
@@ -118,5 +129,5 @@ class PromptedPipeline(RasterPipeline):
             tokens |= dict(zip(which, out.tokens, strict=True))
             traces.append(out.trace)
         order = range(len(seeds))
-        trace = replace(Trace.merge(traces), seeds=seeds)
+        trace = replace(Trace.merge(traces), seeds=seeds, drawn=asked.method.drawn)
         return Generation([images[i] for i in order], [tokens[i] for i in order], trace)

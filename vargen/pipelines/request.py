@@ -1,7 +1,7 @@
 """A call's arguments, checked: one clear sentence for anything that is out of range, before any work is done."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Method:
     settings: Any
     warp: Warp
     guidance: Guidance
+    drawn: dict[str, Any] = field(default_factory=dict)  # for the trace, see `pipelines/drawn.py`
 
     @property
     def described(self) -> dict[str, Any]:
@@ -48,6 +49,7 @@ class ScaleMethod:
     settings: Any
     warps: tuple[Warp, ...]
     guidance: Ramp
+    drawn: dict[str, Any] = field(default_factory=dict)  # for the trace, see `pipelines/drawn.py`
 
     @property
     def described(self) -> dict[str, Any]:
@@ -67,6 +69,7 @@ class LatentMethod:
     settings: Any
     guidance: float  # 1 is off
     temperature: float
+    drawn: dict[str, Any] = field(default_factory=dict)  # for the trace, see `pipelines/drawn.py`
 
     @property
     def described(self) -> dict[str, Any]:

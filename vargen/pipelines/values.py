@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from vargen.core import registry
 from vargen.core.image_processor import as_mask, as_picture
@@ -115,6 +114,8 @@ def picture(value: Any, side: int, channels: int) -> Tensor:
     A PIL image is read as `core/image_processor.py` says; where C is 1, as a mask.
     """
     if isinstance(value, Image.Image):
+        from torchvision.transforms.v2.functional import pil_to_tensor  # slow to import, and flags are checked here
+
         found = pil_to_tensor(as_picture(value) if channels == 3 else as_mask(value)) / 255
     elif isinstance(value, Tensor):
         found = value.float()[None] if value.dim() == 2 else value.float()

@@ -7,7 +7,7 @@ Nanyang Technological University. The autoencoder is MAR's, the text tokenizer Q
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vargen.pipelines.continuous import ContinuousPipeline
 
 REPOSITORY = "wusize/harmon"  # of no revision known to us, as FlowAR's
+ORIGINALS = {"harmon-0.5b": ("wusize/Harmon-0_5B",), "harmon-1.5b": ("wusize/Harmon-1_5B",)}
 FILES = {name: f"{name.replace('-', '_', 1)}.pth" for name in ("harmon-0.5b", "harmon-1.5b", "harmon-1.5b-o")}
 SMALL = HarmonConfig(replace(mar.SHAPES["mar-base"], classes=0))
 LARGE = HarmonConfig(
@@ -58,8 +59,10 @@ def _preset(name: str) -> Preset:
     size = name.removeprefix("harmon-").upper()
     tuned = ", fine-tuned on BLIP3o-60k" if size.endswith("-O") else ""
     summary = f"Harmon {size} from text at 512 pixels{tuned}; not for commercial use."
+    how: Any = {"repository": REPOSITORY, "file": FILES[name], "originals": ORIGINALS.get(name, ())}
     small = "harmon-0.5b" if name != "harmon-0.5b" else None
-    return Preset(name, summary, recipes(), 0, partial(build, name), spec=SHAPES[name].spec, drafter=small)
+    how |= {"spec": SHAPES[name].spec, "drafter": small, "skeleton": partial(Harmon, SHAPES[name])}
+    return Preset(name, summary, recipes(), 0, partial(build, name), **how)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

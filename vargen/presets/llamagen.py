@@ -145,7 +145,8 @@ def shapes(name: str, path: Path | None, sources: Sources) -> LlamaGenConfig:
             raise ValueError(f"got downsample size {said}, and a token of {given} has {factor} pixels a side")
     else:
         factor = TOKENIZERS[images].factor
-    return replace(config, side=SHAPES[name].side * 16 // factor)
+    usual = TOKENIZERS["llamagen-vq-16-t2i" if config.caption_width else "llamagen-vq-16-c2i"].factor
+    return replace(config, side=SHAPES[name].side * usual // factor)
 
 
 def _images(name: str, sources: Sources) -> tuple[str, Path | None]:
@@ -192,6 +193,8 @@ def _preset(name: str) -> Preset:
     released = "" if name in FILES else "; never released, takes a checkpoint"
     summary = f"LlamaGen {size.upper()} {what}{released}."
     spec, how = SHAPES[name].spec, {"skeleton": partial(LlamaGen, SHAPES[name]), "reads": partial(adapted, name)}
+    how |= {"layout": llamagen.LAYOUT, "repository": HUB[kind][0] if name in FILES else "", "file": FILES.get(name, "")}
+    how["released"] = name in FILES
     if text:
         return Preset(name, summary, TEXT_RECIPES, 0, make, spec=spec, **how)
     return Preset(name, summary, class_recipes(name), SHAPES[name].classes, make, imagenet, EXAMPLES, spec, **how)

@@ -109,6 +109,7 @@ MODELS = {
 }
 
 
+ORIGINALS = {"anole-7b": ("GAIR/Anole-7b-v0.1",)}
 PLAIN = {"rope_scaling": None, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}  # what we build
 
 
@@ -234,7 +235,8 @@ def skeleton(name: str) -> LuminaMGPT:
 
 def _preset(name: str) -> Preset:
     model, made = MODELS[name], partial(skeleton, name)
-    return Preset(name, model.summary, model.recipes, 0, partial(build, name), spec=model.spec, skeleton=made)
+    how: Any = {"skeleton": made, "repository": model.repository, "originals": ORIGINALS.get(name, ())}
+    return Preset(name, model.summary, model.recipes, 0, partial(build, name), spec=model.spec, **how)
 
 
 PRESETS = {name: _preset(name) for name in MODELS}

@@ -8,7 +8,7 @@ copy beside Harmon's weights, of no revision known to us: the branch is taken.
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -123,7 +123,8 @@ def _preset(name: str) -> Preset:
     summary = f"MAR {name.split('-')[1]} on ImageNet's classes at 256 pixels."
     small = "mar-base" if name != "mar-base" else None
     spec, make, law = SHAPES[name].spec, partial(build, name), recipes(name)
-    how = {"skeleton": partial(MAR, SHAPES[name]), "reads": partial(adapted, name)}
+    how: Any = {"skeleton": partial(MAR, SHAPES[name]), "reads": partial(adapted, name)}
+    how |= {"layout": mar.LAYOUT, "file": FILE}
     return Preset(name, summary, law, spec.classes, make, imagenet, EXAMPLES, spec, small, **how)
 
 

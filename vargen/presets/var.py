@@ -7,7 +7,7 @@ d30 (`code-drafter-N`, fine-tuned on the first N scales) and a d16 (`code-refine
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -149,7 +149,8 @@ def _preset(name: str) -> Preset:
         summary = f"VAR {rest[0]} on ImageNet's classes at {pixels} pixels."
         small = "var-d16" if pixels == 256 and rest[0] != "d16" else None
     spec, make = SHAPES[name].spec, partial(build, name)
-    how = {"skeleton": partial(VAR, SHAPES[name]), "reads": partial(adapted, name)}
+    how: Any = {"skeleton": partial(VAR, SHAPES[name]), "reads": partial(adapted, name), "layout": var.LAYOUT}
+    how |= {"repository": published(name)[0], "file": file_of(name)}
     return Preset(name, summary, recipes(name), spec.classes, make, imagenet, EXAMPLES, spec, small, usual, **how)
 
 

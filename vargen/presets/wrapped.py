@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vargen.core import hub, model_config, safe_json, weight_files
+from vargen.core.messages import quoted
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.core.specs import RasterSpec
 from vargen.models import emu3, t5
@@ -24,6 +25,12 @@ REPOSITORIES = {
     "janus-1.3b": "deepseek-community/Janus-1.3B",
     "janus-pro-1b": "deepseek-community/Janus-Pro-1B",
     "janus-pro-7b": "deepseek-community/Janus-Pro-7B",
+}
+ORIGINALS = {  # the same weights in files that need code of their own
+    "emu3-gen": "BAAI/Emu3-Gen",
+    "janus-1.3b": "deepseek-ai/Janus-1.3B",
+    "janus-pro-1b": "deepseek-ai/Janus-Pro-1B",
+    "janus-pro-7b": "deepseek-ai/Janus-Pro-7B",
 }
 SPECS = {"emu3": RasterSpec(90, 91, 32769, 0, newline=32768), "janus": RasterSpec(24, 24, 16384, 0)}
 RECIPES = {"emu3": Recipe(3.0, top_k=2048), "janus": Recipe(5.0)}
@@ -44,6 +51,7 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     folder = given if given is not None else hub.fetch(repository, "*", "main")
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: expected one with config.json, weights and tokenizer of {name}")
+    _check_form(name, folder)
     weight_files.shards(folder)
     if sources.tokenizer_checkpoint is not None:
         raise ValueError(f"{name} has its image tokenizer in its own files: name no tokenizer_checkpoint")
@@ -53,6 +61,18 @@ def build(name: str, sources: Sources, device: torch.device, dtype: torch.dtype)
     janus = not name.startswith("emu3")
     images = Images(vqmodel, factor, flat=janus, sphere=janus, **normalised(folder)).to(device)
     return PromptedPipeline(transformer, images, text_tokenizer=text, preset=PRESETS[name])
+
+
+def _check_form(name: str, folder: Path) -> None:
+    """ValueError where a folder is an original repository, or one of another model."""
+    if not (folder / "config.json").is_file():
+        return  # transformers says what it misses
+    kind, wanted = model_config.read(folder).get("model_type"), name.split("-")[0]
+    wanted = "emu3" if wanted.startswith("emu") else wanted
+    if kind != wanted:
+        original = kind in ("multi_modality", "Emu3")
+        what = f"the original form of {ORIGINALS[name]}, which needs code of its own" if original else "another model"
+        raise ValueError(f"the folder {folder} has {what} (model_type {quoted(kind)}): take {REPOSITORIES[name]}")
 
 
 def normalised(folder: Path) -> dict[str, float]:
@@ -111,7 +131,8 @@ def _janus(folder: Path, text: Any, pretrained: Any) -> "tuple[Wrapped, Any, int
 def _preset(name: str) -> Preset:
     family = name.split("-")[0]
     make = partial(build, name)
-    return Preset(name, SUMMARIES[name], {"default": RECIPES[family]}, 0, make, spec=SPECS[family])
+    how: Any = {"repository": REPOSITORIES[name], "originals": (ORIGINALS[name],)}
+    return Preset(name, SUMMARIES[name], {"default": RECIPES[family]}, 0, make, spec=SPECS[family], **how)
 
 
 PRESETS = {name: _preset(name) for name in REPOSITORIES}

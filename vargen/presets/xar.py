@@ -6,7 +6,7 @@ authors' (Qinyu-Allen-Zhao/DiSA, commit 283fa59b, xAR_DiSA). The autoencoder is 
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -72,8 +72,9 @@ def recipes(name: str) -> dict[str, Recipe]:
 def _preset(name: str) -> Preset:
     summary = f"xAR {name[-1].upper()} on ImageNet's classes at 256 pixels."
     spec, make = SHAPES[name].spec, partial(build, name)
-    reads = partial(adapted, name)
-    return Preset(name, summary, recipes(name), spec.classes, make, imagenet, mar.EXAMPLES, spec, reads=reads)
+    how: Any = {"skeleton": partial(XAR, SHAPES[name]), "reads": partial(adapted, name), "layout": xar.LAYOUT}
+    how |= {"repository": REPOSITORY, "file": file_of(name)}
+    return Preset(name, summary, recipes(name), spec.classes, make, imagenet, mar.EXAMPLES, spec, **how)
 
 
 PRESETS = {name: _preset(name) for name in SHAPES}

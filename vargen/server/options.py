@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vargen.core import registry
-from vargen.core.dispatch import Kernels
 from vargen.core.numbers import Numbers
 from vargen.core.preset import Preset, Sources
 
@@ -75,6 +74,8 @@ class Options:
     allowed_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        from vargen.core.dispatch import Kernels  # torch is slow to import, and flags are made without it
+
         if self.most_images > self.batch_size:
             raise ValueError(f"got {self.max_images} images a request and batches of {self.batch_size}: expected fewer")
         least = {"batch_wait": 0.0, "max_partials": 0, "max_queue": 0, "deadline": 0.1}

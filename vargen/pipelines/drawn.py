@@ -1,0 +1,87 @@
+"""What redraws a picture: what was drawn, with which weights, in which company. Traces and files hold it."""
+
+import hashlib
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vargen.core import quantize, registry
+from vargen.pipelines import values
+from vargen.pipelines.choose_drafter import chosen
+
+PICTURES = ("image", "mask_image")
+
+
+def of(pipe: Any, method: Any, wanted: Any, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """What `wanted`, the options of a call, draws, a row of `inputs` for each image: texts, and lists of one each.
+
+    A prompt that came encoded is not known here: whoever encoded it may add it.
+    """
+    rows, spec = len(inputs[0]), pipe.transformer.spec
+    found: dict[str, Any] = {
+        "preset": wanted.preset or next(iter(pipe.preset.recipes)),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "device": pipe.transformer.device.type,
+        "weights": _fingerprint(pipe, method.sampler, method.settings, text=False),
+        "batch_size": min(wanted.batch_size, rows),
+    }
+    if pipe.tokenizer is not None:
+        found["size"] = "{1}x{0}".format(*pipe.size)
+    others = {"image_size": wanted.image_size, "negative_prompt": wanted.negative_prompt}
+    others |= {"fast": None if pipe.fast == "auto" else pipe.fast, "free_size": wanted.free_size or None}
+    others |= {name: digest(vars(wanted).get(name)) for name in PICTURES}
+    found |= {key: value for key, value in others.items() if value is not None}
+    if spec.classes:
+        found["class"] = [-1 if label == spec.classes else label for label in inputs[0].tolist()]
+    elif wanted.prompt is not None:
+        texts = values.prompts(wanted.prompt)
+        found["prompt"] = [text for text in texts for _ in range(rows // len(texts))]
+    return found
+
+
+def digest(picture: Any) -> str | None:
+    """Of a picture's size and pixels; None where there is none, or several."""
+    if isinstance(picture, Image.Image):
+        told, words = f"{picture.mode} {picture.size}", picture.tobytes()
+    elif isinstance(picture, Tensor):
+        told, words = str(tuple(picture.shape)), picture.detach().float().cpu().numpy().tobytes()
+    else:
+        return None
+    return hashlib.sha256(f"{told} ".encode() + words).hexdigest()[:16]
+
+
+def fingerprint(pipe: Any, method: str, preset: str | None = None) -> str:
+    """A digest that tells weights apart, a drafter's too where the method has one; the same on every device.
+
+    It is of each tensor's first values and its sum as words.
+    """
+    return _fingerprint(pipe, *registry.method(method, pipe.preset.choose(preset).settings), text=True)
+
+
+def _fingerprint(pipe: Any, sampler: Any, settings: Any, *, text: bool) -> str:
+    """The same; without `text` the text encoder's are left out. Taken anew when weights have changed."""
+    drafting = chosen(pipe, sampler, settings)
+    parts = [pipe.transformer, pipe.tokenizer, pipe.text_encoder if text else None, drafting and drafting[1]]
+    states = [{} if part is None else part.state_dict(keep_vars=True) for part in parts]
+    key = tuple(_version(value) for state in states for value in state.values())
+    if pipe.fingerprints.get(text, (None, ""))[0] != key:
+        pipe.fingerprints[text] = (key, _digest(states))
+    return pipe.fingerprints[text][1]
+
+
+def _version(value: Tensor) -> tuple[int, ...]:
+    """What changes when a tensor does."""
+    plain = type(value) in (Tensor, nn.Parameter)
+    return id(value), value.data_ptr() if plain else 0, 0 if value.is_inference() else value._version
+
+
+def _digest(states: list[dict[str, Tensor]]) -> str:
+    found = hashlib.sha256()
+    for key, value in ((key, one) for state in states for key, whole in state.items() for one in quantize.parts(whole)):
+        words = value.detach().contiguous().flatten()
+        total = words.view(torch.int16).sum(dtype=torch.int64).item() if words.element_size() > 1 else 0
+        found.update(f"{key} {tuple(value.shape)} {value.dtype} {total}".encode())
+        found.update(words[:256].float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -1,0 +1,194 @@
+"""LoRA weights (arXiv 2106.09685) merged into a transformer's: W + s (alpha / r) B A, by peft's names."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vargen.core import safe_json, weight_files
+from vargen.core.checkpoints import is_finite
+from vargen.core.layout import PLAIN, Layout
+from vargen.core.messages import quoted, shown
+from vargen.models import chameleon, flowar, harmon, llamagen, mar, var, xar
+from vargen.models.flowar import FlowAR
+from vargen.models.harmon import Harmon
+from vargen.models.llamagen import LlamaGen
+from vargen.models.lumina_mgpt import LuminaMGPT
+from vargen.models.mar import MAR
+from vargen.models.var import VAR
+from vargen.models.wrapped import Wrapped
+from vargen.models.xar import XAR
+
+FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # peft's, diffusers'
+FRONT = re.compile(r"(base_model\.model|base_model|model|transformer|language_model|text_model|decoder|language|llm)\.")
+PART = re.compile(r"(.*)\.lora_?(A|B|down|up)(?:\.\w+)?\.weight")
+LAYOUTS: dict[type, Layout] = {
+    LlamaGen: llamagen.LAYOUT,
+    VAR: var.LAYOUT,
+    MAR: mar.LAYOUT,
+    FlowAR: flowar.LAYOUT,
+    XAR: xar.LAYOUT,
+    Harmon: harmon.LAYOUT,
+}
+LLAMA = {  # Llama's names of LlamaGen's layers, and which third of the rows
+    "self_attn.q_proj": ("attention.wqkv", 0),
+    "self_attn.k_proj": ("attention.wqkv", 1),
+    "self_attn.v_proj": ("attention.wqkv", 2),
+    "self_attn.o_proj": ("attention.wo", None),
+    "mlp.gate_proj": ("feed_forward.w1", None),
+    "mlp.up_proj": ("feed_forward.w3", None),
+    "mlp.down_proj": ("feed_forward.w2", None),
+}
+
+
+@dataclass
+class Pair:
+    """Both factors of a layer."""
+
+    down: Tensor | None = None  # (r, in)
+    up: Tensor | None = None  # (out, r)
+    alpha: float | None = None
+
+
+def merge(transformer: nn.Module, place: Any, *, weight_name: str | None = None, scale: float = 1.0) -> None:
+    """Add LoRA weights of a file, folder or dict to a transformer's. ValueError, before anything changes, if wrong."""
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise ValueError(f"got lora_scale {scale!r}, expected a number")
+    found, config = _read(place, weight_name)
+    targets, added = _targets(transformer), []
+    for name, pair in _pairs(found).items():
+        parts, shape = _find(name, targets, transformer)
+        if pair.down is None or pair.up is None:
+            raise ValueError(f"the LoRA weights have only one of both factors of {shown(name)}")
+        if pair.down.dim() != 2 or pair.up.dim() != 2 or (pair.up.shape[0], pair.down.shape[1]) != shape:
+            got = f"{tuple(pair.up.shape)} by {tuple(pair.down.shape)}"
+            raise ValueError(f"the LoRA weights of {shown(name)} are {got}, expected factors of {shape}")
+        if len(pair.down) != pair.up.shape[1]:
+            raise ValueError(f"the LoRA weights of {shown(name)} have ranks {len(pair.down)} and {pair.up.shape[1]}")
+        factor = scale * _scaling(name, pair, config)
+        if not (is_finite(pair.down) and is_finite(pair.up) and math.isfinite(factor)):
+            raise ValueError(f"the LoRA weights of {shown(name)} have NaN or infinity")
+        added.append((parts, pair.up, pair.down, factor))
+    if not added:
+        raise ValueError("got LoRA weights of no layer, expected names such as ...lora_A.weight and ...lora_B.weight")
+    with torch.no_grad():
+        for parts, up, down, factor in added:
+            for weight, row in parts:
+                rows = up[row : row + len(weight)]
+                change = rows.to(weight.device, torch.float32) @ down.to(weight.device, torch.float32)
+                weight.copy_(weight.float() + factor * change.reshape(weight.shape))
+
+
+Parts = list[tuple[Tensor, int]]  # weights, and at which row of a layer's factor each begins
+
+
+def _targets(transformer: nn.Module) -> dict[str, tuple[Parts, tuple[int, ...]]]:
+    """Layers by name, as published files have them without what stands in front, and the shape of each."""
+    module, layout = transformer, LAYOUTS.get(type(transformer), PLAIN)
+    if isinstance(transformer, LuminaMGPT):
+        module, layout = transformer.decoder, chameleon.LAYOUT
+    elif isinstance(transformer, Wrapped):
+        module = transformer.language
+    state, out = module.state_dict(), {}
+    for key, (ours, shape) in layout.expected(module).items():
+        if key.endswith(".weight") and len(shape) == 2:
+            parts, row = [], 0
+            for one in ours:
+                parts.append((state[one], row))
+                row += len(state[one])
+            out[_bare(key.removesuffix(".weight"))] = (parts, shape)
+    return out
+
+
+def _bare(name: str) -> str:
+    while match := FRONT.match(name):
+        name = name[match.end() :]
+    return name
+
+
+def _find(name: str, targets: Mapping[str, Any], transformer: nn.Module) -> tuple[Parts, tuple[int, ...]]:
+    """A layer's weights and their shape. ValueError where the transformer has none of that name."""
+    bare = _bare(name)
+    if bare in targets:
+        return targets[bare]
+    match = re.fullmatch(r"(layers\.\d+)\.(.*)", bare)
+    if isinstance(transformer, LlamaGen) and match and match[2] in LLAMA:
+        theirs, third = LLAMA[match[2]]
+        if f"{match[1]}.{theirs}" in targets:
+            [(weight, _)], (rows, columns) = targets[f"{match[1]}.{theirs}"]
+            if third is None:
+                return [(weight, 0)], (rows, columns)
+            return [(weight.chunk(3)[third], 0)], (rows // 3, columns)
+    known = ", ".join(list(targets)[:3])
+    raise ValueError(f"{type(transformer).__name__} has no layer {shown(name)} for LoRA; it has such as {known}")
+
+
+def _pairs(found: Mapping[str, Tensor]) -> dict[str, Pair]:
+    """Both factors by layer. ValueError names what is neither."""
+    pairs: dict[str, Pair] = {}
+    for key, value in found.items():
+        if key.endswith(".alpha"):
+            if value.numel() != 1:
+                raise ValueError(f"the LoRA weights have {shown(key)} {tuple(value.shape)}, expected one number")
+            pairs.setdefault(key.removesuffix(".alpha"), Pair()).alpha = float(value)
+        elif match := PART.fullmatch(key):
+            pair, value = pairs.setdefault(match[1], Pair()), value.detach()
+            if match[2] in ("A", "down"):
+                pair.down = value
+            else:
+                pair.up = value
+        else:
+            raise ValueError(
+                f"the LoRA weights have {shown(key)}, which is no factor: expected ...lora_A or lora_B.weight"
+            )
+    return pairs
+
+
+def _scaling(name: str, pair: Pair, config: Mapping[str, Any]) -> float:
+    """What peft multiplies a layer's factors by: alpha / r, or alpha / sqrt(r); 1 where nobody says alpha."""
+    assert pair.down is not None
+    rank, alpha = max(1, len(pair.down)), pair.alpha
+    if alpha is None:
+        patterns = config.get("alpha_pattern") or {}
+        hits = [value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?{re.escape(key)}", name)]
+        alpha = hits[0] if hits else config.get("lora_alpha")
+    if alpha is None:
+        return 1.0
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise ValueError(f"got lora_alpha {quoted(alpha)}, expected a number")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _read(place: Any, weight_name: str | None) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    """LoRA weights by name, and what the config beside them, or in their file, says."""
+    if isinstance(place, Mapping):
+        if wrong := [key for key, value in place.items() if not isinstance(value, Tensor)]:
+            raise ValueError(f"got LoRA weights in which {shown(wrong[0])} is no tensor")
+        return place, {}
+    path = Path(place).expanduser()
+    if path.is_dir():
+        names = FILES if weight_name is None else (weight_name,)
+        path = next((path / name for name in names if (path / name).is_file()), path / names[0])
+    if not path.is_file():
+        raise ValueError(f"no LoRA weights {path}: expected a safetensors file, or a folder with {' or '.join(FILES)}")
+    found, beside = weight_files.read(path), path.with_name("adapter_config.json")
+    try:
+        if beside.is_file():
+            config = safe_json.read(beside)
+        else:  # diffusers keeps it in the file
+            inside = safe_json.parse(weight_files.metadata(path).get("lora_adapter_metadata", "{}"))
+            config = {key.removeprefix("transformer."): value for key, value in inside.items()}
+        kind = config.get("peft_type", "LORA")
+        patterns = config.get("alpha_pattern") or {}
+    except (OSError, ValueError, AttributeError, json.JSONDecodeError):
+        raise ValueError(f"cannot read the LoRA's config beside or in {path}: expected a JSON object") from None
+    kind = "DoRA" if config.get("use_dora") else kind
+    if kind != "LORA" or not isinstance(patterns, dict):
+        raise ValueError(f"{path} holds {quoted(kind)} weights, expected LoRA's")
+    return found, config
