@@ -135,6 +135,8 @@ class Table:
     def at(self, slots: Tensor, first: int, stop: int) -> Tensor:
         """Values (B, n, size) at `slots` (B, n), which lie between `first` and `stop` - 1."""
         values = self.between(first, stop)
+        if stop - first == 1:  # of one slot, the same in all rows
+            return values.expand(-1, slots.shape[1], -1)
         return values.gather(1, (slots - first)[..., None].expand(-1, -1, self._size))
 
 

@@ -40,11 +40,13 @@ class RasterSpec:
         """Which of `slots` hold a newline."""
         return slots % self.columns == (-1 if self.newline is None else self.columns - 1)
 
-    def given(self, logits: Tensor, slots: Tensor) -> Tensor:
-        """Logits (B, n, V) of the laws of `slots` (B, n), where newlines are certain at the ends of rows only."""
+    def given(self, logits: Tensor, slots: Tensor, *, ahead: int = 0) -> Tensor:
+        """Logits (B, n, V) of the laws so many slots `ahead` of `slots` (B, n): newlines are certain at the ends of
+        rows, and nowhere else.
+        """
         if self.newline is None:
             return logits
-        ruled_out = self.ends(slots)[..., None].repeat(1, 1, logits.shape[-1])
+        ruled_out = self.ends(slots + ahead)[..., None].repeat(1, 1, logits.shape[-1])
         ruled_out[..., self.newline].logical_not_()
         return logits.masked_fill(ruled_out, float("-inf"))
 

@@ -38,8 +38,8 @@ class Guidance:
     def mix(self, logits: Tensor, block: Block | None = None) -> Tensor:
         """Logits (R, n, V) of all rows to guided logits (B, n, V), float32, for `block` or for the prefill."""
         if not self.active or (block is not None and len(logits) == len(block.slots)):
-            return logits.float()
-        conditional, unconditional = logits.float().chunk(2)
+            return _full(logits)
+        conditional, unconditional = _full(logits).chunk(2)
         mixed = unconditional.lerp(conditional, self.scale)
         if block is None or self.interval < 0:
             return mixed
@@ -80,3 +80,7 @@ class Ramp:
         conditional, unconditional = logits.float().chunk(2)
         t = self.scale * scale / max(1, self.scales - 1)
         return conditional.mul(1 + t).sub_(unconditional, alpha=t)
+
+
+def _full(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float32 else logits.float()

@@ -110,7 +110,7 @@ def raster(
         rows = len(spread.slots)
         logits = guidance.mix(model.decode(spread, cache), block)
         sound.note(logits)
-        logits = spec.given(logits, block.slots + 1)
+        logits = spec.given(logits, block.slots, ahead=1)
 
 
 def next_scale(

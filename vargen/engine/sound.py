@@ -1,5 +1,7 @@
 """Whether laws are laws: numbers that are NaN or infinite are noted where they arise, and end a decode."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,10 +17,14 @@ class Sound:
     def note(self, logits: Tensor) -> None:
         """Look at the logits (..., V) of a forward: each law needs a largest one, and a NaN would be it."""
         self._count += 1
-        broken = ~logits.amax(-1).isfinite().all()
-        self._first = torch.where(broken & (self._first == 0), self._count, self._first)
+        largest = logits.amax(-1)
         if not self._late:
-            self.check()
+            if not math.isfinite(largest.sum().item()) and not largest.isfinite().all():  # large ones may add up to it
+                self._first.fill_(self._count)
+                self.check()
+            return
+        broken = ~largest.isfinite().all()
+        self._first = torch.where(broken & (self._first == 0), self._count, self._first)
 
     def check(self) -> None:
         """ValueError where a law was none."""

@@ -238,8 +238,9 @@ def behind(front: int, block: Block, cache: KVCache) -> Standing:
         sees = F.pad(sees[..., : block.stop], (front, 0), value=True)
     if block.moves is not None:
         cache.move(block.moves[0] + front, block.moves[1] + front)
-    places = block.slots if block.places is None else block.places
-    return block.slots + front, places + front, block.first + front, block.stop + front, sees
+    slots = block.slots + front
+    places = slots if block.places is None else block.places + front
+    return slots, places, block.first + front, block.stop + front, sees
 
 
 def sight_over(cache: KVCache, rows: Tensor, first: int, stop: int, sees: Tensor | None, dtype: torch.dtype) -> Sight:

@@ -92,7 +92,8 @@ class LlamaGen(Trunk):
 
     def logits(self, states: Tensor) -> Tensor:
         """What the output head makes of states (R, n, d): logits (R, n, V) in float32."""
-        return self.output(self.norm(states)).float()
+        found = self.output(self.norm(states))
+        return found if found.dtype == torch.float32 else found.float()
 
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
         return self.logits(self.prefill_states(condition, cache))

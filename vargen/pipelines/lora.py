@@ -61,7 +61,8 @@ def merge(transformer: nn.Module, place: Any, *, weight_name: str | None = None,
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise ValueError(f"got lora_scale {scale!r}, expected a number")
     found, config = _read(place, weight_name)
-    targets, added = _targets(transformer), []
+    module, state, targets = _targets(transformer)
+    added = []
     for name, pair in _pairs(found).items():
         parts, shape = _find(name, targets, transformer)
         if pair.down is None or pair.up is None:
@@ -83,13 +84,16 @@ def merge(transformer: nn.Module, place: Any, *, weight_name: str | None = None,
                 rows = up[row : row + len(weight)]
                 change = rows.to(weight.device, torch.float32) @ down.to(weight.device, torch.float32)
                 weight.copy_(weight.float() + factor * change.reshape(weight.shape))
+        module.load_state_dict(state)  # of what is joined or turned in the module, the state has copies
 
 
 Parts = list[tuple[Tensor, int]]  # weights, and at which row of a layer's factor each begins
 
 
-def _targets(transformer: nn.Module) -> dict[str, tuple[Parts, tuple[int, ...]]]:
-    """Layers by name, as published files have them without what stands in front, and the shape of each."""
+def _targets(transformer: nn.Module) -> tuple[nn.Module, dict[str, Any], dict[str, tuple[Parts, tuple[int, ...]]]]:
+    """The module that has them, its state, and in that the layers by name, as published files have them without what
+    stands in front, with the shape of each.
+    """
     module, layout = transformer, LAYOUTS.get(type(transformer), PLAIN)
     if isinstance(transformer, LuminaMGPT):
         module, layout = transformer.decoder, chameleon.LAYOUT
@@ -103,7 +107,7 @@ def _targets(transformer: nn.Module) -> dict[str, tuple[Parts, tuple[int, ...]]]
                 parts.append((state[one], row))
                 row += len(state[one])
             out[_bare(key.removesuffix(".weight"))] = (parts, shape)
-    return out
+    return module, state, out
 
 
 def _bare(name: str) -> str:
