@@ -79,7 +79,8 @@ def enter_joined(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `enter`, of queries, keys and values (R, n, 3, H, D) in one."""
     if cache.kernels.triton("rope", qkv, pays=cache.kernels.captured):
-        out = _launch(*qkv.unbind(2), turns, cache.keys[layer], cache.values[layer], flat, None)
+        q, k, v = qkv.unbind(2)
+        out = _launch(q, k, v, turns, cache.keys[layer], cache.values[layer], flat, None)
         return out, *cache.seen(layer, len(qkv), stop)
     turned = turns.turn(qkv)
     return turned[:, :, 0], *cache.write_both(layer, flat, turned[:, :, 1:], stop)

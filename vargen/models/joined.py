@@ -51,7 +51,7 @@ def _hook(
         ours = list(state)  # the order stays
         for key in ours:
             value = state.pop(key)
-            if key == prefix + name:
+            if key == prefix + name and type(value) in (Tensor, nn.Parameter):  # quantised weights stay as they are
                 state |= {prefix + each: part for each, part in split(value).items()}
             else:
                 state[key] = value

@@ -1,6 +1,7 @@
 """What redraws a picture: what was drawn, with which weights, in which company. Traces and files hold it."""
 
 import hashlib
+from itertools import chain
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def _fingerprint(pipe: Any, sampler: Any, settings: Any, *, text: bool) -> str:
     """The same; without `text` the text encoder's are left out. Taken anew when weights have changed."""
     drafting = chosen(pipe, sampler, settings)
     parts = [pipe.transformer, pipe.tokenizer, pipe.text_encoder if text else None, drafting and drafting[1]]
-    states = [{} if part is None else part.state_dict(keep_vars=True) for part in parts]
+    states = [{} if part is None else dict(chain(part.named_parameters(), part.named_buffers())) for part in parts]
     key = tuple(_version(value) for state in states for value in state.values())
     if pipe.fingerprints.get(text, (None, ""))[0] != key:
         pipe.fingerprints[text] = (key, _digest(states))
