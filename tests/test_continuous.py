@@ -209,7 +209,8 @@ def test_a_drafter_follows_its_model(pipe):
     moved, there = [], pipe.drafter
 
     class Moving:
-        spec, device = there.spec, torch.device("meta")
+        spec, device, state_dict = there.spec, torch.device("meta"), there.state_dict
+        named_parameters, named_buffers = there.named_parameters, there.named_buffers
 
         def to(self, device):
             moved.append(device)

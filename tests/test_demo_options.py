@@ -166,7 +166,7 @@ def test_a_command_asks_for_the_same(order):
     program, name, *argv = shlex.split(links.command(order))
     assert (program, name) == ("vargen", "sample")
     read = sample.parser(sample.wanted_method(argv)).parse_args(argv)
-    assert (read.model, read.classes, read.method) == (order.model, [order.subject], order.method)
+    assert (read.model, read.class_labels, read.method) == (order.model, [order.subject], order.method)
     assert (read.num_images, read.seed) == (order.images, order.seed)
     law = {name: value for name, value in flags.law(read).items() if value is not None}
     assert law == dict(order.options)

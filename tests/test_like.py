@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import small
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor as to_image
 
 from vargen.commands import main, sample
 from vargen.core import png, registry
@@ -102,6 +103,47 @@ def test_pictures_of_a_call_and_of_the_server_are_drawn_again(tmp_path):
         assert (tmp_path / f"drawn-{number}.png").read_bytes() == data
 
 
+@pytest.mark.parametrize("kind", ["RGB", "RGBA", "1", "L", "tensor"])
+def test_pictures_that_a_call_repainted_are_drawn_again(tmp_path, kind):
+    """Pictures and masks are told apart as they are read, in whatever mode they came."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    image, mask = Image.fromarray(pixels), Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4)))
+    mask.convert("L" if kind == "tensor" else kind).save(tmp_path / "mask.png")
+    image.convert("RGBA").save(tmp_path / "in.png")
+    given = {"image": image.convert("RGBA"), "mask_image": mask.convert("L" if kind == "tensor" else kind)}
+    if kind == "tensor":
+        given = {"image": to_image(image) / 255, "mask_image": to_image(mask)[0] / 255}
+    (saved,) = small.scale_pipeline()("c", seed=3, **given).save(tmp_path)
+    run(
+        "--like",
+        saved,
+        "--out",
+        tmp_path / "b.png",
+        "--image",
+        tmp_path / "in.png",
+        "--mask-image",
+        tmp_path / "mask.png",
+    )
+    assert (tmp_path / "b.png").read_bytes() == saved.read_bytes()
+
+
+def test_what_cannot_be_the_same_says_why(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("--model", "small", "--class", "b", "--num-images", 1, "--method", "ar", "--out", "a.jpg")
+    run("--like", "a.jpg")
+    assert "out/sample.jpg is a.jpg, byte for byte" in capsys.readouterr().out
+    run("--like", "a.jpg", "--out", "b.png")
+    assert "is of another format: name one such by --out" in capsys.readouterr().out
+
+
+def test_a_description_that_is_no_text(tmp_path, capsys):
+    for value in (5, 70_000):
+        exif = Image.Exif()
+        exif[png.DESCRIPTION] = value
+        Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg", exif=exif)
+        assert "does not say how it was drawn" in refused(capsys, "--like", tmp_path / "photo.jpg")
+
+
 GOOD = {"seed": "1", "model": "small", "method": "ar", "settings": "{}", "class": "1"}
 
 
@@ -129,6 +171,10 @@ GOOD = {"seed": "1", "model": "small", "method": "ar", "settings": "{}", "class"
         ({"batch": '{"seeds": 5, "class": [1, 2]}'}, "does not say how it was drawn"),
         ({"batch": json.dumps({"seeds": list(range(20_000)), "class": [1] * 20_000})}, "got 20000 seeds"),
         ({"image": "x" * 3000}, "repaints no pictures"),
+        ({"batch": "[1]"}, "names no images that it was drawn beside"),
+        ({"class": ""}, "unknown class ''"),
+        ({"device": "vargen: all is well"}, "got device"),
+        ({"negative_prompt": '["a", "b"]'}, "had negative prompts of their own"),
         ({"free_size": "true"}, "its size was chosen by the model"),
     ],
 )

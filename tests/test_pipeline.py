@@ -157,7 +157,7 @@ def test_auto_window_is_measured_once_and_recorded(pipe):
         (None, {"prompt": "a boat"}, "takes no prompt"),
         ("a", {"num_images_per_prompt": 0}, "number of images 0, expected at least 1"),
         ("a", {"batch_size": 0}, "batch size 0"),
-        ("a", {"method": "sjdd"}, "unknown method 'sjdd'; there are ar, sjd"),
+        ("a", {"method": "sjdd"}, "unknown method 'sjdd'; did you mean sjd? there are ar, sjd"),
         ("a", {"method": "sjd:window=0"}, "window 0"),
         ("a", {"method": "sjd:window=many"}, "window 'many'"),
         ("a", {"method": "sjd:window"}, "expected setting=value"),

@@ -24,6 +24,7 @@ WRONG = [
     ({"output_type": torch.ones(2).numpy()}, "got output type"),
     ({"output_type": ["pil"]}, "got output type"),
     ({"image_size": 0}, "got image size 0"),
+    ({"num_images_per_prompt": 10**9}, "got number of images 1000000000, expected at most 1000000"),
     ({"method": ""}, "unknown method ''"),
     ({"method": []}, "got method []"),
     ({"method": 0}, "got method 0"),

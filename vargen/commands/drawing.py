@@ -102,7 +102,7 @@ def drawn(pipe: Any, options: argparse.Namespace, work: Work) -> Any:
             from vargen.pipelines.drawn import digest
 
             out.trace.drawn["prompt"] = [work.chosen[i % len(work.chosen)] for i in part]
-            told = {"negative_prompt": negative, "image": digest(image)}
+            told = {"negative_prompt": negative, "image": digest("image", image)}
             out.trace.drawn |= {key: value for key, value in told.items() if value is not None}
         yield out, [made[method].trace for method in methods[1:]]
 
@@ -130,7 +130,7 @@ def sized(pipe: Any, options: argparse.Namespace) -> Any:
     """The pipeline for images of the size that the flags ask for."""
     if options.height is None and options.width is None:
         return pipe
-    if pipe.kind != "raster":
+    if pipe.kind == "next-scale":
         raise ValueError(f"{options.model} draws one size: --height and --width are for models with several")
     return pipe.at(options.height, options.width)
 

@@ -12,6 +12,7 @@ from typing import Any
 from vargen.commands import drawing, flags
 from vargen.core import registry, safe_json
 from vargen.core.messages import quoted, shown
+from vargen.core.png import FORMATS
 from vargen.core.preset import LAW
 from vargen.demo.limits import MOST as MOST_OF
 
@@ -31,10 +32,14 @@ class Told:
     device: str
     pictures: dict[str, str]  # digests of a picture and a mask
     work: drawing.Work
+    clock: bool = False  # whether it was drawn by a window that nobody can choose again
 
 
 def command(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Draw the picture that the flags name again, and say whether it is the same."""
+    suffix = options.like.suffix.lower()
+    if options.out == parser.get_default("out") and suffix in FORMATS:  # as it is, so that both can be compared
+        options.out = str(Path(options.out).with_suffix(suffix))
     given = [name for name, value in vars(options).items() if name not in TAKES and value != parser.get_default(name)]
     if given:
         raise ValueError(f"--like draws a picture as it was drawn: it takes no --{given[0].replace('_', '-')}")
@@ -80,10 +85,8 @@ def _read(texts: dict[str, str], options: argparse.Namespace) -> Told:
     for name in LAW:
         setattr(options, name, settings.get(name))
     for name, known in (("dtype", ("float32", "bfloat16", "float16")), ("fast", ("auto", "off", "triton"))):
-        found = texts.get(name, getattr(options, name))
-        if found is not None and found not in known:
-            raise ValueError(f"got {name} {quoted(found)}")
-        setattr(options, name, found)
+        setattr(options, name, _among(name, texts.get(name, getattr(options, name)), known))
+    device = _among("device", texts.get("device", "cpu"), ("cpu", "cuda"))
     if (wanted := options.quantize) not in (None, "int8", "int4"):
         raise ValueError(f"got quantize {quoted(wanted)}")
     if side := texts.get("image_size"):
@@ -95,9 +98,18 @@ def _read(texts: dict[str, str], options: argparse.Namespace) -> Told:
     if size and preset.kind == "raster" and not preset.classes:
         options.width, options.height = map(int, size.groups())
     if negative := texts.get("negative_prompt"):
+        if negative.startswith("["):
+            raise ValueError("its prompts had negative prompts of their own, which nobody can say again")
         work.arguments["negative_prompt"] = negative[:MOST_PROMPT]
     pictures = {name: texts[name] for name in ("image", "mask_image") if name in texts}
-    return Told(texts.get("weights", ""), texts.get("device", "cpu"), pictures, work)
+    sampler, chosen = registry.method(options.method, preset.choose(options.preset).settings, **own)
+    return Told(texts.get("weights", ""), device, pictures, work, sampler.block_width(chosen) is None)
+
+
+def _among(name: str, found: Any, known: tuple[str, ...]) -> Any:
+    if found is not None and found not in known:
+        raise ValueError(f"got {name} {quoted(found)}")
+    return found
 
 
 def by_keyword(method: str, settings: dict[str, Any], recipe: Any) -> dict[str, Any]:
@@ -116,7 +128,11 @@ def company(texts: dict[str, str], preset: Any) -> drawing.Work:
     from vargen.pipelines import values
 
     kind = "class" if preset.classes else "prompt"
-    told = safe_json.parse(texts["batch"]) if "batch" in texts else {"seeds": [texts["seed"]], kind: [texts[kind]]}
+    told = safe_json.parse(texts["batch"]) if "batch" in texts else {"seeds": [texts["seed"]], kind: [texts.get(kind)]}
+    if not isinstance(told, dict) or not all(isinstance(told.get(key), list) for key in ("seeds", kind)):
+        raise ValueError("it names no images that it was drawn beside, as it should")
+    if told[kind] == [None]:
+        raise ValueError(f"it names no {kind}")
     seeds, subjects = [_whole(seed, "seed") for seed in told["seeds"]], told[kind]
     most = flags.MOST["num_images"]
     if not 0 < len(seeds) == len(subjects) <= most:
@@ -151,7 +167,7 @@ def repainted(options: argparse.Namespace, told: Told) -> dict[str, Any]:
         flag = f"--{name.replace('_', '-')}"
         if name not in found:
             raise ValueError(f"{options.like} was made from a picture: give it by {flag} (digest {shown(wanted)})")
-        if digest(found[name]) != wanted:
+        if digest(name, found[name]) != wanted:
             raise ValueError(f"{options.like} was made from another {flag}: its digest is {shown(wanted)}")
     return found
 
@@ -166,6 +182,10 @@ def verdict(path: Path, before: bytes, drawn: Path, told: Told) -> str:
     old, new = open_picture(path), open_picture(drawn)
     if new.size == old.size and new.tobytes() == old.tobytes():
         return f"{drawn} has the pixels of {path}; what the files say differs"
+    if FORMATS.get(path.suffix.lower()) != FORMATS.get(drawn.suffix.lower()):
+        return f"note: {drawn} cannot be compared with {path}, which is of another format: name one such by --out"
+    if told.clock:
+        return f"note: {drawn} is another picture: the window of {path} followed the clock, and does not come again"
     if told.weights and read_texts(new).get("weights") != told.weights:
         return f"note: {drawn} is another picture: {path} was drawn by other weights, which --checkpoint may name"
     return f"note: {drawn} is another picture: {path} was drawn on another machine, by another version or in company"

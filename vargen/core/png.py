@@ -1,13 +1,13 @@
 """Pictures on their way out: in a grid, and as files that say how they were drawn; and PNGs looked over."""
 
 import io
-import json
 import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vargen.core import safe_json
 from vargen.core.atomic import dumps, write_atomically
 
 if TYPE_CHECKING:  # torch is slow to import, and flags need none of it
@@ -88,9 +88,10 @@ def read_texts(image: Any) -> dict[str, str]:
     """
     if image.format == "PNG":
         return {key: value for key, value in image.text.items() if isinstance(value, str)}
+    told = image.getexif().get(DESCRIPTION)
     try:
-        found = json.loads(image.getexif().get(DESCRIPTION, ""))
-    except (ValueError, RecursionError):
+        found = safe_json.parse(told) if isinstance(told, str) else None
+    except ValueError:
         return {}
     texts = found.items() if isinstance(found, dict) else ()
     return {key: value for key, value in texts if isinstance(value, str)}

@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import to_pil_image
 
 from vargen.core import quantize, registry
+from vargen.core.atomic import dumps
+from vargen.core.image_processor import as_mask, as_picture
 from vargen.pipelines import values
 from vargen.pipelines.choose_drafter import chosen
 
@@ -30,9 +33,9 @@ def of(pipe: Any, method: Any, wanted: Any, inputs: tuple[Tensor, ...]) -> dict[
     }
     if pipe.tokenizer is not None:
         found["size"] = "{1}x{0}".format(*pipe.size)
-    others = {"image_size": wanted.image_size, "negative_prompt": wanted.negative_prompt}
+    others = {"image_size": wanted.image_size, "negative_prompt": _one(wanted.negative_prompt)}
     others |= {"fast": None if pipe.fast == "auto" else pipe.fast, "free_size": wanted.free_size or None}
-    others |= {name: digest(vars(wanted).get(name)) for name in PICTURES}
+    others |= {name: digest(name, vars(wanted).get(name)) for name in PICTURES}
     found |= {key: value for key, value in others.items() if value is not None}
     if spec.classes:
         found["class"] = [-1 if label == spec.classes else label for label in inputs[0].tolist()]
@@ -42,15 +45,25 @@ def of(pipe: Any, method: Any, wanted: Any, inputs: tuple[Tensor, ...]) -> dict[
     return found
 
 
-def digest(picture: Any) -> str | None:
-    """Of a picture's size and pixels; None where there is none, or several."""
-    if isinstance(picture, Image.Image):
-        told, words = f"{picture.mode} {picture.size}", picture.tobytes()
-    elif isinstance(picture, Tensor):
-        told, words = str(tuple(picture.shape)), picture.detach().float().cpu().numpy().tobytes()
-    else:
+def _one(negative: Any) -> str | None:
+    """A negative prompt that is the same for all prompts, or each as JSON, which nobody takes for a text."""
+    texts = [negative] if negative is None or isinstance(negative, str) else list(dict.fromkeys(negative))
+    if len(texts) == 1 and not (texts[0] or "").startswith("["):
+        return texts[0]
+    return dumps(texts)
+
+
+def digest(name: str, picture: Any) -> str | None:
+    """Of the size and the pixels of an `image` or a `mask_image`, as they are read; None where it is none, or several.
+
+    A tensor counts as the picture that it was made of, in steps of 1 / 255.
+    """
+    if isinstance(picture, Tensor):
+        picture = to_pil_image((picture.detach().float().cpu() * 255).round().clamp(0, 255).byte())
+    if not isinstance(picture, Image.Image):
         return None
-    return hashlib.sha256(f"{told} ".encode() + words).hexdigest()[:16]
+    read = as_mask(picture) if name == "mask_image" else as_picture(picture)
+    return hashlib.sha256(f"{read.mode} {read.size} ".encode() + read.tobytes()).hexdigest()[:16]
 
 
 def fingerprint(pipe: Any, method: str, preset: str | None = None) -> str:

@@ -113,7 +113,7 @@ def teller(callback: Any, names: Any) -> Callable[[Any, int, Any], None]:
 def subjects(pipe: Any, wanted: Any) -> tuple[Tensor, ...]:
     """What is drawn, a row per image: labels (B,), or a prompt as the model takes it and its mask."""
     name, spec, device = pipe.preset.name, pipe.transformer.spec, pipe.transformer.device
-    each = values.whole(wanted.num_images_per_prompt, "number of images", least=1)
+    each = values.whole(wanted.num_images_per_prompt, "number of images", least=1, most=values.MOST_IMAGES)
     texts = [value is not None for value in (wanted.prompt, *wanted.encoded)]
     if spec.classes:
         if any(texts) or wanted.negative_prompt is not None:

@@ -16,6 +16,7 @@ from vargen.core.image_processor import as_mask, as_picture
 from vargen.core.messages import quoted
 
 Arrays = np.ndarray | Tensor
+MOST_IMAGES = 1_000_000  # of a class or prompt in one call
 
 
 def per_scale(value: Any, name: str, convert: Callable[[Any, str], Any], scales: int) -> list[Any]:
