@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from vargen.core import quantize, registry
@@ -79,16 +79,15 @@ def _fingerprint(pipe: Any, sampler: Any, settings: Any, *, text: bool) -> str:
     drafting = chosen(pipe, sampler, settings)
     parts = [pipe.transformer, pipe.tokenizer, pipe.text_encoder if text else None, drafting and drafting[1]]
     states = [{} if part is None else dict(chain(part.named_parameters(), part.named_buffers())) for part in parts]
-    key = tuple(_version(value) for state in states for value in state.values())
+    key = tuple(_version(one) for state in states for value in state.values() for one in quantize.parts(value))
     if pipe.fingerprints.get(text, (None, ""))[0] != key:
         pipe.fingerprints[text] = (key, _digest(states))
     return pipe.fingerprints[text][1]
 
 
 def _version(value: Tensor) -> tuple[int, ...]:
-    """What changes when a tensor does."""
-    plain = type(value) in (Tensor, nn.Parameter)
-    return id(value), value.data_ptr() if plain else 0, 0 if value.is_inference() else value._version
+    """What changes when a tensor does, but for what is written past autograd's eyes (`.data`)."""
+    return id(value), value.data_ptr(), 0 if value.is_inference() else value._version
 
 
 def _digest(states: list[dict[str, Tensor]]) -> str:
