@@ -56,6 +56,9 @@ def test_habits_of_diffusers(pipe):
     again = type(pipe)(**pipe.components)
     again.set_progress_bar_config(disable=True)
     assert again.preset is pipe.preset
+    other = type(pipe).from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    assert (other("a", **asked).images == plain.images).all()
     assert (again("a", **asked).images == plain.images).all()
 
 
@@ -94,7 +97,7 @@ def test_surroundings_of_other_kinds(make):
 @pytest.mark.parametrize(
     ("keyword", "words"),
     [
-        ("negative_prompt", "small draws classes and takes no prompt"),
+        ("negative_prompt", "small draws classes and takes no negative_prompt"),
         ("num_inference_steps", "got num_inference_steps, which small does not take: it draws tokens"),
         ("cfg_scale", "it is guidance_scale"),
         ("guidence_scale", "is it guidance_scale?"),
@@ -109,6 +112,15 @@ def test_other_keywords_are_answered(pipe, keyword, words):
         pipe("a", method="sjd", **{keyword: value})
     assert words in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_a_callback_changes_nothing(pipe):
+    def wipe(which, step, settled, tensors):
+        tensors["tokens"].zero_()
+        return tensors
+
+    asked = {"method": "ar", "seed": 3, "output_type": "latent"}
+    assert torch.equal(pipe("a", callback_on_step_end=wipe, **asked).tokens, pipe("a", **asked).tokens)
 
 
 def test_a_negative_prompt_is_what_guidance_is_against(lumina):
@@ -174,6 +186,7 @@ def test_what_a_call_gives_shows_itself(pipe, tmp_path):
     out = pipe(["a", "b"], method="ar", seed=4)
     assert len(out) == 2
     assert out[1] is out.images[1]
+    assert out["images"] is out.to_tuple()[0] is out.images
     assert repr(out).startswith("Generation(2 images of small by ar: 36.0 forwards an image, ")
     assert len(repr(out)) < 120
     assert out._repr_png_()[:4] == b"\x89PNG"

@@ -64,6 +64,13 @@ def test_a_published_name_keeps_its_recipes_and_drafter(tmp_path):
     assert found(["beach"], method="code:scales=6", seed=0).trace.drafter_forwards > 0
 
 
+def test_diffusers_own_loader_says_which_dtype(tmp_path):
+    pipeline().save_pretrained(tmp_path / "a")
+    half = DiffusionPipeline.from_pretrained(tmp_path / "a", dtype=torch.float16)
+    assert {value.dtype for value in half.transformer.parameters()} == {torch.float16}
+    assert {value.dtype for value in half.tokenizer.parameters()} == {torch.float32}
+
+
 def test_other_classes_and_names_of_their_own(tmp_path):
     preset = Preset("ours", "", {"a": Recipe(2.0), "b": Recipe(3.0)}, 5, lambda *_: None, lambda: tuple("vwxyz"))
     RasterPipeline(llamagen(), None, preset=preset).save_pretrained(tmp_path / "a")

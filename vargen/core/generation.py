@@ -26,7 +26,12 @@ class Generation:
         return len(self.images) if isinstance(self.images, Sized) else self.trace.images
 
     def __getitem__(self, index: Any) -> Any:
-        return self.images[index]
+        """Image i, or a field by name as diffusers' outputs have it."""
+        return vars(self)[index] if isinstance(index, str) else self.images[index]
+
+    def to_tuple(self) -> tuple[Any, Any, Trace]:
+        """The fields in order."""
+        return self.images, self.tokens, self.trace
 
     def __repr__(self) -> str:
         trace = self.trace

@@ -28,6 +28,13 @@ class Kept(DiffusionPipeline):
         """The same as `vargen.load`: a folder that `save_pretrained` wrote, or the name of a model."""
         return registry.resolve(registry.PUBLIC["load"])(pretrained_model_name_or_path, **kwargs)
 
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """Another pipeline of the same parts, its recipes among them; `kwargs` are parts in the place of others."""
+        kind = kwargs.pop("torch_dtype", kwargs.pop("dtype", None))
+        made = cls(**{**pipeline.components, **kwargs})
+        return made if kind is None else made.to(kind)
+
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # fewer options, refused in words
         self, save_directory: str | os.PathLike, **options: Any
     ) -> None:

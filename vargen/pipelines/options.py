@@ -72,9 +72,7 @@ class Options:
         "at, an exception ends the call",
         whole=True,
     )
-    callback_on_step_end_tensor_inputs: Sequence[str] = option(
-        ("tokens",), "of tokens (a view that goes on changing: clone what is kept) and settled", whole=True
-    )
+    callback_on_step_end_tensor_inputs: Sequence[str] = option(("tokens",), "of tokens and settled", whole=True)
     output_type: str = option("pil", "pil, np (B, H, W, 3), pt (B, 3, H, W) in [0, 1], or latent: tokens", whole=True)
 
     free_size: ClassVar[bool] = False  # of raster models alone

@@ -1,7 +1,7 @@
 """A pipeline's parts as folders: config.json says what a part is, model.safetensors has its weights."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +114,16 @@ def _check(about: Mapping[str, Any], keys: int, front: str = "") -> None:
                 raise ValueError(f"it has {front}{key} {number}, expected at most {most}")
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part by the name that diffusers' own loader asks for."""
-
-    name: str = ""
+class Part(nn.Module):
+    """A part by the name that diffusers' own loader asks for; only modules are told which dtype is wanted."""
 
     @staticmethod
-    def from_pretrained(folder: str, torch_dtype: torch.dtype | None = None, **_: Any) -> nn.Module:
+    def from_pretrained(
+        folder: str, torch_dtype: torch.dtype | None = None, dtype: torch.dtype | None = None, **_: Any
+    ) -> nn.Module:
         """The part in a folder, on the CPU; image tokenizers stay in float32."""
         transformer = Path(folder).name == "transformer"
-        return read(Path(folder), "cpu", torch_dtype or torch.float32 if transformer else torch.float32)
+        return read(Path(folder), "cpu", (dtype or torch_dtype or torch.float32) if transformer else torch.float32)
 
 
 def __getattr__(name: str) -> Any:

@@ -104,7 +104,7 @@ def teller(callback: Any, names: Any) -> Callable[[Any, int, Any], None]:
 
     def tell(pipe: Any, step: int, partial: Any) -> None:
         if callback is not None:
-            told = {"tokens": partial.tokens, "settled": torch.tensor(partial.settled)}
+            told = {"tokens": partial.tokens.clone(), "settled": torch.tensor(partial.settled)}
             callback(pipe, step, sum(partial.settled), {name: told[name] for name in names})
 
     return tell
@@ -116,8 +116,10 @@ def subjects(pipe: Any, wanted: Any) -> tuple[Tensor, ...]:
     each = values.whole(wanted.num_images_per_prompt, "number of images", least=1, most=values.MOST_IMAGES)
     texts = [value is not None for value in (wanted.prompt, *wanted.encoded)]
     if spec.classes:
-        if any(texts) or wanted.negative_prompt is not None:
+        if any(texts):
             raise ValueError(f"{name} draws classes and takes no prompt: give a class")
+        if wanted.negative_prompt is not None:
+            raise ValueError(f"{name} draws classes and takes no negative_prompt")
         if wanted.class_labels is None:
             raise ValueError(f"{name} draws classes: give at least one{', or -1 for any' * pipe.unconditional}")
         found = values.labels(

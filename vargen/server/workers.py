@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -122,8 +122,18 @@ class Workers:
     @property
     def ready(self) -> int:
         """How many workers could take a batch or run one."""
-        states = self._server.workers_setup_status.values()
+        try:
+            states = self._server.workers_setup_status.values()
+        except (OSError, EOFError):  # their keeper has died, and the server is about to end
+            return 0
         return sum(state == WorkerSetupStatus.READY for state in states)
+
+    def kept(self) -> bool:
+        """Whether the process that keeps the queues lives."""
+        try:
+            return len(self._server.workers_setup_status) >= 0
+        except (OSError, EOFError):
+            return False
 
     @property
     def cards(self) -> dict[str, Card]:
@@ -237,14 +247,14 @@ class Server(LitServer):
             _stop_gently(self.service.desk)
             where, models = f"http://{self.options.host}:{self.options.port}", ", ".join(self.options.names)
             print(f"vargen: ready at {where} ({models}); {where}/docs says what it takes", file=sys.stderr, flush=True)
-            watch = asyncio.create_task(_watch(self._helpers))
+            watch = asyncio.create_task(_watch(self._helpers, self.engine.kept))
             yield
             watch.cancel()
 
 
-async def _watch(helpers: list[int]) -> None:
-    """End this process, and the keeper of its queues, where the one that started them is gone: nobody else would."""
-    while _parent_lives():
+async def _watch(helpers: list[int], kept: Callable[[], bool]) -> None:
+    """End this process where the one that started it, or the keeper of its queues, is gone, and the keeper with it."""
+    while _parent_lives() and await asyncio.to_thread(kept):
         await asyncio.sleep(SECONDS)
     for pid in helpers:
         with contextlib.suppress(ProcessLookupError):
