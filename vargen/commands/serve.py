@@ -75,7 +75,7 @@ def serve(server: Any, options: Options) -> None:
             h11_max_incomplete_event_size=MOST_HEAD,
         )
     except (RuntimeError, EOFError) as error:  # a worker did not start, and has said why; or the queues have gone
-        raise ValueError(f"the server stopped: {error or 'its queues have gone'}") from None
+        raise ValueError(f"the server stopped: {str(error) or 'its queues have gone'}") from None
     finally:
         for worker in server.inference_workers:
             worker.kill()
