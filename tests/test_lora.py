@@ -182,3 +182,46 @@ def test_files_that_are_none(tmp_path):
         (tmp_path / "adapter_config.json").write_text(text)
         with pytest.raises(ValueError, match=why):
             pipe.load_lora_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda w: {key: value.to_sparse() for key, value in w.items()}, "expected a plain tensor of floats"),
+        (lambda w: {key: value.to(torch.complex64) for key, value in w.items()}, "expected a plain tensor of floats"),
+        (lambda w: {key: value.to("meta") for key, value in w.items()}, "expected a plain tensor of floats"),
+        (lambda w: {key: value.to(torch.float8_e4m3fn) for key, value in w.items()}, "in torch.float8"),
+        (lambda w: dict(enumerate(w.values())), "is no tensor by name"),
+        (lambda w: w | {f"{WO}.lora_A.other.weight": torch.ones(3, WIDTH)}, "two adapters of"),
+        (lambda w: {key: 1e20 * value for key, value in w.items()}, "give NaN or infinity in torch.float32"),
+        (lambda _: 5, "got LoRA weights 5, expected a path"),
+        (lambda _: None, "got LoRA weights None, expected a path"),
+    ],
+)
+def test_what_is_no_plain_pair_of_factors(change, why):
+    pipe, (weights, _) = pipeline(), named(WO, (WIDTH, WIDTH), "")
+    before = pipe.transformer.layers[0].attention.wo.weight.clone()
+    with pytest.raises(ValueError, match=why):
+        pipe.load_lora_weights(change(weights))
+    for scale in (1e300, 10**400):
+        with pytest.raises(ValueError, match=r"NaN or infinity|expected a number"):
+            pipe.load_lora_weights(weights, lora_scale=scale)
+    assert torch.equal(pipe.transformer.layers[0].attention.wo.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"fan_in_fan_out": True}, "fan_in_fan_out True, which is not merged"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4'"),
+        ({"bias": "all"}, "bias 'all'"),
+        ({"modules_to_save": ["head"]}, "modules_to_save"),
+        ({"alpha_pattern": {r"layers\.\d+": 4}}, "expected names of layers and no regular"),
+        ({"lora_alpha": 10**400}, "got lora_alpha .*expected a number"),
+    ],
+)
+def test_configs_that_ask_for_another_merge(config, why, tmp_path):
+    save_file(named(WO, (WIDTH, WIDTH), "")[0], tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=why):
+        pipeline().load_lora_weights(tmp_path)

@@ -1,6 +1,7 @@
 """Pipelines as folders: every kind there and back, what a damaged or foreign folder says, whole or not at all."""
 
 import json
+import os
 import pickle
 import shutil
 from dataclasses import replace
@@ -149,6 +150,7 @@ INDEX, MODEL, IMAGES = "model_index.json", "transformer/config.json", "tokenizer
             lambda it: it.update(layers=100_000),
             r"cannot make the LlamaGen of .*: it has layers 100000",
         ),
+        (MODEL, lambda it: it.update(side=0), "it has side 0, expected at least 1"),
         (MODEL, lambda it: it.update(side=100_000), "it has side 100000, expected at most 256"),
         (MODEL, lambda it: it.update(heads=0), "cannot make the LlamaGen"),
         (MODEL, lambda it: it.update(heads=-2), "got heads -2, expected int"),
@@ -246,3 +248,71 @@ def test_a_model_of_one_s_own_class_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a Other is not saved"):
         Other(llamagen(), None).save_pretrained(tmp_path / "a")
     assert set(saving.NAMES) == {f"Vargen{kind}Pipeline" for kind in ("Raster", "Prompted", "NextScale", "Continuous")}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda it: it.pop("preset"),
+        lambda it: it["preset"].update(names=["x"]),
+        lambda it: it["preset"].update(names=["x" * 1000] * 5),
+        lambda it: it["preset"].update(name="pocket-var"),
+        *[
+            lambda it, wrong=wrong: next(iter(it["preset"]["recipes"].values())).update(wrong)
+            for wrong in (
+                *({"top_n_sigma": value} for value in ("x", None, [1], {})),
+                *({"settings": value} for value in ("x", -1, 1e308, [1], True, {"sjd-exact": 5})),
+            )
+        ],
+    ],
+)
+def test_a_damaged_preset_is_one_sentence(folder, change):
+    spoil(folder / INDEX, change)
+    with pytest.raises(ValueError, match="preset"):
+        vargen.load(folder, **CPU)
+
+
+def test_names_of_a_folder_forge_no_lines(folder):
+    def change(it):
+        it["preset"].update(names=["\x1b[31m\nvargen: all is well"] * 5)
+        it["preset"]["recipes"]["a\nb"] = it["preset"]["recipes"]["\x1b"] = next(iter(it["preset"]["recipes"].values()))
+
+    spoil(folder / INDEX, change)
+    pipe = vargen.load(folder, **CPU)
+    for asked in ({"class_labels": "zz"}, {"class_labels": 0, "preset": "zz"}):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            pipe(**asked)
+        assert str(caught.value).isprintable()
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder):
+    for name in (MODEL, INDEX):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(ValueError, match=r"cannot read|may be of|is of no model"):
+            vargen.load(folder, **CPU)
+
+
+def test_values_that_are_no_paths_or_flags(folder, tmp_path):
+    pipe = pipeline()
+    for call, why in (
+        (lambda: vargen.load(folder, ema="no", **CPU), "got ema 'no'"),  # pyright: ignore
+        (lambda: vargen.load(folder, fast=[], **CPU), "got fast"),  # pyright: ignore
+        (lambda: vargen.load("x" * 100_000, **CPU), "expected a path"),
+        (lambda: pipe.save_pretrained(tmp_path / ("x" * 1000)), "expected a path"),
+        (lambda: pipe.save_pretrained(5), "got save_directory 5"),  # pyright: ignore
+        (lambda: pipe.save_pretrained(folder / INDEX), "it is there"),
+        (lambda: pipe.decode(torch.zeros(1, 6, 6, device="meta").long()), "no plain dense tensor"),
+        (lambda: pipe.decode(torch.zeros(1, 6, 6).to_sparse()), "no plain dense tensor"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            call()
+
+
+def test_what_a_killed_process_left_goes_with_the_next_save(tmp_path):
+    old, young = tmp_path / ".a.12345678.part", tmp_path / ".a.abcdefgh.part"
+    for path in (old, young):
+        path.mkdir()
+    os.utime(old, (0, 0))
+    pipeline().save_pretrained(tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, "a"]

@@ -1,18 +1,37 @@
 """Writing files whole or not at all, by one process at a time; finding out early what cannot be written; JSON."""
 
+import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vargen.core.messages import quoted
+
+PART, OLD = ".part", 24 * 3600  # how a folder that is being written ends, and seconds behind which nobody writes it
+
 
 def dumps(content: Any, **options: Any) -> str:
     """`content` as JSON that every reader takes. ValueError for infinities and what is no number: JSON has none."""
     return json.dumps(content, allow_nan=False, **options)
+
+
+def as_path(value: Any, name: str) -> Path:
+    """`value` as a path. ValueError where it is none, or such as no system takes."""
+    try:
+        path = Path(os.fspath(value)).expanduser()
+        path.exists()
+        os.stat(path)
+    except FileNotFoundError:
+        return path
+    except (TypeError, ValueError, RuntimeError, OSError):
+        raise ValueError(f"got {name} {quoted(value)}, expected a path") from None
+    return path
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -49,7 +68,11 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
         raise ValueError(f"cannot write the folder {path}: it is there and not empty; name a new one")
     check_writable([path / "file"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}."))
+    front = f".{path.name[:40]}."
+    for old in path.parent.glob(f"{glob.escape(front)}????????{PART}"):
+        if time.time() - old.stat().st_mtime > OLD and old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old, ignore_errors=True)  # of a process that was killed
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=front, suffix=PART))
     try:
         write(temporary)
         temporary.chmod(0o777 & ~_umask())

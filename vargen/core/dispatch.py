@@ -49,7 +49,7 @@ class Kernels:
     @classmethod
     def of(cls, fast: str) -> "Kernels":
         """As `fast` asks: auto, off or triton. ValueError for anything else."""
-        if fast not in FAST:
+        if not isinstance(fast, str) or fast not in FAST:
             raise ValueError(f"got fast {fast!r}, expected {', '.join(FAST)}")
         return cls(FAST[fast])
 

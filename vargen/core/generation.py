@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from vargen.core.atomic import as_path, check_writable
 from vargen.core.png import grid, save_picture, texts
 from vargen.core.types import Trace
 
@@ -56,9 +57,10 @@ class Generation:
         """
         if not all(isinstance(image, Image.Image) for image in self.images):
             raise ValueError("got images that are no PIL images, expected output_type pil: only these are saved")
-        paths = []
+        place, paths = as_path(folder, "folder"), []
+        check_writable([place / "image.png"])
         for row, (image, seed) in enumerate(zip(self.images, self.trace.seeds, strict=True)):
-            paths.append(_free(Path(folder).expanduser() / f"{self.trace.model}-{seed}.png"))
+            paths.append(_free(place / f"{self.trace.model}-{seed}.png"))
             save_picture(paths[-1], image, texts(self.trace, row))
         return paths
 

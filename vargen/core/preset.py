@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vargen.core.messages import quoted
+from vargen.core.messages import quoted, shown
 from vargen.core.numbers import Numbers
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ class Preset:
     def choose(self, recipe: str | None) -> Recipe:
         """A recipe by name. ValueError lists the names."""
         if recipe is not None and (not isinstance(recipe, str) or recipe not in self.recipes):
-            raise ValueError(f"{self.name} has no preset {quoted(recipe)}; there are {', '.join(self.recipes)}")
+            raise ValueError(
+                f"{self.name} has no preset {quoted(recipe)}; there are {', '.join(map(shown, self.recipes))}"
+            )
         return self.recipe if recipe is None else self.recipes[recipe]
 
 

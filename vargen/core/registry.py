@@ -7,6 +7,8 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from vargen.core.messages import MOST, quoted, shown
+
 if TYPE_CHECKING:
     from vargen.core.preset import Preset
 
@@ -104,12 +106,13 @@ def unknown(kind: str, name: str, known: Sequence[str], *, few: int = 24) -> str
     """A sentence on a name that is none of `known`: the one that it was meant for, if one is close; all of them if they
     are few, else those most like it.
     """
-    like = difflib.get_close_matches(str(name), known, n=5, cutoff=0.55)
-    meant = f"did you mean {like[0]}? " if like and difflib.get_close_matches(str(name), like, n=1, cutoff=0.75) else ""
+    name = str(name)[: 2 * MOST]
+    like = [shown(each) for each in difflib.get_close_matches(name, known, n=5, cutoff=0.55)]
+    meant = f"did you mean {like[0]}? " if like and difflib.get_close_matches(name, like, n=1, cutoff=0.75) else ""
     if len(known) <= few:
-        return f"unknown {kind} {name!r}; {meant}there are {', '.join(known) or 'no names'}"
-    others = ", ".join(like or list(known)[:3])
-    return f"unknown {kind} {name!r}; {meant}of {len(known)} there are for instance {others}"
+        return f"unknown {kind} {quoted(name)}; {meant}there are {', '.join(map(shown, known)) or 'no names'}"
+    others = ", ".join(like or map(shown, known[:3]))
+    return f"unknown {kind} {quoted(name)}; {meant}of {len(known)} there are for instance {others}"
 
 
 def preset(name: str) -> "Preset":

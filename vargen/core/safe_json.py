@@ -12,6 +12,8 @@ DEEPEST = 64
 
 def read(path: Path, most: int = MOST_BYTES) -> Any:
     """The JSON of a file. OSError where it cannot be read, ValueError where it is none or out of bounds."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is no plain file")
     size = path.stat().st_size
     if size > most:
         raise ValueError(f"got {size} bytes of JSON, expected at most {most}")

@@ -1,12 +1,12 @@
 """What a pipeline has of diffusers' beside drawing: folders, LoRA, and what it says of offload."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from vargen.core import registry
+from vargen.core.atomic import as_path
 from vargen.pipelines import lora, saving
 
 STAYS = (
@@ -48,7 +48,7 @@ class Kept(DiffusionPipeline):
             taken = harmless.get(key, ())
             if taken is not None and value not in taken:
                 raise ValueError(f"got {key} {value!r}, expected nothing of the kind: weights are safetensors")
-        saving.write(self, Path(save_directory).expanduser())
+        saving.write(self, as_path(save_directory, "save_directory"))
 
     def load_lora_weights(
         self,

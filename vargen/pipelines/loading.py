@@ -13,7 +13,7 @@ from vargen.core import registry
 from vargen.core.dispatch import Kernels
 from vargen.core.numbers import Numbers
 from vargen.core.preset import Sources
-from vargen.pipelines import choose_drafter, keywords, named, saving
+from vargen.pipelines import choose_drafter, keywords, named, saving, values
 from vargen.pipelines.base import Pipeline
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of transformers
@@ -76,7 +76,7 @@ def load(
         raise ValueError("got a drafter's checkpoint and no drafter: name the model that it is of")
     text = None if text_encoder is None else str(Path(text_encoder).expanduser())
     numbers = Numbers(classes, codebook_size, codebook_embed_dim, downsample_size, patch_nums, depth)  # type: ignore[arg-type]
-    given = Sources(_path(checkpoint), _path(tokenizer_checkpoint), text, ema, numbers=numbers)
+    given = Sources(_path(checkpoint), _path(tokenizer_checkpoint), text, values.flag(ema, "ema"), numbers=numbers)
     pipe = _built(name, given, where, kind)
     if drafter is not None:
         given = replace(given, checkpoint=_path(drafter_checkpoint), numbers=replace(numbers, depth=None))

@@ -5,16 +5,17 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vargen.core import safe_json, weight_files
-from vargen.core.checkpoints import is_finite
+from vargen.core.atomic import as_path
+from vargen.core.checkpoints import FLOATS, is_finite
 from vargen.core.layout import PLAIN, Layout
 from vargen.core.messages import quoted, shown
+from vargen.core.weight_files import is_dense
 from vargen.models import chameleon, flowar, harmon, llamagen, mar, var, xar
 from vargen.models.flowar import FlowAR
 from vargen.models.harmon import Harmon
@@ -24,6 +25,7 @@ from vargen.models.mar import MAR
 from vargen.models.var import VAR
 from vargen.models.wrapped import Wrapped
 from vargen.models.xar import XAR
+from vargen.pipelines import values
 
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # peft's, diffusers'
 FRONT = re.compile(r"(base_model\.model|base_model|model|transformer|language_model|text_model|decoder|language|llm)\.")
@@ -35,6 +37,16 @@ LAYOUTS: dict[type, Layout] = {
     FlowAR: flowar.LAYOUT,
     XAR: xar.LAYOUT,
     Harmon: harmon.LAYOUT,
+}
+PLAINLY = {  # what changes a merge, and the values with which it is W + s B A on layers alone
+    "fan_in_fan_out": (None, False),
+    "init_lora_weights": (None, True, False, "gaussian", "orthogonal"),  # others change W as well
+    "bias": (None, "none"),
+    "lora_bias": (None, False),
+    "modules_to_save": (None, []),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
 }
 LLAMA = {  # Llama's names of LlamaGen's layers, and which third of the rows
     "self_attn.q_proj": ("attention.wqkv", 0),
@@ -58,8 +70,8 @@ class Pair:
 
 def merge(transformer: nn.Module, place: Any, *, weight_name: str | None = None, scale: float = 1.0) -> None:
     """Add LoRA weights of a file, folder or dict to a transformer's. ValueError, before anything changes, if wrong."""
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
-        raise ValueError(f"got lora_scale {scale!r}, expected a number")
+    if not math.isfinite(values.number(scale, "lora_scale")):
+        raise ValueError(f"got lora_scale {quoted(scale)}, expected a number")
     found, config = _read(place, weight_name)
     module, state, targets = _targets(transformer)
     added = []
@@ -75,16 +87,25 @@ def merge(transformer: nn.Module, place: Any, *, weight_name: str | None = None,
         factor = scale * _scaling(name, pair, config)
         if not (is_finite(pair.down) and is_finite(pair.up) and math.isfinite(factor)):
             raise ValueError(f"the LoRA weights of {shown(name)} have NaN or infinity")
+        for weight, row in parts:
+            if not is_finite(_sum(weight, row, pair.up, pair.down, factor)):
+                raise ValueError(f"the LoRA weights of {shown(name)} give NaN or infinity in {weight.dtype}")
         added.append((parts, pair.up, pair.down, factor))
     if not added:
         raise ValueError("got LoRA weights of no layer, expected names such as ...lora_A.weight and ...lora_B.weight")
     with torch.no_grad():
         for parts, up, down, factor in added:
             for weight, row in parts:
-                rows = up[row : row + len(weight)]
-                change = rows.to(weight.device, torch.float32) @ down.to(weight.device, torch.float32)
-                weight.copy_(weight.float() + factor * change.reshape(weight.shape))
+                weight.copy_(_sum(weight, row, up, down, factor))
         module.load_state_dict(state)  # of what is joined or turned in the module, the state has copies
+
+
+@torch.no_grad()
+def _sum(weight: Tensor, row: int, up: Tensor, down: Tensor, factor: float) -> Tensor:
+    """A weight with its part of a layer's factors added, in its dtype."""
+    rows = up[row : row + len(weight)]
+    change = rows.to(weight.device, torch.float32) @ down.to(weight.device, torch.float32)
+    return (weight.float() + factor * change.reshape(weight.shape)).to(weight.dtype)
 
 
 Parts = list[tuple[Tensor, int]]  # weights, and at which row of a layer's factor each begins
@@ -137,16 +158,18 @@ def _pairs(found: Mapping[str, Tensor]) -> dict[str, Pair]:
     """Both factors by layer. ValueError names what is neither."""
     pairs: dict[str, Pair] = {}
     for key, value in found.items():
+        if type(value) not in (Tensor, nn.Parameter) or not is_dense(value) or value.dtype not in FLOATS:
+            raise ValueError(f"the LoRA weights have {shown(key)} in {value.dtype}, expected a plain tensor of floats")
         if key.endswith(".alpha"):
             if value.numel() != 1:
                 raise ValueError(f"the LoRA weights have {shown(key)} {tuple(value.shape)}, expected one number")
             pairs.setdefault(key.removesuffix(".alpha"), Pair()).alpha = float(value)
         elif match := PART.fullmatch(key):
             pair, value = pairs.setdefault(match[1], Pair()), value.detach()
-            if match[2] in ("A", "down"):
-                pair.down = value
-            else:
-                pair.up = value
+            side = "down" if match[2] in ("A", "down") else "up"
+            if getattr(pair, side) is not None:
+                raise ValueError(f"the LoRA weights have two adapters of {shown(match[1])}, expected one")
+            setattr(pair, side, value)
         else:
             raise ValueError(
                 f"the LoRA weights have {shown(key)}, which is no factor: expected ...lora_A or lora_B.weight"
@@ -160,22 +183,26 @@ def _scaling(name: str, pair: Pair, config: Mapping[str, Any]) -> float:
     rank, alpha = max(1, len(pair.down)), pair.alpha
     if alpha is None:
         patterns = config.get("alpha_pattern") or {}
+        if wrong := [key for key in patterns if not re.fullmatch(r"[\w.-]+", key)]:
+            raise ValueError(
+                f"got alpha_pattern {quoted(wrong[0])}, expected names of layers and no regular expression"
+            )
         hits = [value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?{re.escape(key)}", name)]
         alpha = hits[0] if hits else config.get("lora_alpha")
     if alpha is None:
         return 1.0
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise ValueError(f"got lora_alpha {quoted(alpha)}, expected a number")
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return values.number(alpha, "lora_alpha") / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _read(place: Any, weight_name: str | None) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     """LoRA weights by name, and what the config beside them, or in their file, says."""
     if isinstance(place, Mapping):
-        if wrong := [key for key, value in place.items() if not isinstance(value, Tensor)]:
-            raise ValueError(f"got LoRA weights in which {shown(wrong[0])} is no tensor")
+        if wrong := [key for key, value in place.items() if not isinstance(value, Tensor) or not isinstance(key, str)]:
+            raise ValueError(f"got LoRA weights in which {shown(wrong[0])} is no tensor by name")
         return place, {}
-    path = Path(place).expanduser()
+    path = as_path(place, "LoRA weights")
+    if weight_name is not None and not isinstance(weight_name, str):
+        raise ValueError(f"got weight_name {quoted(weight_name)}, expected a file's name")
     if path.is_dir():
         names = FILES if weight_name is None else (weight_name,)
         path = next((path / name for name in names if (path / name).is_file()), path / names[0])
@@ -195,4 +222,7 @@ def _read(place: Any, weight_name: str | None) -> tuple[Mapping[str, Tensor], Ma
     kind = "DoRA" if config.get("use_dora") else kind
     if kind != "LORA" or not isinstance(patterns, dict):
         raise ValueError(f"{path} holds {quoted(kind)} weights, expected LoRA's")
+    for key, plain in PLAINLY.items():
+        if (said := config.get(key)) not in plain:
+            raise ValueError(f"{path} was trained with {key} {quoted(said)}, which is not merged here")
     return found, config

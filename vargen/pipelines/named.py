@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vargen.core import registry
+from vargen.core.atomic import as_path
 from vargen.core.messages import shown
 from vargen.core.preset import Preset, Sources
 from vargen.core.weight_files import find
@@ -22,7 +23,7 @@ def understood(name: Any, given: Sources) -> tuple[str, Sources]:
         return name, given
     if not isinstance(name, str | Path) or not str(name) or "\0" in str(name):
         raise ValueError(registry.unknown("model", str(name), list(registry.MODELS)))
-    path = Path(name).expanduser()
+    path = as_path(name, "the name of a model")
     if path.exists():
         if given.checkpoint is not None:
             raise ValueError(f"got the path {path} for a name and a checkpoint as well: give the name of the model")

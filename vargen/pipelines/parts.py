@@ -110,6 +110,8 @@ def _check(about: Mapping[str, Any], keys: int, front: str = "") -> None:
         if isinstance(value, list) and len(value) > LEVELS and ("mult" in key or key == "channels"):
             raise ValueError(f"it has {len(value)} {front}{key}, expected at most {LEVELS}")
         for number in value if isinstance(value, list) else [value]:
+            if type(number) is int and number < 1 and key in ("side", "sides", "cell", "vocabulary", "width"):
+                raise ValueError(f"it has {front}{key} {number}, expected at least 1")
             if type(number) is int and number > most and not key.endswith("token_id"):
                 raise ValueError(f"it has {front}{key} {number}, expected at most {most}")
 

@@ -8,6 +8,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from vargen.core.preset import Preset
+from vargen.core.weight_files import is_dense
 from vargen.pipelines import request
 
 
@@ -32,6 +33,8 @@ class Pictures:
         """
         if not isinstance(tokens, Tensor):
             raise ValueError(f"got tokens as a {type(tokens).__name__}, expected a tensor")
+        if not is_dense(tokens):
+            raise ValueError("got tokens that are no plain dense tensor")
         if not len(tokens.shape) or not len(tokens):
             raise ValueError(f"got tokens {tuple(tokens.shape)}, expected at least one image's")
         return self.finish(self._pixels(tokens.to(self.transformer.device)), output_type, image_size)

@@ -17,9 +17,10 @@ from vargen.core.messages import first_line, quoted, shown
 from vargen.core.preset import Preset, Recipe, custom
 from vargen.core.version import __version__
 from vargen.models import t5
-from vargen.pipelines import parts
+from vargen.pipelines import parts, request, values
 
 INDEX = "model_index.json"
+LONGEST = 200  # characters of a class's name
 HERE = parts.__name__  # the module in which diffusers' loader finds our parts
 NAMES = {  # in diffusers' namespace, where `DiffusionPipeline.from_pretrained` looks for them
     "VargenRasterPipeline": "vargen.pipelines.raster:RasterPipeline",
@@ -68,7 +69,10 @@ def _fill(pipe: Any, folder: Path, index: dict[str, Any]) -> None:
 
 def is_folder(place: Any) -> bool:
     """Whether a name or path is of a folder with a pipeline, whoever saved it."""
-    return isinstance(place, str | Path) and (Path(place).expanduser() / INDEX).is_file()
+    try:
+        return isinstance(place, str | Path) and (Path(place).expanduser() / INDEX).is_file()
+    except (OSError, ValueError, RuntimeError):  # no system has such a name
+        return False
 
 
 def read(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
@@ -116,6 +120,8 @@ def _index(folder: Path) -> dict[str, Any]:
         if not said or entry[0] not in (None, where) or (part == "transformer" and entry[1] is None):
             raise ValueError(f"{path} has {quoted(entry)} for {part}, expected [{where!r}, a class]")
         index[part] = entry
+    if not isinstance(index.get("preset"), dict):
+        raise ValueError(f"{path} has a damaged preset {quoted(index.get('preset'))}, expected an object")
     return index
 
 
@@ -130,18 +136,49 @@ def preset_of(found: Any, transformer: Any) -> Preset:
     if found is None or isinstance(found, Preset):
         return found or custom(transformer)
     try:
-        name, names, usual = found["name"], tuple(map(str, found["names"])), found["method"]
+        name, names, usual = found["name"], _names(found["names"], transformer.spec), found["method"]
         recipes = {key: Recipe(**_as_recipe(value)) for key, value in found["recipes"].items()}
         known = isinstance(name, str) and name in registry.MODELS
         preset = registry.preset(name) if known else replace(custom(transformer), name=shown(name))
+        if (preset.plan, preset.classes > 0) != (transformer.spec.plan, transformer.spec.classes > 0):
+            raise ValueError(f"{shown(name)} is another kind of model")
         if not recipes or not (usual is None or isinstance(usual, str)):
             raise ValueError("expected recipes, and the name of a method or none")
+        for recipe in recipes.values():
+            _check(recipe, usual or preset.method, transformer.spec)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"got a damaged preset: {first_line(error)}") from None
     spec = transformer.spec
     if spec.classes and spec != preset.spec:
         preset = preset.sized(spec, partial(type(transformer), transformer.config))
     return replace(preset, recipes=recipes, usual=usual, names=lambda: names)
+
+
+def _names(found: Any, spec: Any) -> tuple[str, ...]:
+    """What classes are called, from JSON: nothing, or a text each."""
+    if not isinstance(found, list) or not all(isinstance(name, str) and len(name) <= LONGEST for name in found):
+        raise ValueError(f"got names {quoted(found)}, expected a list of texts of at most {LONGEST} characters")
+    if len(found) not in (0, spec.classes):
+        raise ValueError(f"got {len(found)} names of {spec.classes} classes")
+    return tuple(found)
+
+
+def _check(recipe: Recipe, method: str, spec: Any) -> None:
+    """ValueError or TypeError where nothing can be drawn by a recipe."""
+    settings = recipe.settings
+    if not isinstance(settings, dict) or not all(isinstance(each, dict) for each in settings.values()):
+        raise ValueError(f"got settings {quoted(settings)} of a recipe, expected an object of objects")
+    if recipe.labels not in ("balanced", "random") or not isinstance(recipe.published, dict):
+        raise ValueError("got a recipe whose labels are neither balanced nor random, or whose published are no object")
+    values.number(recipe.top_n_sigma, "top_n_sigma")
+    request.image_size(recipe.image_size)
+    for name in settings:
+        registry.method(name, settings)
+    if spec.kind == "continuous":  # whose methods also ask for the image's size, which may not be the recipe's
+        for key in ("guidance_scale", "temperature"):
+            values.number(getattr(recipe, key), key)
+    else:
+        request.asked(method, recipe, {}, {}, spec)
 
 
 def _as_recipe(found: Mapping[str, Any]) -> dict[str, Any]:
