@@ -139,13 +139,14 @@ def test_rope(heads, kv_heads, dim, joined, groups, dtype):
     """Queries, and the whole cache: what was there before stays."""
     rows, n, slots = 3, 4, 11
     _, normal = drawer(dim, dtype)
+    qkv = torch.empty(0)
     if joined:  # one projection, as in LlamaGen
         qkv = normal(rows, n, 3 * heads * dim).unflatten(-1, (3, heads, dim))
         q, k, v = qkv.unbind(2)
         angles = normal(1, n, 1, dim // 2).float()  # the same in all rows
         cos, sin = angles.cos().repeat(1, 1, 1, 2), torch.cat([-angles.sin(), angles.sin()], dim=-1)
         tables = (cos, cos, torch.ones_like(cos)), (sin, sin, torch.zeros_like(sin))
-        turns = rope.Joined(*(torch.stack(part, dim=2) for part in tables))
+        turns: Any = rope.Joined(*(torch.stack(part, dim=2) for part in tables))
     else:
         q, k, v = normal(rows, n, heads, dim), normal(rows, n, kv_heads, dim), normal(rows, n, kv_heads, dim)
         angles = normal(rows, n, 1, dim // 2).float()

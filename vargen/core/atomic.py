@@ -1,5 +1,6 @@
 """Writing files whole or not at all, by one process at a time; finding out early what cannot be written; JSON."""
 
+import contextlib
 import glob
 import json
 import os
@@ -25,10 +26,8 @@ def as_path(value: Any, name: str) -> Path:
     """`value` as a path. ValueError where it is none, or such as no system takes."""
     try:
         path = Path(os.fspath(value)).expanduser()
-        path.exists()
-        os.stat(path)
-    except FileNotFoundError:
-        return path
+        with contextlib.suppress(FileNotFoundError):
+            path.stat()
     except (TypeError, ValueError, RuntimeError, OSError):
         raise ValueError(f"got {name} {quoted(value)}, expected a path") from None
     return path
