@@ -7,6 +7,7 @@ import shutil
 from typing import Any
 
 import pytest
+import torch
 from every_kind import emu
 from small import pipeline
 

@@ -158,7 +158,8 @@ def _pairs(found: Mapping[str, Tensor]) -> dict[str, Pair]:
     """Both factors by layer. ValueError names what is neither."""
     pairs: dict[str, Pair] = {}
     for key, value in found.items():
-        if type(value) not in (Tensor, nn.Parameter) or not is_dense(value) or value.dtype not in FLOATS:
+        kinds = (*FLOATS, torch.int64, torch.int32) if key.endswith(".alpha") else FLOATS  # 8 is an alpha as 8.0 is
+        if type(value) not in (Tensor, nn.Parameter) or not is_dense(value) or value.dtype not in kinds:
             raise ValueError(f"the LoRA weights have {shown(key)} in {value.dtype}, expected a plain tensor of floats")
         if key.endswith(".alpha"):
             if value.numel() != 1:
