@@ -6,6 +6,7 @@ Complaints name the keys as the file has them.
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ def load_into(
     """Give `module`, best built on the meta device, the weights of a file, in `dtype` on `device`.
 
     Strict: `Misfit`, a ValueError, knows every missing, unexpected or misshapen key. Beside what the weights themselves
-    take on `device`, at most about a sixteenth of the file is held at a time, and a layer.
+    take on `device`, at most about a thirty-second of the file is held at a time, and what a module joins.
     """
     state, expected = module.state_dict(), layout.expected(module)
     place = find(path, layout.under, expected)
@@ -56,8 +57,8 @@ def load_into(
     _check(type(module).__name__, mapped, expected, layout, path)
     sizes = {key: mapped[key].nbytes for key in expected}
     del mapped
-    limit = sum(sizes.values()) // (16 if is_mapped(path) else 1)
-    for unit, within in _units(expected).items():  # what a layer joins of its weights is held twice for a moment
+    limit = sum(sizes.values()) // (32 if is_mapped(path) else 1)
+    for unit, within in _units(expected).items():  # what is joined there is held twice for a moment
         loaded = {}
         for keys in _portions({key: sizes[key] for key in within}, limit):
             mapped = tensors(place)  # anew for each portion, so that the pages of the last one are given back
@@ -67,19 +68,22 @@ def load_into(
                 for one, part in zip(ours, parts, strict=True):
                     loaded[one] = part.to(device, dtype, copy=True).reshape(state[one].shape)
                     if not is_finite(loaded[one]):
-                        raise ValueError(f"the weights file {path} has NaN or infinity in {shown(key)}, as {dtype}")
+                        what = f"NaN or infinity in {shown(key)}, read as {dtype}"
+                        raise ValueError(f"the weights file {path} has {what}")
             del mapped
         owner, cut = module.get_submodule(unit), len(unit) + 1 if unit else 0
-        owner.load_state_dict({key[cut:]: value for key, value in loaded.items()}, strict=bool(unit), assign=True)
+        named = {key[cut:]: value for key, value in loaded.items()}
+        owner.load_state_dict(named, strict=False, assign=True)  # that all are there was looked at
     assert not any(value.is_meta for value in module.parameters())
 
 
 def _units(expected: dict[str, tuple[list[str], tuple[int, ...]]]) -> dict[str, list[str]]:
-    """The file's keys by the layer that they belong to, `layers.3`; those of none under the empty name."""
+    """The file's keys by the module around the layers that they are of: `layers.3.attention`, or the root's own."""
     out: dict[str, list[str]] = {}
     for key, (ours, _) in expected.items():
-        found = re.match(r"(?:\w+\.)*?\w+\.\d+(?=\.)", ours[0])
-        out.setdefault(found[0] if found else "", []).append(key)
+        shared = zip(*(one.split(".")[:-2] for one in ours), strict=False)
+        around = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, shared)]
+        out.setdefault(".".join(around), []).append(key)
     return out
 
 
