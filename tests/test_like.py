@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import small
 from PIL import Image
+from shell import refused, run
 from torchvision.transforms.v2.functional import pil_to_tensor as to_image
 
-from vargen.commands import main, sample
 from vargen.core import png, registry
 from vargen.core.image_processor import open_picture
 from vargen.server.orders import Batch, Done, Order
@@ -19,20 +19,6 @@ from vargen.server.painter import Painter
 def _small_models(monkeypatch):
     for name in small.PRESETS:
         monkeypatch.setitem(registry.MODELS, name, "small:PRESETS")
-
-
-def run(*argv):
-    main.guarded(sample.command, [str(word) for word in argv])
-
-
-def refused(capsys, *argv):
-    with pytest.raises(SystemExit) as stop:
-        run(*argv)
-    assert stop.value.code == 2
-    words = capsys.readouterr().err
-    assert words.count("\n") == 1
-    assert words.isprintable() or words[:-1].isprintable()
-    return words
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])

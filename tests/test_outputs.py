@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shell
 from PIL import Image
 
 from vargen.commands import flags, main, outputs, sample
@@ -17,17 +18,15 @@ def _small_model(monkeypatch):
     monkeypatch.setitem(registry.MODELS, "small", "small:PRESETS")
 
 
+PLAIN = ("--model", "small", "--method", "ar")
+
+
 def run(*argv):
-    main.guarded(sample.command, ["--model", "small", "--method", "ar", *map(str, argv)])
+    shell.run(*PLAIN, *argv)
 
 
 def refused(capsys, *argv):
-    with pytest.raises(SystemExit) as stop:
-        run(*argv)
-    assert stop.value.code == 2
-    words = capsys.readouterr().err
-    assert words.count("\n") == 1
-    return words
+    return shell.refused(capsys, *PLAIN, *argv)
 
 
 def names(folder):

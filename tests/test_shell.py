@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from shell import refused, run
 
 import vargen
 from vargen.commands import bench, main, models, report, sample
@@ -31,19 +32,6 @@ for name, *rest in acts:
     slow = {"torch", "diffusers", "transformers", "torchvision", "gradio"} & set(sys.modules)
     assert not slow, (name, rest, slow)
 """
-
-
-def run(*argv, command=sample.command):
-    main.guarded(command, [str(word) for word in argv])
-
-
-def refused(capsys, *argv, command=sample.command):
-    with pytest.raises(SystemExit) as stop:
-        run(*argv, command=command)
-    assert stop.value.code == 2
-    words = capsys.readouterr().err
-    assert words.count("\n") == 1
-    return words
 
 
 def test_help_imports_nothing_slow():
