@@ -1,7 +1,7 @@
 """Weights that are joined, or lie in another order, than in published files; a module's state has them as published.
 
-A step has fewer operations where one projection stands for two or three. `state_dict` splits what is joined, and loading
-joins it again, so that files keep their names whoever writes them.
+A step has fewer operations where one projection stands for two or three. `state_dict` splits what is joined, and
+loading joins it again, so that files keep their names whoever writes them.
 """
 
 from collections.abc import Callable, Mapping
