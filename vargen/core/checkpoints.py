@@ -5,7 +5,7 @@ Complaints name the keys as the file has them.
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
 
@@ -58,33 +58,60 @@ def load_into(
     sizes = {key: mapped[key].nbytes for key in expected}
     del mapped
     limit = sum(sizes.values()) // (32 if is_mapped(path) else 1)
-    for unit, within in _units(expected).items():  # what is joined there is held twice for a moment
-        loaded = {}
-        for keys in _portions({key: sizes[key] for key in within}, limit):
-            mapped = tensors(place)  # anew for each portion, so that the pages of the last one are given back
-            for key in keys:
-                ours, value = expected[key][0], mapped.pop(key)
-                parts = value.split([len(state[one]) for one in ours]) if len(ours) > 1 else [value]
-                for one, part in zip(ours, parts, strict=True):
-                    loaded[one] = part.to(device, dtype, copy=True).reshape(state[one].shape)
-                    if not is_finite(loaded[one]):
-                        what = f"NaN or infinity in {shown(key)}, read as {dtype}"
-                        raise ValueError(f"the weights file {path} has {what}")
-            del mapped
-        owner, cut = module.get_submodule(unit), len(unit) + 1 if unit else 0
-        named = {key[cut:]: value for key, value in loaded.items()}
-        owner.load_state_dict(named, strict=False, assign=True)  # that all are there was looked at
-    assert not any(value.is_meta for value in module.parameters())
+    _make_room(module, dtype, device)
+    for portion in _portions(_units(module, expected), sizes, limit):
+        mapped = tensors(place)  # anew for each portion, so that the pages of the last one are given back
+        for owner, keys in portion:
+            given = {key: mapped.pop(key) for key in keys}
+            loaded = dict(_parts(given, expected, state, path, dtype, device))
+            cut = len(owner) + 1 if owner else 0
+            named = {name[cut:]: value for name, value in loaded.items()}
+            module.get_submodule(owner).load_state_dict(named, strict=False)  # that all are there was looked at
+            del given, loaded, named
+        del mapped
 
 
-def _units(expected: dict[str, tuple[list[str], tuple[int, ...]]]) -> dict[str, list[str]]:
-    """The file's keys by the module around the layers that they are of: `layers.3.attention`, or the root's own."""
-    out: dict[str, list[str]] = {}
+def _parts(
+    given: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[list[str], tuple[int, ...]]],
+    state: Mapping[str, Tensor],
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Iterator[tuple[str, Tensor]]:
+    """Our keys of what a file has, with values; ValueError where they are not finite."""
+    for key, value in given.items():
+        ours = expected[key][0]
+        parts = value.split([len(state[one]) for one in ours]) if len(ours) > 1 else [value]
+        for one, part in zip(ours, parts, strict=True):
+            cast = part.to(device, dtype).reshape(state[one].shape)
+            if not is_finite(cast):
+                raise ValueError(f"the weights file {path} has NaN or infinity in {shown(key)}, read as {dtype}")
+            yield one, cast
+
+
+def _make_room(module: nn.Module, dtype: torch.dtype, device: torch.device | str) -> None:
+    """All weights at once, before any is read: what reading holds for a moment then leaves no holes between them."""
+    for owner in module.modules():
+        for name, value in [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]:
+            weight = isinstance(value, nn.Parameter)
+            if weight or value.is_meta:  # buffers that are there were computed
+                room = torch.empty_like(value, dtype=dtype, device=device)
+                setattr(owner, name, nn.Parameter(room, value.requires_grad) if weight else room)
+
+
+def _units(module: nn.Module, expected: Mapping[str, tuple[list[str], tuple[int, ...]]]) -> list[tuple[str, list[str]]]:
+    """The file's keys, each alone or with those that it is joined with, behind the module around what they are of.
+
+    That module, `layers.3.attention` or the root's "", is the one whose hooks turn or join them.
+    """
+    whole = {name for name, _ in [*module.named_parameters(), *module.named_buffers()]}
+    out: dict[tuple[str, str], list[str]] = {}
     for key, (ours, _) in expected.items():
         shared = zip(*(one.split(".")[:-2] for one in ours), strict=False)
-        around = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, shared)]
-        out.setdefault(".".join(around), []).append(key)
-    return out
+        around = ".".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, shared))
+        out.setdefault((around, key if whole.issuperset(ours) else ""), []).append(key)
+    return [(around, keys) for (around, _), keys in out.items()]
 
 
 def is_finite(value: Tensor) -> bool:
@@ -99,14 +126,17 @@ def _is_zero(value: Tensor) -> bool:
     return is_dense(value) and value.nbytes <= value.untyped_storage().nbytes() and not value.any()
 
 
-def _portions(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
-    """Keys in groups of about `limit` bytes, at least one each."""
+def _portions(
+    units: Iterable[tuple[str, list[str]]], sizes: Mapping[str, int], limit: int
+) -> Iterator[list[tuple[str, list[str]]]]:
+    """Units in groups of about `limit` bytes, at least one each."""
     group, held = [], 0
-    for key, size in sizes.items():
+    for unit in units:
+        size = sum(sizes[key] for key in unit[1])
         if group and held + size > limit:
             yield group
             group, held = [], 0
-        group.append(key)
+        group.append(unit)
         held += size
     if group:
         yield group
