@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vargen.core.dispatch import Kernels
 from vargen.core.noise import PathNoise
@@ -21,6 +21,7 @@ from vargen.core.specs import ContinuousSpec, ScaleSpec
 from vargen.core.types import Condition, Denoising, DenoisingPath, Group, KVCache
 from vargen.engine.caches import Replaying
 from vargen.engine.graphs import Capture, Capturing, Recorder, Tensors, weights
+from vargen.engine.packed import packed, stamps
 from vargen.engine.replayed import Replayed
 from vargen.models.contract import ContinuousModel, NextScaleModel
 from vargen.models.diffusion import DiffusionHead
@@ -153,15 +154,21 @@ def _step(head: DiffusionHead, given: Tensors) -> Tensor:
 
 
 class Runners:
-    """A pipeline's models as they are run: on CUDA, unless `fast` is off, from graphs, kept from call to call."""
+    """A pipeline's models as they are run, unless `fast` is off: on CUDA from graphs, kept from call to call, and on a
+    CPU with weights in order (`packed.py`).
+    """
 
     def __init__(self, capture: Capture | None = None) -> None:
         """`capture`, where it is given, is for any device."""
         self._capture = capture
         self._kept: dict[str, tuple[Any, Any]] = {}  # by role, with what the graphs were made of
+        self._packed: dict[str, tuple[Any, Any]] = {}  # the same of models with weights in order
 
     def of(self, role: str, model: Any, fast: str) -> Any:
-        """What runs the forwards of a model: itself, or graphs of it."""
+        """What runs the forwards of a model: itself, graphs of it, or a copy with weights in order."""
+        if model.device.type == "cpu" and self._capture is None and fast == "auto" and isinstance(model, nn.Module):
+            return self._ordered(role, model)
+        self._packed.pop(role, None)
         made = _made(model)
         if fast == "off" or made is None or (model.device.type != "cuda" and self._capture is None):
             self._kept.pop(role, None)
@@ -171,14 +178,22 @@ class Runners:
             self._kept[role] = (stands, made(model, self._capture))
         return self._kept[role][1]
 
+    def _ordered(self, role: str, model: nn.Module) -> nn.Module:
+        """A model with weights in order, made anew where any has changed."""
+        stands = (model, weights(model), stamps(model))
+        if role not in self._packed or self._packed[role][0] != stands:
+            self._packed[role] = (stands, packed(model))
+        return self._packed[role][1]
+
     def release(self) -> None:
         """Give up caches that nobody uses."""
         for _, runner in self._kept.values():
             runner.release()
 
     def clear(self) -> None:
-        """Give up all graphs, and the caches that they read, unless they are in use."""
+        """Give up all graphs, and the caches that they read, unless they are in use; and weights in order."""
         self._kept.clear()
+        self._packed.clear()
 
 
 def _made(model: Any) -> Callable[[Any, Capture | None], Any] | None:

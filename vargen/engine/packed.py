@@ -1,0 +1,75 @@
+"""Weights of linear layers as oneDNN reads them on a CPU: put in order once, not anew in every product.
+
+What runs is a copy of the model that shares all weights but has these layers replaced, so that the model itself is as
+it was: whoever saves, moves or changes it sees nothing. What is in order is held beside the weights, which takes their
+memory once more, and is therefore done only where that is little of what the machine has.
+"""
+
+import copy
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from vargen.core.machine import total_memory
+
+SHARE = 0.25  # of the machine's memory that weights in order may take
+ROWS = 32  # of a product, for which oneDNN chooses the order; others are right as well
+Stamp = tuple[int, int, torch.dtype]
+_ordered: WeakKeyDictionary[nn.Linear, tuple[Stamp, Tensor]] = WeakKeyDictionary()  # models of many sizes share layers
+
+
+class PackedLinear(nn.Module):
+    """A linear layer, (..., in) to (..., out), whose weights are in order."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = plain.weight, plain.bias  # for those who look at them
+        stamp = _stamp(plain)
+        if plain not in _ordered or _ordered[plain][0] != stamp:
+            _ordered[plain] = (stamp, torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), ROWS))
+        self._ordered = _ordered[plain][1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._ordered, self.bias, "none", [], "")
+
+
+def packed(model: nn.Module) -> nn.Module:
+    """A model that gives what `model` gives, but for rounding, from the same weights; itself where nothing is gained.
+
+    For decoding alone: it knows no gradients.
+    """
+    layers = fitting(model)
+    if not layers:
+        return model
+    shared: dict[int, Any] = {id(value): value for value in (*model.parameters(), *model.buffers())}
+    ours: dict[int, Any] = {id(layer): PackedLinear(layer) for layer in layers}
+    return copy.deepcopy(model, shared | ours)
+
+
+def fitting(model: nn.Module) -> list[nn.Linear]:
+    """The layers of a model whose weights gain by being put in order; none where memory is short."""
+    if not torch.backends.mkldnn.is_available():
+        return []
+    half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    dtypes = (torch.float32, torch.bfloat16) if half else (torch.float32,)
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _plain(layer, dtypes)]
+    held, memory = sum(layer.weight.nbytes for layer in layers), total_memory(torch.device("cpu"))
+    return layers if memory is not None and held <= SHARE * memory else []
+
+
+def stamps(model: nn.Module) -> tuple[Stamp, ...]:
+    """What changes whenever a weight does that would be put in order."""
+    return tuple(_stamp(layer) for layer in fitting(model))
+
+
+def _plain(layer: nn.Linear, dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Whether it is one of `dtypes` on a CPU, neither quantised nor hooked, and says when it changes."""
+    weight, hooks = layer.weight, (layer._forward_hooks, layer._forward_pre_hooks)
+    known = type(weight) is nn.Parameter and weight.is_cpu and weight.dtype in dtypes and not weight.is_inference()
+    return known and weight.numel() > 0 and not any(hooks)
+
+
+def _stamp(layer: nn.Linear) -> Stamp:
+    return layer.weight.data_ptr(), layer.weight._version, layer.weight.dtype
