@@ -18,6 +18,7 @@ from vargen.core.dispatch import Kernels
 from vargen.core.types import Condition
 from vargen.engine.guidance import Guidance, Ramp
 from vargen.engine.sound import Sound, check_tokens
+from vargen.engine.threads import ALL, Threads
 from vargen.models.contract import ContinuousModel, NextScaleModel, RasterModel
 from vargen.samplers.contract import ContinuousSampler, RasterSampler, ScaleSampler
 from vargen.tokenizers.multiscale_vq import Pyramid
@@ -84,33 +85,43 @@ class Counts:
 
 
 def raster(
-    model: RasterModel, condition: Condition, sampler: RasterSampler, guidance: Guidance, clock: Clock, counts: Counts
+    model: RasterModel,
+    condition: Condition,
+    sampler: RasterSampler,
+    guidance: Guidance,
+    clock: Clock,
+    counts: Counts,
+    threads: Threads = ALL,
 ) -> Iterator[None]:
     """Decode a batch; yields after each forward, when `sampler` holds what is settled. Stop iterating to cancel."""
     spec, (rows, front, _) = model.spec, condition.embedding.shape
     cache, slots = model.make_cache(rows, sampler.extra, front), spec.slots
     counts.cache_bytes, cache.kernels = cache.bytes, counts.kernels
     sound = Sound("the model", model.device)
-    logits = guidance.mix(model.prefill(condition, cache))
-    sound.note(logits)
-    logits = spec.given(logits, torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device))
+    with threads.step(rows * front):
+        logits = guidance.mix(model.prefill(condition, cache))
+        sound.note(logits)
+        logits = spec.given(logits, torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device))
     while True:
         counts.note(logits.shape[1], [n < slots for n in sampler.settled])
         clock.lap("model")
-        sampler.accept(logits)
+        with threads.step(logits.shape[:2].numel()):
+            sampler.accept(logits)
         clock.lap("sampler")
         yield
         clock.skip()
         if min(sampler.settled) >= slots:
             return sound.check()
-        block = sampler.propose()
+        with threads.step(rows):
+            block = sampler.propose()
         clock.lap("sampler")
         spread = guidance.spread(block)
         assert len(spread.slots) <= rows, "rows that were dropped cannot come back: their cache has holes"
         rows = len(spread.slots)
-        logits = guidance.mix(model.decode(spread, cache), block)
-        sound.note(logits)
-        logits = spec.given(logits, block.slots, ahead=1)
+        with threads.step(spread.slots.numel()):
+            logits = guidance.mix(model.decode(spread, cache), block)
+            sound.note(logits)
+            logits = spec.given(logits, block.slots, ahead=1)
 
 
 def next_scale(
@@ -120,6 +131,7 @@ def next_scale(
     guidance: Ramp,
     clock: Clock,
     counts: Counts,
+    threads: Threads = ALL,
 ) -> Iterator[None]:
     """Decode a batch scale by scale into `pyramid`; yields after each. Stop iterating to cancel.
 
@@ -139,14 +151,15 @@ def next_scale(
                 counts.cache_bytes = max(counts.cache_bytes, cache.bytes)
             inputs = pyramid.between(ran, scale + 1).repeat(rows // batch, 1, 1)
             block = range(ran, scale + 1)
-            logits = model.decode(Condition(condition.embedding[:rows]), inputs, block, cache)
-            logits, ran = guidance.mix(logits, scale), scale + 1
-            sound.note(logits)
-            width = model.spec.start(ran) - model.spec.start(block.start)
-            counts.note(width, [turn == 0] * batch, by_other=turn > 0)
-            clock.lap("model")
-            pyramid.add(sampler.draw(logits, scale))
-            clock.lap("sampler")
+            width = model.spec.start(scale + 1) - model.spec.start(ran)
+            with threads.step(rows * width):
+                logits = model.decode(Condition(condition.embedding[:rows]), inputs, block, cache)
+                logits, ran = guidance.mix(logits, scale), scale + 1
+                sound.note(logits)
+                counts.note(width, [turn == 0] * batch, by_other=turn > 0)
+                clock.lap("model")
+                pyramid.add(sampler.draw(logits, scale))
+                clock.lap("sampler")
             scale += 1
             yield
             clock.skip()
@@ -154,7 +167,12 @@ def next_scale(
 
 
 def continuous(
-    model: ContinuousModel, condition: Condition, sampler: ContinuousSampler, clock: Clock, counts: Counts
+    model: ContinuousModel,
+    condition: Condition,
+    sampler: ContinuousSampler,
+    clock: Clock,
+    counts: Counts,
+    threads: Threads = ALL,
 ) -> Iterator[None]:
     """Decode a batch group by group; yields after each. Stop iterating to cancel."""
     images = len(sampler.settled)
@@ -162,11 +180,14 @@ def continuous(
     while min(sampler.settled) < model.spec.slots:
         group = sampler.propose()
         clock.lap("sampler")
-        z = model.decode(_repeated(condition, images, len(group.slots) // images), group, cache)
+        rows = _repeated(condition, images, len(group.slots) // images)
+        with threads.step(len(rows.embedding) * (group.slots.shape[1] + group.known.shape[1])):
+            z = model.decode(rows, group, cache)
         counts.note(group.slots.shape[1], [True] * images)
         counts.cache_bytes = 0 if cache is None else cache.bytes
         clock.lap("model")
-        sampler.accept(model.head, z)
+        with threads.step(z.shape[:-1].numel()):
+            sampler.accept(model.head, z)
         clock.lap("head")
         yield
         clock.skip()
@@ -188,6 +209,7 @@ def step_costs(
     widths: Sequence[int],
     *,
     kernels: Kernels,
+    threads: Threads = ALL,
     hopeless: float = 8.0,
     repeats: int = 9,
 ) -> dict[int, float]:
@@ -197,7 +219,8 @@ def step_costs(
     """
     costs: dict[int, float] = {}
     for width in widths:
-        steps = raster(model, condition, make_sampler(width), guidance, Clock(model.device), Counts(kernels=kernels))
+        clock, counts = Clock(model.device), Counts(kernels=kernels)
+        steps = raster(model, condition, make_sampler(width), guidance, clock, counts, threads)
         times = []
         for _ in range(2 + repeats):  # the prefill, and one step to warm up
             start = _now(model.device)

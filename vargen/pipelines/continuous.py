@@ -10,6 +10,8 @@ from vargen.core import registry
 from vargen.core.dispatch import Kernels
 from vargen.engine import loops
 from vargen.engine.drafters import LatentModelDrafter
+from vargen.engine.runners import ReplayedLatents
+from vargen.engine.threads import Threads
 from vargen.models.contract import embed
 from vargen.pipelines import choose_drafter, request, sized, values
 from vargen.pipelines.base import Pipeline
@@ -111,7 +113,8 @@ class ContinuousPipeline(Pipeline):
             raise ValueError(f"got tokens {tuple(tokens.shape)}, expected (B, {spec.slots}, {spec.channels})")
         if not tokens.is_floating_point() or not tokens.isfinite().all():
             raise ValueError("got tokens that are not all finite floating-point numbers")
-        return self.image_tokenizer.decode(self.transformer.image(tokens.float()))
+        with Threads(self.tokenizer).step():
+            return self.image_tokenizer.decode(self.transformer.image(tokens.float()))
 
     def _fit(self) -> None:
         """ValueError where transformer and autoencoder do not go together."""
@@ -137,7 +140,8 @@ class ContinuousPipeline(Pipeline):
             drafter = LatentModelDrafter(self._runner("drafter", small, counts), told)
         task = LatentTask(model.spec, torch.tensor(seeds, device=device), method.guidance, method.temperature, drafter)
         sampler: ContinuousSampler = method.sampler(method.settings, task)
-        for _ in loops.continuous(self._runner("model", model, counts), condition, sampler, clock, counts):
+        runner = self._runner("model", model, counts)
+        for _ in loops.continuous(runner, condition, sampler, clock, counts, Threads(model)):
             shown = (trace, self, image_size, model.image(sampler.values))
             yield Partial(sampler.values, sampler.settled, counts.forwards, *shown)
         if drafter is not None:
@@ -148,4 +152,4 @@ class ContinuousPipeline(Pipeline):
     def _runner(self, role: str, model: Any, counts: loops.Counts) -> Any:
         """What runs a model's forwards; see `Runners`."""
         found = self._runners.of(role, model, self.fast)
-        return found if found is model else found.noting(counts.kernels)
+        return found.noting(counts.kernels) if isinstance(found, ReplayedLatents) else found

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vargen.core.dispatch import Kernels
 from vargen.engine import loops
+from vargen.engine.threads import Threads
 from vargen.pipelines import choose_drafter, values
 from vargen.pipelines.base import Pipeline
 from vargen.pipelines.options import Options, ScaleOptions, takes
@@ -105,7 +106,7 @@ class NextScalePipeline(Pipeline):
         run = [self._runners.of(role, m, self.fast) for role, m in zip(("model", "refiner"), models, strict=False)]
         read = [(m, m.class_condition(inputs[0], guided=method.guidance.active)) for m in run]
         pyramid = self.tokenizer.begin(len(seeds))
-        for _ in loops.next_scale(read, sampler, pyramid, method.guidance, clock, counts):
+        for _ in loops.next_scale(read, sampler, pyramid, method.guidance, clock, counts, Threads(model)):
             shown = (trace, self, image_size, pyramid.features)
             yield Partial(sampler.tokens, sampler.settled, counts.forwards + counts.by_others, *shown)
         trace.drafter_forwards = counts.by_others

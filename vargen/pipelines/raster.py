@@ -13,6 +13,7 @@ from vargen.core.dispatch import Kernels
 from vargen.core.generation import Generation
 from vargen.engine import loops
 from vargen.engine.replayed import Replayed
+from vargen.engine.threads import Threads
 from vargen.models import t5
 from vargen.models.contract import embed
 from vargen.pipelines import request, values
@@ -169,14 +170,15 @@ class RasterPipeline(Pipeline):
         if drafting := drafter_for(self, method, inputs):
             trace.settings["drafter"], drafter = drafting
             drafter.kernels = counts.kernels
-            task, watched = replace(task, drafter=drafter), drafter.watch(model)
-            runner = runner if watched is model else watched  # who shows states is not replayed
-        task = replace(task, late=isinstance(runner, Replayed))
+            task, plain = replace(task, drafter=drafter), model if isinstance(runner, Replayed) else runner
+            watched = drafter.watch(plain)
+            runner = runner if watched is plain else watched  # who shows states is not replayed
+        task, threads = replace(task, late=isinstance(runner, Replayed)), Threads(model)
         if method.sampler.block_width(method.settings) is None:
             task = replace(task, costs=self._step_costs(runner, method, condition, task))
             clock.lap("calibration")
         sampler: RasterSampler = method.sampler(method.settings, task)
-        for _ in loops.raster(runner, condition, sampler, method.guidance, clock, counts):
+        for _ in loops.raster(runner, condition, sampler, method.guidance, clock, counts, threads):
             shown, final = (trace, self, image_size), sampler.committed
             yield Partial(sampler.tokens, sampler.settled, counts.forwards, *shown, committed=final)
         if drafting is not None:
@@ -205,5 +207,5 @@ class RasterPipeline(Pipeline):
                 return method.sampler(replace(method.settings, window=width), task)
 
             asked = (model, condition, fixed, method.guidance, LADDER)
-            self._costs[key] = loops.step_costs(*asked, kernels=task.kernels)
+            self._costs[key] = loops.step_costs(*asked, kernels=task.kernels, threads=Threads(self.transformer))
         return self._costs[key]
