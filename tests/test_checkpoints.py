@@ -245,6 +245,19 @@ def test_long_complaints_begin_with_the_shapes_and_are_kept_whole(tmp_path):
     assert len(error.value.problems) == 51
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_file_that_is_replaced_while_it_is_read_is_not_mixed(tmp_path, monkeypatch, folder):
+    path = tmp_path / "model.safetensors"
+    checkpoints.save(path, llamagen().state_dict())
+
+    def replaced(*_):
+        checkpoints.save(path, llamagen(scale=0.1).state_dict())
+
+    monkeypatch.setattr(checkpoints, "_make_room", replaced)  # it is looked at before, and read behind that
+    with pytest.raises(ValueError, match="was changed while it was read"):
+        checkpoints.load_into(llamagen(), tmp_path if folder else path)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

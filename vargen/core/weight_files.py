@@ -69,7 +69,7 @@ def find(path: Path, under: str | None = None, wanted: Collection[str] = ()) -> 
 def _in(found: Any, names: Sequence[str]) -> Any:
     """What stands under `names`, one in the other; None where nothing does."""
     for name in names:
-        found = found.get(name) if isinstance(found, Mapping) else None
+        found = dict.get(found, name) if isinstance(found, dict) else None  # a file may set `get`
     return found
 
 
@@ -125,7 +125,16 @@ def tensors(place: Place) -> dict[str, Tensor]:
                 mapped = is_mapped(place.path)
                 loaded = torch.load(place.path, map_location="cpu", weights_only=True, mmap=mapped)
             table = _in(loaded, place.tables)
-    return {key[len(place.prefix) :]: _plain(value) for key, value in table.items()}
+    return {key[len(place.prefix) :]: _plain(value) for key, value in dict.items(table)}  # a file may set `items`
+
+
+def stamp(path: Path) -> list[tuple[int, ...]]:
+    """What tells a file, or those of a folder (`shards`), from others put in their place; nothing where one lacks."""
+    try:
+        found = [each.stat() for each in (shards(path) if path.is_dir() else [path])]
+    except OSError:
+        return []
+    return [(each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
 
 
 def read(path: Path) -> dict[str, Tensor]:
