@@ -65,11 +65,12 @@ def test_missing_file_and_folder(tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("nest", ["", *weight_files.NESTING])
-def test_nested_and_flat_files(tmp_path, nest, zipped):
-    model, other, path = llamagen(), llamagen(scale=0.1), tmp_path / "model.pt"
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])  # torch itself goes by the name
+def test_nested_and_flat_files(tmp_path, nest, zipped, name):
+    model, other, path = llamagen(), llamagen(scale=0.1), tmp_path / name
     saved = model.state_dict()
-    for name in reversed(nest.split(".") if nest else []):
-        saved = {name: saved, "epoch": 3}
+    for part in reversed(nest.split(".") if nest else []):
+        saved = {part: saved, "epoch": 3}
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)
     checkpoints.load_into(other, path)
     same(model, other)
