@@ -65,11 +65,12 @@ def test_missing_file_and_folder(tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("nest", ["", *weight_files.NESTING])
-def test_nested_and_flat_files(tmp_path, nest, zipped):
-    model, other, path = llamagen(), llamagen(scale=0.1), tmp_path / "model.pt"
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])  # torch itself goes by the name
+def test_nested_and_flat_files(tmp_path, nest, zipped, name):
+    model, other, path = llamagen(), llamagen(scale=0.1), tmp_path / name
     saved = model.state_dict()
-    for name in reversed(nest.split(".") if nest else []):
-        saved = {name: saved, "epoch": 3}
+    for part in reversed(nest.split(".") if nest else []):
+        saved = {part: saved, "epoch": 3}
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)
     checkpoints.load_into(other, path)
     same(model, other)
@@ -243,6 +244,19 @@ def test_long_complaints_begin_with_the_shapes_and_are_kept_whole(tmp_path):
     with pytest.raises(checkpoints.Misfit, match=r"LlamaGen: output.weight is \(5, 32\).*and 39 more") as error:
         checkpoints.load_into(llamagen(), path)
     assert len(error.value.problems) == 51
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_file_that_is_replaced_while_it_is_read_is_not_mixed(tmp_path, monkeypatch, folder):
+    path = tmp_path / "model.safetensors"
+    checkpoints.save(path, llamagen().state_dict())
+
+    def replaced(*_):
+        checkpoints.save(path, llamagen(scale=0.1).state_dict())
+
+    monkeypatch.setattr(checkpoints, "_make_room", replaced)  # it is looked at before, and read behind that
+    with pytest.raises(ValueError, match="was changed while it was read"):
+        checkpoints.load_into(llamagen(), tmp_path if folder else path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

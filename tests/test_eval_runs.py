@@ -166,8 +166,12 @@ def test_traces_that_are_lost_or_damaged_give_no_price(tmp_path, text):
     assert runs.totals(wanted, out) == {"traced_images": 0, "seconds_sampling": None, "forwards_per_image": None}
 
 
-@pytest.mark.parametrize("change", [{"count": "6"}, {"law": None}, {"classes": "5"}, {"model": ["x"]}, {"more": 1}])
-def test_manifests_of_wrong_types(tmp_path, change):
+WRONG = [{"count": "6"}, {"law": None}, {"classes": "5"}, {"model": ["x"]}, {"more": 1}]
+WRONG += [{"count": 10**12}, {"count": True}, {"batch_size": 0}, {"classes": 0}, {"prompts": [1]}]
+
+
+@pytest.mark.parametrize("change", [*WRONG, {"law": {"image_size": "x"}}])
+def test_manifests_of_wrong_types_or_counts(tmp_path, change):
     wanted = make(count=3).json() | change
     (tmp_path / "manifest.json").write_text(json.dumps({"plan": wanted}))
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):

@@ -4,7 +4,7 @@ import os
 import pickle
 import struct
 import zipfile
-from collections import Counter
+from collections import Counter, OrderedDict
 
 import numpy as np
 import pytest
@@ -262,3 +262,13 @@ def test_zeros_that_are_larger_than_what_is_stored(tmp_path):
     torch.save({**llamagen().state_dict(), "zero": torch.zeros(1).expand(1 << 25, 1 << 25)}, path)
     with pytest.raises(ValueError, match="zero is not all zeros"):
         checkpoints.load_into(llamagen(), path, Layout(ignored="zero", zeros="zero"))
+
+
+@pytest.mark.parametrize("method", [b"items", b"get"])
+def test_methods_that_a_file_sets_on_its_tables(tmp_path, method):
+    path, table = tmp_path / "model.pt", OrderedDict(model=OrderedDict(a=torch.ones(3)))
+    for each in (table, table["model"]):
+        each.__dict__["zz" + method[2:].decode()] = 5
+    torch.save(table, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"zz" + method[2:], method))
+    assert torch.equal(weight_files.read(path)["a"], torch.ones(3))

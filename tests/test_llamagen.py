@@ -1,5 +1,7 @@
 """LlamaGen: cached equals uncached in any order of writing, and the engine equals a loop written out by hand."""
 
+import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -175,3 +177,12 @@ def test_rms_norm_casts_down_before_it_multiplies(dtype):
 def test_impossible_heads():
     with pytest.raises(ValueError, match="head width"):
         llamagen(LlamaGenConfig(layers=1, heads=5, width=32))
+
+
+def test_joined_weights_go_where_a_model_is_pickled_to_or_copied():
+    model = llamagen()
+    state = model.state_dict()
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert list(other.state_dict()) == list(state)
+        other.load_state_dict({key: value + 1 for key, value in state.items()})
+        assert all(torch.equal(value, state[key] + 1) for key, value in other.state_dict().items())

@@ -178,6 +178,8 @@ def test_files_that_are_none(tmp_path):
         '{"use_dora": true}': "holds 'DoRA' weights",
         '{"peft_type": "IA3"}': "holds 'IA3' weights",
         '{"lora_alpha": "x"}': "got lora_alpha 'x'",
+        '{"use_rslora": "no"}': "was trained with use_rslora 'no', which is not merged here",
+        '{"alora_invocation_tokens": [1]}': "was trained with alora_invocation_tokens",
     }.items():
         (tmp_path / "adapter_config.json").write_text(text)
         with pytest.raises(ValueError, match=why):

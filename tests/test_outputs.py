@@ -9,7 +9,7 @@ import shell
 from PIL import Image
 
 from vargen.commands import flags, main, outputs, sample
-from vargen.core import png, registry
+from vargen.core import atomic, png, registry
 from vargen.core.image_processor import open_picture
 
 
@@ -53,6 +53,17 @@ def test_images_that_an_earlier_run_left_are_not_mixed_with_others(tmp_path):
         (tmp_path / name).unlink()
     run("--num-images", 2, "--out", tmp_path / "a.png")
     assert names(tmp_path) == ["a-2.png", "a-3.png", "a_2-0.png", "a_2-1.png", "a_2.png"]
+
+
+def test_what_another_process_draws_just_now_is_left_to_it(tmp_path):
+    out, one = tmp_path / "new" / "a.png", ("--num-images", 1, "--class", "a")
+    with atomic.claimed(out) as mine, atomic.claimed(out) as twice:
+        assert (mine, twice) == (True, False)
+        run(*one, "--out", out)
+        assert names(tmp_path) == ["new/.a.png.claim", "new/a_2.png"]
+    (tmp_path / "new" / ".a.png.claim").touch()  # of a process that was killed
+    run(*one, "--out", out)
+    assert names(tmp_path) == ["new/a.png", "new/a_2.png"]
 
 
 def test_overwriting_is_asked_for_and_what_stays_is_told(tmp_path, capsys):

@@ -184,8 +184,12 @@ def test_each_refusal_has_one_reason(tmp_path):
     whole = save(tmp_path / "a.jpg", Image.fromarray(PIXELS.repeat(20, 0).repeat(20, 1))).read_bytes()
     (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
     save(tmp_path / "f.tiff", Image.fromarray(np.zeros((6, 8), np.float32)))
+    save(tmp_path / "a.eps", Image.fromarray(PIXELS)).rename(tmp_path / "eps.png")  # Pillow starts Ghostscript for it
+    save(tmp_path / "a.ico", Image.fromarray(PIXELS)).rename(tmp_path / "ico.png")  # has a picture of any size within
     for name, words in (
-        ("text.png", "is in no format that Pillow reads"),
+        ("text.png", "is in no format that is read here, expected PNG, JPEG"),
+        ("eps.png", "is in no format that is read here, expected PNG, JPEG"),
+        ("ico.png", "is in no format that is read here, expected PNG, JPEG"),
         ("half.jpg", "is damaged: image file is truncated"),
         ("f.tiff", "got a picture of mode F, expected one with 8 bits a channel, or 16 of grey"),
     ):

@@ -69,6 +69,16 @@ def test_only_the_layers_are_quantised_and_they_take_a_quarter(pipes):
 
 
 @needs_torchao
+def test_quantised_layers_are_taken_back_as_they_were_given(pipes):
+    _, quantised = (pipe.transformer for pipe in pipes)
+    state = quantised.state_dict()
+    before = {key: [part.clone() for part in quantize.parts(value)] for key, value in state.items()}
+    quantised.load_state_dict(state)
+    for key, value in quantised.state_dict().items():
+        assert all(map(torch.equal, quantize.parts(value), before[key]))
+
+
+@needs_torchao
 @torch.inference_mode()
 def test_the_law_is_near_and_another(pipes):
     ids = torch.randint(1024, (4, 256), generator=torch.Generator().manual_seed(0))

@@ -2,12 +2,13 @@
 
 import argparse
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vargen.commands import outputs
 from vargen.core import registry
-from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.atomic import write_atomically
 from vargen.core.png import grid, save_picture, texts
 from vargen.core.preset import PLAIN_METHODS
 
@@ -47,11 +48,15 @@ def spelled(method: str, settings: dict[str, Any]) -> str:
 
 def draw(options: argparse.Namespace, load: Callable[[Any], Any], work: Work) -> outputs.Outputs:
     """Draw what `sample` was asked for: a grid, single files, a trace. Where they went."""
+    with named(options, work) as files:
+        _draw(options, load, work, files)
+        return files
+
+
+def _draw(options: argparse.Namespace, load: Callable[[Any], Any], work: Work, files: outputs.Outputs) -> None:
     from vargen.commands import report
     from vargen.core.types import Trace
 
-    files = named(options, work)
-    check_writable(files.paths)
     pipe = sized(load(options), options)
     side = options.image_size or pipe.preset.choose(options.preset).image_size
     outputs.check_grid(files.grid, work.count, (side, side) if side else pipe.size)
@@ -70,7 +75,6 @@ def draw(options: argparse.Namespace, load: Callable[[Any], Any], work: Work) ->
     print(report.report(trace, files.shown, pipe, options, Trace.merge(plain) if plain else None))
     if files.stale:
         print(f"note: of an earlier run: {len(files.stale)} images from {files.stale[0]} on")
-    return files
 
 
 def _write(files: outputs.Outputs, images: list[Any], trace: "Trace", only: int | None) -> None:
@@ -118,8 +122,8 @@ def _call(pipe: Any, method: str, work: Work, part: range, wanted: Any, options:
     )
 
 
-def named(options: argparse.Namespace, work: Work) -> outputs.Outputs:
-    """Names for what is drawn."""
+def named(options: argparse.Namespace, work: Work) -> AbstractContextManager[outputs.Outputs]:
+    """Names for what is drawn, which no other process takes meanwhile."""
     preset = options.preset or next(iter(registry.preset(options.model).recipes))
     about = {"model": options.model, "method": options.method, "preset": preset}
     seeds = work.seeds if work.only is None else [work.seeds[work.only]]

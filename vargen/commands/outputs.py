@@ -2,11 +2,14 @@
 
 import re
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vargen.core import png
+from vargen.core.atomic import check_writable, claimed
 
 NAME = "sample.png"  # of the grid, where a folder is named
 OF_ALL = ("model", "method", "preset")
@@ -27,6 +30,11 @@ class Outputs:
     def paths(self) -> list[Path]:
         """All of them."""
         return [path for path in (self.grid, *self.singles, self.trace) if path is not None]
+
+    @property
+    def taken(self) -> bool:
+        """Whether any of the names is an earlier run's."""
+        return bool(self.stale) or any(path.is_file() for path in self.paths)
 
     @property
     def shown(self) -> str:
@@ -50,16 +58,26 @@ def check(out: str) -> str:
     return text
 
 
-def choose(out: str, about: dict[str, str], seeds: list[int], trace: Path | None, *, overwrite: bool) -> Outputs:
+@contextmanager
+def choose(
+    out: str, about: dict[str, str], seeds: list[int], trace: Path | None, *, overwrite: bool
+) -> Iterator[Outputs]:
     """Names for images of these seeds. Where a run's names are taken, all of its names get the next free number:
     sample.png and sample-0.png, then sample_2.png and sample_2-0.png. With `overwrite` they are taken again.
+
+    Taken is also what another process draws just now: the first name stands for all, until the block ends.
     """
-    number = 1
-    found = _numbered(out, about, seeds, trace, number)
-    while not overwrite and (found.stale or any(path.is_file() for path in found.paths)):
+    number, found = 1, _numbered(out, about, seeds, trace, 1)
+    while True:
+        if overwrite or not found.taken:
+            check_writable(found.paths)
+            with nullcontext(True) if overwrite else claimed(found.paths[0]) as mine:
+                found = _numbered(out, about, seeds, trace, number)  # what is there now
+                if overwrite or (mine and not found.taken):
+                    yield found
+                    return
         number += 1
         found = _numbered(out, about, seeds, trace, number)
-    return found
 
 
 def _numbered(out: str, about: dict[str, str], seeds: list[int], trace: Path | None, number: int) -> Outputs:

@@ -97,6 +97,36 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether `path` is this process's to write, and no other's that claims it, until the block ends or the process.
+
+    The file beside it that stands for the claim is taken away again. Where the system has no flock, nobody is refused.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    new = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name[:200]}.claim")
+    with beside.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = beside.exists() and os.path.samestat(os.fstat(file.fileno()), beside.stat())
+        except OSError:  # another's, or just taken away by it
+            mine = False
+        try:
+            yield mine
+        finally:
+            if mine:
+                beside.unlink(missing_ok=True)
+            if new:
+                with contextlib.suppress(OSError):  # something was written there
+                    path.parent.rmdir()
+
+
 def check_writable(paths: list[Path]) -> None:
     """ValueError where files at `paths` could not all be written. Makes nothing."""
     seen: set[Path] = set()

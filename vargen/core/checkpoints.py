@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vargen.core.atomic import write_atomically
 from vargen.core.layout import PLAIN, Layout
 from vargen.core.messages import shown
-from vargen.core.weight_files import find, is_dense, is_mapped, tensors
+from vargen.core.weight_files import Place, find, is_dense, is_mapped, stamp, tensors
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -46,21 +46,23 @@ def load_into(
 ) -> None:
     """Give `module`, best built on the meta device, the weights of a file, in `dtype` on `device`.
 
-    Strict: `Misfit`, a ValueError, knows every missing, unexpected or misshapen key. Beside what the weights themselves
-    take on `device`, at most about a thirty-second of the file is held at a time, and what a module joins.
+    Strict: `Misfit`, a ValueError, knows every missing, unexpected or misshapen key; another one says that the file was
+    changed meanwhile. Beside what the weights themselves take on `device`, at most about a thirty-second of the file is
+    held at a time, and what a module joins.
     """
     state, expected = module.state_dict(), layout.expected(module)
+    before = stamp(path)
     place = find(path, layout.under, expected)
     if place.prefix:
         warnings.warn(f"vargen: {path}: took {place.prefix} off every key, of which none fits as it is", stacklevel=2)
-    mapped = tensors(place)
+    mapped = _mapped(place, before)
     _check(type(module).__name__, mapped, expected, layout, path)
     sizes = {key: mapped[key].nbytes for key in expected}
     del mapped
     limit = sum(sizes.values()) // (32 if is_mapped(path) else 1)
     _make_room(module, dtype, device)
     for portion in _portions(_units(module, expected), sizes, limit):
-        mapped = tensors(place)  # anew for each portion, so that the pages of the last one are given back
+        mapped = _mapped(place, before)  # anew for each portion, so that the pages of the last one are given back
         for owner, keys in portion:
             given = {key: mapped.pop(key) for key in keys}
             loaded = dict(_parts(given, expected, state, path, dtype, device))
@@ -69,6 +71,19 @@ def load_into(
             module.get_submodule(owner).load_state_dict(named, strict=False)  # that all are there was looked at
             del given, loaded, named
         del mapped
+    _hold(path, before)
+
+
+def _mapped(place: Place, before: object) -> dict[str, Tensor]:
+    """The weights. ValueError where they are not the ones that were there before: two files would be mixed."""
+    found = tensors(place)
+    _hold(place.path, before)
+    return found
+
+
+def _hold(path: Path, before: object) -> None:
+    if stamp(path) != before:
+        raise ValueError(f"the weights file {path} was changed while it was read: load it again")
 
 
 def _parts(

@@ -1,10 +1,11 @@
 """Pictures on their way in: the one reader of files and PIL images, for pictures and for masks; and fitting them.
 
-A file is opened as it is, by its content; of an animation the first frame counts. Refused, with one reason: what is no
-plain file, what is damaged, more than 67,108,864 pixels (8192 a side), and modes other than these. EXIF orientation is
-applied. 16 bits of grey are scaled to 8, and palettes, grey and CMYK converted as Pillow does; colour profiles are left
-alone. Pictures are laid over white where they are transparent. In a mask, white is repainted; but where a mask has an
-alpha channel that is not opaque everywhere, what is transparent is repainted, as in OpenAI's edits.
+A file is opened as it is, by its content, which is of one of `FORMATS`; of an animation the first frame counts.
+Refused, with one reason: what is no plain file, what is damaged, more than 67,108,864 pixels (8192 a side), and modes
+other than these. EXIF orientation is applied. 16 bits of grey are scaled to 8, and palettes, grey and CMYK converted as
+Pillow does; colour profiles are left alone. Pictures are laid over white where they are transparent. In a mask, white
+is repainted; but where a mask has an alpha channel that is not opaque everywhere, what is transparent is repainted, as
+in OpenAI's edits.
 """
 
 import io
@@ -23,6 +24,7 @@ from torch import Tensor
 from vargen.core import png
 
 MOST_BYTES = 1 << 30  # of a file
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # others start programs (EPS), or hold pictures within
 ORIENTATION = 0x0112
 TURNED = {  # EXIF's orientations, and what makes them upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,11 +66,11 @@ def _decoded(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise ValueError(f"has too many pixels, expected at most {png.MOST_PIXELS:,}") from None
     except UnidentifiedImageError:
-        raise ValueError("is in no format that Pillow reads") from None
+        raise ValueError(f"is in no format that is read here, expected {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's many formats raise what they like
         raise ValueError(f"is damaged: {error}") from None
     png.check_pixels(*image.size)

@@ -69,7 +69,7 @@ def find(path: Path, under: str | None = None, wanted: Collection[str] = ()) -> 
 def _in(found: Any, names: Sequence[str]) -> Any:
     """What stands under `names`, one in the other; None where nothing does."""
     for name in names:
-        found = found.get(name) if isinstance(found, Mapping) else None
+        found = dict.get(found, name) if isinstance(found, dict) else None  # a file may set `get`
     return found
 
 
@@ -121,11 +121,27 @@ def tensors(place: Place) -> dict[str, Tensor]:
         if headers.fits(place.path):
             table: Any = load_file(place.path)
         else:
-            with torch.serialization.safe_globals(pickles.DATA):
-                mapped = is_mapped(place.path)
-                loaded = torch.load(place.path, map_location="cpu", weights_only=True, mmap=mapped)
-            table = _in(loaded, place.tables)
-    return {key[len(place.prefix) :]: _plain(value) for key, value in table.items()}
+            table = _in(_unpickled(place.path), place.tables)
+    return {key[len(place.prefix) :]: _plain(value) for key, value in dict.items(table)}  # a file may set `items`
+
+
+def _unpickled(path: Path) -> Any:
+    """What torch makes of its own file; by a name it would take any file that is called so for safetensors."""
+    how: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    with torch.serialization.safe_globals(pickles.DATA):
+        if is_mapped(path):
+            return torch.load(path, mmap=True, **how)
+        with path.open("rb") as file:
+            return torch.load(file, **how)
+
+
+def stamp(path: Path) -> list[tuple[int, ...]]:
+    """What tells a file, or those of a folder (`shards`), from others put in their place; nothing where one lacks."""
+    try:
+        found = [each.stat() for each in (shards(path) if path.is_dir() else [path])]
+    except OSError:
+        return []
+    return [(each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -191,8 +207,10 @@ def _refuse_lookalikes(path: Path) -> None:
 
 
 def is_mapped(path: Path) -> bool:
-    """Whether a file need not be read whole: old and compressed PyTorch files must be."""
-    return path.is_dir() or (pickles.is_stored(path) if pickles.is_zip(path) else headers.fits(path))
+    """Whether a file need not be read whole: PyTorch files must be that are old, compressed or misnamed."""
+    if path.is_dir() or not pickles.is_zip(path):
+        return path.is_dir() or headers.fits(path)
+    return path.suffix != ".safetensors" and pickles.is_stored(path)
 
 
 def _plain(value: Tensor) -> Tensor:

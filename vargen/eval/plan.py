@@ -124,15 +124,25 @@ def make(
     )
 
 
+def _check(found: Plan) -> None:
+    """ValueError where a plan that a file holds is none that `make` gives: what it counts is believed behind this."""
+    for name, least in (("count", 1), ("batch_size", 1), ("classes", 0)):
+        values.whole(getattr(found, name), name, least=least, most=MOST_IMAGES)
+    request.image_size(found.law.get("image_size"))
+    if not all(isinstance(prompt, str) for prompt in found.prompts) or not (found.prompts or found.classes):
+        raise ValueError("expected classes, or prompts that are texts")
+
+
 def load(path: Path) -> Plan:
     """The plan that a run's manifest holds. ValueError where it is damaged."""
     try:
-        values = read_manifest(path)["plan"]
-        found = Plan(**{**values, "prompts": tuple(values["prompts"])})
+        told = read_manifest(path)["plan"]
+        found = Plan(**{**told, "prompts": tuple(told["prompts"])})
         for each in fields(Plan):
             hint, value = get_type_hints(Plan)[each.name], getattr(found, each.name)
             if not isinstance(value, get_origin(hint) or hint):
                 raise TypeError(f"{each.name} is {quoted(value)}")
+        _check(found)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"the manifest {path} is damaged: {first_line(error)}") from None
     return found

@@ -1,23 +1,22 @@
 """Weights that are joined, or lie in another order, than in published files; a module's state has them as published.
 
 A step has fewer operations where one projection stands for two or three. `state_dict` splits what is joined, and
-loading joins it again, so that files keep their names whoever writes them.
+loading joins it again, so that files keep their names whoever writes them. What is quantised stays as it is, both ways.
 """
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def published(module: nn.Module, name: str, rows: Mapping[str, int]) -> None:
     """The parameter `name` of `module` is called `rows` in its state: so many rows each, one below the other."""
-
-    def split(value: Tensor) -> dict[str, Tensor]:
-        return dict(zip(rows, value.split(list(rows.values())), strict=True))
-
-    _hook(module, name, split, lambda parts: torch.cat([parts[key] for key in rows]), tuple(rows))
+    Rows(name, tuple(rows), tuple(rows.values())).hook(module)
 
 
 def paired(module: nn.Module, name: str, heads: int) -> None:
@@ -25,42 +24,76 @@ def paired(module: nn.Module, name: str, heads: int) -> None:
 
     Here channels i and i + D / 2 of a head are turned together, there 2 i and 2 i + 1.
     """
-
-    def turned(value: Tensor, *, out: bool) -> Tensor:
-        turning, values = value.tensor_split([2 * len(value) // 3])
-        pairs = turning.unflatten(0, (2 * heads, *((2, -1) if out else (-1, 2)))).transpose(1, 2)
-        return torch.cat([pairs.flatten(0, 2), values])
-
-    _hook(
-        module,
-        name,
-        lambda value: {name: turned(value, out=True)},
-        lambda parts: turned(parts[name], out=False),
-        (name,),
-    )
+    Pairs(name, (name,), heads).hook(module)
 
 
-def _hook(
-    module: nn.Module,
-    name: str,
-    split: Callable[[Tensor], dict[str, Tensor]],
-    join: Callable[[dict[str, Tensor]], Tensor],
-    theirs: tuple[str, ...],
-) -> None:
-    def told(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
+@dataclass(frozen=True)
+class Hook(ABC):
+    """What a module's state calls the parameter `name`; it goes where a module is pickled to."""
+
+    name: str
+    theirs: tuple[str, ...]
+
+    @abstractmethod
+    def split(self, value: Tensor) -> dict[str, Tensor]:
+        """The parameter as a state has it."""
+
+    @abstractmethod
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """The parameter, of what a state has of it."""
+
+    def hook(self, module: nn.Module) -> None:
+        module.register_state_dict_post_hook(Told(self))
+        module.register_load_state_dict_pre_hook(self.taken)
+
+    def taken(self, _: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+        keys = [prefix + each for each in self.theirs]
+        if all(key in state and not is_traceable_wrapper_subclass(state[key]) for key in keys):
+            state[prefix + self.name] = self.join([state.pop(key) for key in keys])
+
+
+class Told:
+    """A hook of the state; torch marks it with an attribute, which a method cannot have."""
+
+    def __init__(self, hook: Hook) -> None:
+        self.hook = hook
+
+    def __call__(self, _: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
         ours = list(state)  # the order stays
         for key in ours:
             value = state.pop(key)
-            if key == prefix + name and type(value) in (Tensor, nn.Parameter):  # quantised weights stay as they are
-                state |= {prefix + each: part for each, part in split(value).items()}
+            if key == prefix + self.hook.name and not is_traceable_wrapper_subclass(value):
+                state |= {prefix + each: part for each, part in self.hook.split(value).items()}
             else:
                 state[key] = value
 
-    def taken(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
-        keys = [prefix + each for each in theirs]
-        if all(key in state for key in keys):
-            parts = {each: state.pop(key) for each, key in zip(theirs, keys, strict=True)}
-            state[prefix + name] = join(parts)
 
-    module.register_state_dict_post_hook(told)
-    module.register_load_state_dict_pre_hook(taken)
+@dataclass(frozen=True)
+class Rows(Hook):
+    """Several, one below the other."""
+
+    counts: tuple[int, ...]
+
+    def split(self, value: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.theirs, value.split(self.counts), strict=True))
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Pairs(Hook):
+    """Queries, keys and values, of which the first two are in another order."""
+
+    heads: int
+
+    def split(self, value: Tensor) -> dict[str, Tensor]:
+        return {self.name: self._turned(value, 2, -1)}
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        return self._turned(parts[0], -1, 2)
+
+    def _turned(self, value: Tensor, *shape: int) -> Tensor:
+        turning, values = value.tensor_split([2 * len(value) // 3])
+        pairs = turning.unflatten(0, (2 * self.heads, *shape)).transpose(1, 2)
+        return torch.cat([pairs.flatten(0, 2), values])

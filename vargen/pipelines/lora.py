@@ -47,6 +47,9 @@ PLAINLY = {  # what changes a merge, and the values with which it is W + s B A o
     "layer_replication": (None, []),
     "trainable_token_indices": (None, [], {}),
     "target_parameters": (None, []),
+    "use_qalora": (None, False),
+    "alora_invocation_tokens": (None,),  # of layers that change behind these alone
+    "use_rslora": (None, False, True),
 }
 LLAMA = {  # Llama's names of LlamaGen's layers, and which third of the rows
     "self_attn.q_proj": ("attention.wqkv", 0),

@@ -54,7 +54,7 @@ def flag(value: Any, name: str) -> bool:
 
 def number(value: Any, name: str) -> float:
     """`value` as a float. ValueError where it is no number."""
-    if isinstance(value, bool | str):
+    if isinstance(value, bool | np.bool_ | str | bytes | bytearray):
         raise ValueError(f"got {name} {quoted(value)}, expected a number")
     try:
         return float(value)
@@ -75,7 +75,9 @@ def seeds(count: int, seed: Any, generator: Any) -> list[int]:
         seed = [drawn for g in many for drawn in _drawn(g, count if many is not generator else 1)]
     if seed is None:
         seed = secrets.randbits(32)
-    if (isinstance(seed, Sequence) and not isinstance(seed, str)) or (isinstance(seed, Arrays) and seed.ndim):
+    if (isinstance(seed, Sequence) and not isinstance(seed, str | bytes | bytearray)) or (
+        isinstance(seed, Arrays) and seed.ndim
+    ):
         found = [whole(s, "seed") for s in seed]
     else:
         first = whole(seed, "seed")
