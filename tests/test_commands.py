@@ -138,3 +138,9 @@ def test_scripts_are_doors():
         lines = (Path(__file__).parent.parent / "scripts" / f"{name}.py").read_text().splitlines()
         assert len(lines) <= 8
         assert re.fullmatch(r"door\(\"[a-z-]+\"\)", lines[-1].strip())
+
+
+def test_who_has_no_standard_output_is_served_too(monkeypatch):
+    """As where a shell closed it (>&-): what a command prints goes nowhere."""
+    monkeypatch.setattr(sys, "stdout", None)
+    main.guarded(lambda words: print("never seen"), [])

@@ -36,7 +36,8 @@ def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     """Run a command; bad input or too little memory ends it with one sentence and status 2, Ctrl-C with 130."""
     try:
         run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()  # a reader that has gone shows here, and not where nobody catches it
+        if sys.stdout is not None:  # as where it was closed
+            sys.stdout.flush()  # a reader that has gone shows here, and not where nobody catches it
     except BrokenPipeError:  # the reader of our output has gone; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as stop:  # who kept something says so in it

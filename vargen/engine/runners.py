@@ -160,6 +160,10 @@ class Runners:
         self._capture = capture
         self._kept: dict[str, tuple[Any, Any]] = {}  # by role, with what the graphs were made of
 
+    def __reduce__(self) -> Any:
+        """A copy, in this process or in another, starts without graphs: they read weights where those are."""
+        return Runners, (self._capture,)
+
     def of(self, role: str, model: Any, fast: str) -> Any:
         """What runs the forwards of a model: itself, or graphs of it."""
         made = _made(model)

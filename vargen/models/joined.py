@@ -5,6 +5,7 @@ loading joins it again, so that files keep their names whoever writes them.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +14,7 @@ from torch import Tensor, nn
 
 def published(module: nn.Module, name: str, rows: Mapping[str, int]) -> None:
     """The parameter `name` of `module` is called `rows` in its state: so many rows each, one below the other."""
-
-    def split(value: Tensor) -> dict[str, Tensor]:
-        return dict(zip(rows, value.split(list(rows.values())), strict=True))
-
-    _hook(module, name, split, lambda parts: torch.cat([parts[key] for key in rows]), tuple(rows))
+    _hook(module, name, partial(_split, dict(rows)), partial(_joined, tuple(rows)), tuple(rows))
 
 
 def paired(module: nn.Module, name: str, heads: int) -> None:
@@ -25,19 +22,31 @@ def paired(module: nn.Module, name: str, heads: int) -> None:
 
     Here channels i and i + D / 2 of a head are turned together, there 2 i and 2 i + 1.
     """
+    _hook(module, name, partial(_turned_out, name, heads), partial(_turned_in, name, heads), (name,))
 
-    def turned(value: Tensor, *, out: bool) -> Tensor:
-        turning, values = value.tensor_split([2 * len(value) // 3])
-        pairs = turning.unflatten(0, (2 * heads, *((2, -1) if out else (-1, 2)))).transpose(1, 2)
-        return torch.cat([pairs.flatten(0, 2), values])
 
-    _hook(
-        module,
-        name,
-        lambda value: {name: turned(value, out=True)},
-        lambda parts: turned(parts[name], out=False),
-        (name,),
-    )
+# No function below is inside another: a module is pickled with its hooks.
+
+
+def _split(rows: Mapping[str, int], value: Tensor) -> dict[str, Tensor]:
+    return dict(zip(rows, value.split(list(rows.values())), strict=True))
+
+
+def _joined(names: tuple[str, ...], parts: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([parts[key] for key in names])
+
+
+def _turned_out(name: str, heads: int, value: Tensor) -> dict[str, Tensor]:
+    return {name: _turned(value, (2 * heads, 2, -1))}
+
+
+def _turned_in(name: str, heads: int, parts: Mapping[str, Tensor]) -> Tensor:
+    return _turned(parts[name], (2 * heads, -1, 2))
+
+
+def _turned(value: Tensor, pairs: tuple[int, int, int]) -> Tensor:
+    turning, values = value.tensor_split([2 * len(value) // 3])
+    return torch.cat([turning.unflatten(0, pairs).transpose(1, 2).flatten(0, 2), values])
 
 
 def _hook(
@@ -47,20 +56,37 @@ def _hook(
     join: Callable[[dict[str, Tensor]], Tensor],
     theirs: tuple[str, ...],
 ) -> None:
-    def told(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
-        ours = list(state)  # the order stays
-        for key in ours:
-            value = state.pop(key)
-            if key == prefix + name and type(value) in (Tensor, nn.Parameter):  # quantised weights stay as they are
-                state |= {prefix + each: part for each, part in split(value).items()}
-            else:
-                state[key] = value
+    module.register_state_dict_post_hook(partial(_told, name, split))
+    module.register_load_state_dict_pre_hook(partial(_taken, name, join, theirs))
 
-    def taken(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
-        keys = [prefix + each for each in theirs]
-        if all(key in state for key in keys):
-            parts = {each: state.pop(key) for each, key in zip(theirs, keys, strict=True)}
-            state[prefix + name] = join(parts)
 
-    module.register_state_dict_post_hook(told)
-    module.register_load_state_dict_pre_hook(taken)
+def _told(
+    name: str,
+    split: Callable[[Tensor], dict[str, Tensor]],
+    _: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    __: Any,
+) -> None:
+    ours = list(state)  # the order stays
+    for key in ours:
+        value = state.pop(key)
+        if key == prefix + name and type(value) in (Tensor, nn.Parameter):  # quantised weights stay as they are
+            state |= {prefix + each: part for each, part in split(value).items()}
+        else:
+            state[key] = value
+
+
+def _taken(
+    name: str,
+    join: Callable[[dict[str, Tensor]], Tensor],
+    theirs: tuple[str, ...],
+    _: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    *__: Any,
+) -> None:
+    keys = [prefix + each for each in theirs]
+    if all(key in state for key in keys):
+        parts = {each: state.pop(key) for each, key in zip(theirs, keys, strict=True)}
+        state[prefix + name] = join(parts)
