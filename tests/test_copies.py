@@ -31,6 +31,21 @@ def test_copies_draw_the_same(name, tmp_path):
     assert pipe.tokenizer.dtype == torch.float32  # which diffusers asks for as it moves a pipeline
 
 
+@pytest.mark.parametrize("name", ASKED)
+def test_tensors_are_as_all_others(name, tmp_path):
+    """They may be changed, and stand in what is differentiated, which tensors of inference mode refuse."""
+    make, asked = ASKED[name]
+    pipe = make(tmp_path) if name == "harmon" else make()
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe(**asked, seed=3, output_type="pt")
+    weight = torch.ones(1, requires_grad=True)
+    (pipe.decode(out.tokens, "pt") * weight + out.images * weight).sum().backward()
+    assert weight.grad
+    assert out.images.mul_(0).sum() == out.tokens.mul_(0).sum() == 0
+    if "prompt" in asked:
+        assert not any(part.is_inference() for part in pipe.encode_prompt("a boat"))
+
+
 def test_every_preset_can_be_sent_to_another_process():
     for name in registry.MODELS:
         found = registry.preset(name)

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -74,6 +75,8 @@ def door(name: str, argv: Sequence[str] | None = None) -> None:
             frame = frame.f_back
         raise KeyboardInterrupt
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that a terminal has no letters for is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGINT, stop)
     try:
         guarded(lambda words: importlib.import_module(COMMANDS[name][0]).command(words), argv)

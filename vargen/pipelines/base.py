@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vargen.core import quantize
 from vargen.core.generation import Generation
-from vargen.core.machine import peak_memory, plainly, reset_peak_memory, versions
+from vargen.core.machine import ordinary, peak_memory, plainly, reset_peak_memory, versions
 from vargen.core.preset import Preset
 from vargen.core.types import Trace
 from vargen.engine.loops import Clock, Counts
@@ -220,7 +220,8 @@ class Pipeline(Pictures, Kept):
         """What a call gives."""
         with plainly(self.transformer.device):
             out = self._draw(asked)
-        return out if wanted.return_dict else (out.images,)
+        images, tokens = ordinary(out.images), ordinary(out.tokens)
+        return Generation(images, tokens, out.trace) if wanted.return_dict else (images,)
 
     def _steps(
         self, method: Any, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
