@@ -145,7 +145,13 @@ def test_scripts_are_doors():
 def test_who_has_no_standard_output_is_served_too(monkeypatch):
     """As where a shell closed it (>&-): what a command prints goes nowhere."""
     monkeypatch.setattr(sys, "stdout", None)
-    main.guarded(lambda words: print("never seen"), [])
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setitem(main.COMMANDS, "said", ("said", "words"))
+    said = types.SimpleNamespace(command=lambda argv: (print("never seen"), sys.stderr.write("nor this")))
+    monkeypatch.setitem(sys.modules, "said", said)
+    main.door("said", [])
+    sys.stdout.close()
+    sys.stderr.close()
 
 
 def test_no_text_hangs_on_the_locale():

@@ -54,6 +54,6 @@ def test_every_preset_can_be_sent_to_another_process():
 
 def test_copies_have_no_graphs_of_anothers_weights():
     pipe = pipeline()
-    pipe._runners = Runners(lambda work: work())
+    pipe._runners = Runners()
     pipe._runners._kept["model"] = (None, lambda: None)  # as unfit to be copied as a graph
     assert copy.deepcopy(pipe)._runners._kept == {}

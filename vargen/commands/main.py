@@ -37,8 +37,7 @@ def guarded(run: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     """Run a command; bad input or too little memory ends it with one sentence and status 2, Ctrl-C with 130."""
     try:
         run(list(sys.argv[1:] if argv is None else argv))
-        if sys.stdout is not None:  # as where it was closed
-            sys.stdout.flush()  # a reader that has gone shows here, and not where nobody catches it
+        sys.stdout.flush()  # a reader that has gone shows here, and not where nobody catches it
     except BrokenPipeError:  # the reader of our output has gone; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as stop:  # who kept something says so in it
@@ -75,6 +74,9 @@ def door(name: str, argv: Sequence[str] | None = None) -> None:
             frame = frame.f_back
         raise KeyboardInterrupt
 
+    for name in ("stdout", "stderr"):
+        if vars(sys)[name] is None:  # a shell closed it, >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as the process
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that a terminal has no letters for is no error
         sys.stdout.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGINT, stop)

@@ -101,9 +101,13 @@ def check_writable(paths: list[Path]) -> None:
     """ValueError where files at `paths` could not all be written. Makes nothing."""
     seen: set[Path] = set()
     for path in paths:
-        if path.resolve() in seen:
+        try:
+            resolved = path.resolve()
+        except (RuntimeError, OSError):  # links that go round in a circle
+            raise ValueError(f"cannot write {path}: it is a link that leads nowhere") from None
+        if resolved in seen:
             raise ValueError(f"cannot write {path} twice: the outputs need names of their own")
-        seen.add(path.resolve())
+        seen.add(resolved)
     tried: set[Path] = set()
     for path in paths:
         if path.exists() and not path.is_file():

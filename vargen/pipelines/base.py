@@ -3,6 +3,7 @@
 Here is what all kinds of model share; `raster.py`, `next_scale.py` and `continuous.py` add how theirs are drawn.
 """
 
+import sys
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -239,7 +240,8 @@ class Pipeline(Pictures, Kept):
             steps.close()
 
     def _bar(self) -> dict[str, Any]:
-        return {"leave": False, "disable": None, **self._progress_bar_config}
+        nowhere = {"disable": True} if sys.stderr is None else {}  # as in a process without a terminal
+        return {"leave": False, "disable": None, **self._progress_bar_config, **nowhere}
 
     def _begin(self, method: Any, seeds: list[int]) -> Trace:
         """A batch's trace; memory is counted from here on."""
