@@ -2,9 +2,11 @@
 
 import errno
 import importlib
+import io
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +140,31 @@ def test_scripts_are_doors():
         lines = (Path(__file__).parent.parent / "scripts" / f"{name}.py").read_text().splitlines()
         assert len(lines) <= 8
         assert re.fullmatch(r"door\(\"[a-z-]+\"\)", lines[-1].strip())
+
+
+def test_who_has_no_standard_output_is_served_too(monkeypatch):
+    """As where a shell closed it (>&-): what a command prints goes nowhere."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setitem(main.COMMANDS, "said", ("said", "words"))
+    said = types.SimpleNamespace(command=lambda argv: (print("never seen"), sys.stderr.write("nor this")))
+    monkeypatch.setitem(sys.modules, "said", said)
+    main.door("said", [])
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def test_no_text_hangs_on_the_locale():
+    """Files that are read and written as text say in which encoding; Windows has another than UTF-8."""
+    for path in (Path(main.__file__).parents[1]).rglob("*.py"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert not re.search(r"\b(read_text|write_text)\(", line) or "encoding=" in line, (path, line)
+
+
+def test_letters_that_a_terminal_has_not_are_no_error(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setitem(main.COMMANDS, "said", ("said", "words"))
+    monkeypatch.setitem(sys.modules, "said", types.SimpleNamespace(command=lambda argv: print("1 ± 2")))
+    main.door("said", [])
+    assert out.buffer.getvalue() == b"1 \\xb1 2\n"  # pyright: ignore[reportAttributeAccessIssue]

@@ -153,7 +153,8 @@ def test_a_link_restores_its_order(order):
         ({"sparkle": "1"}, "the link has 'sparkle', which pocket-llamagen does not take"),
         ({"prompt": "a boat"}, "the link has 'prompt', which pocket-llamagen does not take"),
         ({"temperature": "hot"}, "got temperature 'hot', expected a number"),
-        ({"size": "9"}, "got size '9'"),
+        ({"size": "9"}, "the link has size '9', pocket-llamagen takes none: it has one size"),
+        ({"model": "pocket-lumina", "size": "1x1"}, "the link has size '1x1', pocket-lumina takes sizes 64x64, 96x64"),
     ],
 )
 def test_bad_links_get_one_sentence(query, sentence):

@@ -201,6 +201,22 @@ def test_what_a_call_gives_shows_itself(pipe, tmp_path):
         arrays.save(tmp_path)
 
 
+def test_a_bar_needs_somewhere_to_go(pipe, monkeypatch):
+    """A process may have no standard error: a service, or a shell's 2>&-."""
+    monkeypatch.setattr("sys.stderr", None)
+    monkeypatch.setattr(pipe, "_progress_bar_config", {"disable": False})
+    assert len(pipe("a", method="ar", seed=4)) == 1
+
+
+def test_a_file_may_be_named_to_save_to(pipe, tmp_path):
+    out = pipe(["a", "b"], method="ar", seed=4)
+    assert [path.name for path in out.save(tmp_path / "x.png")] == ["x.png", "x_2.png"]
+    assert [path.name for path in out.save(tmp_path / "new" / "x.JPG")] == ["x.JPG", "x_2.JPG"]
+    assert Image.open(tmp_path / "new" / "x.JPG").format == "JPEG"
+    assert Image.open(tmp_path / "x_2.png").tobytes() == out[1].tobytes()
+    assert [path.name for path in out.save(tmp_path / "run.v1")] == ["small-4.png", "small-5.png"]
+
+
 def test_a_prompt_may_stand_first(lumina):
     asked = {"method": "sjd-exact:window=16", "seed": 0, "output_type": "latent"}
     assert torch.equal(lumina("a red boat", **asked).tokens, lumina(prompt="a red boat", **asked).tokens)

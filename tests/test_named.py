@@ -37,6 +37,8 @@ def test_keywords_of_other_libraries():
     )
     assert (pipe.dtype, pipe.device.type) == (torch.bfloat16, "cpu")
     assert vargen.load("pocket-llamagen-small", device_map={"": "cpu"}, low_cpu_mem_usage=True).device.type == "cpu"
+    named = {"dtype": "float16", "torch_dtype": torch.float16}
+    assert vargen.load("pocket-llamagen-small", device="cpu", **named).dtype == torch.float16  # pyright: ignore
     for brought, why in (
         ({"variant": "fp16"}, r"got variant 'fp16', which pocket-llamagen does not take: .* dtype=torch.float16 casts"),
         ({"device_map": "auto"}, "got device_map 'auto', expected one device such as cuda:0"),
@@ -48,6 +50,8 @@ def test_keywords_of_other_libraries():
             {"torch_dtype": torch.float16, "dtype": torch.float32},
             "got dtype torch.float32 and torch_dtype",
         ),
+        ({"dtype": "fp16"}, "got dtype 'fp16', expected one of torch's or a name: float32, bfloat16, float16"),
+        ({"torch_dtype": "auto"}, "got dtype 'auto', expected"),
         ({"trust_remote_code": True}, "no code of a folder or repository is ever run"),
         ({"quantization_config": object()}, "quantize='int8' or 'int4'"),
         ({"revision": "main"}, "checkpoint names another copy"),

@@ -82,6 +82,18 @@ def test_a_folder_ends_in_a_slash(tmp_path, capsys):
     assert "is there and is no file" in refused(capsys, "--out", tmp_path / "new")
 
 
+def test_links_in_a_circle(tmp_path, capsys):
+    (tmp_path / "a.png").symlink_to("a.png")
+    assert "a.png: it is a link that leads nowhere" in refused(capsys, "--out", tmp_path / "a.png")
+
+
+def test_a_home_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    """As in --out=~/a.png, which a shell leaves as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("--num-images", 1, "--out", "~/a.png", "--trace", "~/b.json")
+    assert names(tmp_path) == ["a.png", "b.json"]
+
+
 def test_patterns(tmp_path, capsys):
     run("--num-images", 2, "--seed", 5, "--out", f"{tmp_path}/{{model}}/{{preset}}-{{seed}}.png")
     assert names(tmp_path) == ["small/default-5.png", "small/default-6.png"]  # each has a name: no grid

@@ -63,6 +63,10 @@ def test_help_shows_defaults_and_words_of_the_options(monkeypatch, capsys):
     [
         (["--model", "pocket-lamagen"], "did you mean pocket-llamagen?"),
         (["--method", "sjd-exat"], "did you mean sjd-exact?"),
+        (["--method", "sdj"], "did you mean sjd?"),
+        (["--model", "Pocket-VAR"], "did you mean pocket-var?"),
+        (["--cfg", "3"], "unrecognized arguments: --cfg 3; did you mean --guidance-scale?"),  # no --cfg-interval
+        (["--num-im", "3"], "did you mean --num-images?"),
         (["--class", "harbor"], "did you mean harbour?"),
         (["--num-imagse", "3"], "did you mean --num-images?"),
         (["--windw", "3"], "did you mean --window?"),

@@ -84,7 +84,7 @@ def _write(files: outputs.Outputs, images: list[Any], trace: "Trace", only: int 
     elif files.grid:
         save_picture(files.grid, grid(images, large=True), texts(trace, 0 if len(images) == 1 else None))
     if files.trace:
-        write_atomically(files.trace, lambda path: path.write_text(trace.json()))
+        write_atomically(files.trace, lambda path: path.write_text(trace.json(), encoding="utf-8"))
 
 
 def drawn(pipe: Any, options: argparse.Namespace, work: Work) -> Any:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vargen.core import registry
 from vargen.core.numbers import Numbers
 from vargen.core.preset import LAW
+from vargen.pipelines.habits import REASONS
 from vargen.pipelines.options import about
 
 if TYPE_CHECKING:  # torch is slow to import, and many complaints need no model
@@ -52,18 +54,32 @@ class Help(argparse.HelpFormatter):
         return words if told else f"{words} (default: %(default)s)"
 
 
+def home(text: str) -> Path:
+    """A path; a shell leaves the ~ in --out=~/a.png as it is."""
+    return Path(os.path.expanduser(text))  # which does not mind where there is no home
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose complaints are one sentence, and whose help is short."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **{"formatter_class": Help, **options})
+        super().__init__(*arguments, **{"formatter_class": Help, "allow_abbrev": False, **options})  # --cfg is no flag
+        self.register("type", Path, home)
 
     def error(self, message: str) -> Any:
         """One sentence; of a flag that there is none of, the one most like it too."""
         flags = [flag for action in self._actions for flag in action.option_strings]
         wrong = re.search(r"unrecognized arguments: (--[a-z0-9-]+)", message)
-        like = difflib.get_close_matches(wrong[1], flags, n=1) if wrong else []
+        like = _meant(wrong[1], flags) if wrong else []
         raise ValueError(f"{message}; did you mean {like[0]}?" if like else message)
+
+
+def _meant(wrong: str, flags: list[str]) -> list[str]:
+    """The flags that one of no parser may stand for: those that habits know, that it begins, or that are like it."""
+    reason = re.fullmatch(r"it is (\w+)", REASONS.get(wrong[2:].replace("-", "_"), ""))
+    known = [f"--{reason[1].replace('_', '-')}"] if reason else []
+    begun = [flag for flag in flags if flag.startswith(wrong)]
+    return [flag for flag in known if flag in flags] or begun or difflib.get_close_matches(wrong, flags, n=1)
 
 
 def add_law(parser: argparse.ArgumentParser) -> None:
@@ -153,14 +169,11 @@ def add_subjects(parser: argparse.ArgumentParser) -> None:
 
 def load(options: argparse.Namespace) -> Any:
     """The pipeline that the flags ask for."""
-    import torch
-
     import vargen
 
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
     named = ("checkpoint", "tokenizer_checkpoint", "text_encoder", "drafter", "drafter_checkpoint")
     rest = {key: getattr(options, key) for key in (*named, "fast", "quantize")} | said(options)
-    return vargen.load(options.model, device=options.device, dtype=dtype, ema=not options.no_ema, **rest)
+    return vargen.load(options.model, device=options.device, dtype=options.dtype, ema=not options.no_ema, **rest)
 
 
 def law(options: argparse.Namespace) -> dict[str, Any]:
@@ -184,8 +197,6 @@ def check(options: argparse.Namespace, methods: list[tuple[str, dict[str, Any]]]
 
 def check_memory(options: argparse.Namespace, method: str, count: int) -> None:
     """Refuse `count` images whose keys and values this machine cannot hold at a time, where that can be planned."""
-    import torch
-
     from vargen.core.machine import total_memory
     from vargen.pipelines.loading import find_device, usual_dtype
     from vargen.pipelines.plan import plan
@@ -200,7 +211,7 @@ def check_memory(options: argparse.Namespace, method: str, count: int) -> None:
         batch=min(options.batch_size, count),
         preset=options.preset,
         guidance_scale=options.guidance_scale,
-        dtype=usual_dtype(device) if options.dtype is None else getattr(torch, options.dtype),
+        dtype=options.dtype or usual_dtype(device),
         height=vars(options).get("height"),
         width=vars(options).get("width"),
     )

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -73,6 +74,11 @@ def door(name: str, argv: Sequence[str] | None = None) -> None:
             frame = frame.f_back
         raise KeyboardInterrupt
 
+    for stream in ("stdout", "stderr"):
+        if vars(sys)[stream] is None:  # a shell closed it, >&-
+            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that a terminal has no letters for is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGINT, stop)
     try:
         guarded(lambda words: importlib.import_module(COMMANDS[name][0]).command(words), argv)

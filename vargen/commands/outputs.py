@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vargen.commands.flags import home
 from vargen.core import png
 from vargen.core.atomic import check_writable, claimed
 
@@ -45,7 +46,7 @@ class Outputs:
 
 def check(out: str) -> str:
     """The pattern that --out stands for: a folder's has a name added. ValueError where it is none."""
-    text = out + NAME if out.endswith("/") else out
+    text = str(home(out + NAME if out.endswith("/") else out))
     try:
         used = [field for _, field, _, _ in string.Formatter().parse(text) if field is not None]
     except ValueError:

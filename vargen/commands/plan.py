@@ -17,9 +17,6 @@ def parser() -> Parser:
 def command(argv: list[str]) -> None:
     """Print the plan of a model."""
     options = vars(parser().parse_args(argv))
-    import torch  # slow: help and complaints need none of it
+    from vargen.pipelines.plan import plan  # slow: help and complaints need none of it
 
-    from vargen.pipelines.plan import plan
-
-    batch, dtype = options.pop("batch_size"), getattr(torch, options.pop("dtype"))
-    print(plan(options.pop("model"), batch=batch, dtype=dtype, **options))
+    print(plan(options.pop("model"), batch=options.pop("batch_size"), **options))

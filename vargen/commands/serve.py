@@ -16,7 +16,7 @@ MOST_HEAD = 1 << 16  # bytes of a request's line and headers
 def parser() -> Parser:
     """The flags."""
     words = "An image server in OpenAI's shape, see docs/serving.md."
-    made = Parser(prog="vargen serve", description=words, allow_abbrev=False)  # --api-key is no short --api-key-file
+    made = Parser(prog="vargen serve", description=words)
     add_flags(made)
     return made
 

@@ -36,7 +36,7 @@ def as_path(value: Any, name: str) -> Path:
 def write_json(path: Path, content: Any) -> None:
     """`content` as indented JSON, written whole or not at all."""
     text = dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -92,7 +92,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -131,9 +131,13 @@ def check_writable(paths: list[Path]) -> None:
     """ValueError where files at `paths` could not all be written. Makes nothing."""
     seen: set[Path] = set()
     for path in paths:
-        if path.resolve() in seen:
+        try:
+            resolved = path.resolve()
+        except (RuntimeError, OSError):  # links that go round in a circle
+            raise ValueError(f"cannot write {path}: it is a link that leads nowhere") from None
+        if resolved in seen:
             raise ValueError(f"cannot write {path} twice: the outputs need names of their own")
-        seen.add(path.resolve())
+        seen.add(resolved)
     tried: set[Path] = set()
     for path in paths:
         if path.exists() and not path.is_file():

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from vargen.core.atomic import as_path, check_writable
-from vargen.core.png import grid, save_picture, texts
+from vargen.core.png import FORMATS, grid, save_picture, texts
 from vargen.core.types import Trace
 
 
@@ -52,15 +52,16 @@ class Generation:
     def save(self, folder: str | Path) -> list[Path]:
         """Write each image as a PNG that says how it was drawn, MODEL-SEED.png; the paths.
 
-        Where a name is taken, by a file or by an image of the same seed, a number follows: MODEL-SEED_2.png.
-        ValueError where they are no PIL images.
+        `folder` may also be the name of a file, such as beach.png, .jpg or .webp. Where a name is taken, by a file or
+        by an image before, a number follows: MODEL-SEED_2.png. ValueError where they are no PIL images.
         """
         if not all(isinstance(image, Image.Image) for image in self.images):
             raise ValueError("got images that are no PIL images, expected output_type pil: only these are saved")
         place, paths = as_path(folder, "folder"), []
-        check_writable([place / "image.png"])
+        named = bool(place.suffix) and place.suffix.lower() in FORMATS and not place.is_dir()
+        check_writable([(place if named else place / "image").with_stem("image")])
         for row, (image, seed) in enumerate(zip(self.images, self.trace.seeds, strict=True)):
-            paths.append(_free(place / f"{self.trace.model}-{seed}.png"))
+            paths.append(_free(place if named else place / f"{self.trace.model}-{seed}.png"))
             save_picture(paths[-1], image, texts(self.trace, row))
         return paths
 

@@ -16,6 +16,14 @@ def plainly(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
+def ordinary(value: Any) -> Any:
+    """A tensor of inference mode as any other is: it may be changed, and stand in what is differentiated."""
+    if not isinstance(value, torch.Tensor) or not value.is_inference():
+        return value
+    with torch.inference_mode(False):
+        return value.clone()
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start counting anew, where the device counts."""
     if device.type == "cuda":
@@ -28,7 +36,7 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():  # Linux: `ru_maxrss` would count what the parent process held
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     import resource  # Unix only
 
@@ -62,6 +70,10 @@ def machine(trace: Trace) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip()
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system(), **trace.versions}

@@ -132,9 +132,10 @@ class Preset:
 def custom(transformer: Any) -> Preset:
     """Of a model that somebody put together: no guidance, no truncation, classes by number."""
 
-    def build(*_: Any) -> Any:
-        raise ValueError("a custom pipeline is not loaded by name")
-
     spec = transformer.spec
     recipe = Recipe(guidance_scale=0.0 if spec.kind == "next-scale" else 1.0)  # off
-    return Preset("custom", "", {"default": recipe}, spec.classes, build, spec=spec)
+    return Preset("custom", "", {"default": recipe}, spec.classes, _unnamed, spec=spec)
+
+
+def _unnamed(*_: Any) -> Any:
+    raise ValueError("a custom pipeline is not loaded by name")

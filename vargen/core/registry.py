@@ -107,8 +107,10 @@ def unknown(kind: str, name: str, known: Sequence[str], *, few: int = 24) -> str
     are few, else those most like it.
     """
     name = str(name)[: 2 * MOST]
-    like = [shown(each) for each in difflib.get_close_matches(name, known, n=5, cutoff=0.55)]
-    meant = f"did you mean {like[0]}? " if like and difflib.get_close_matches(name, like, n=1, cutoff=0.75) else ""
+    small = {each.casefold(): shown(each) for each in known}
+    like = [small[each] for each in difflib.get_close_matches(name.casefold(), small, n=5, cutoff=0.55)]
+    close = difflib.get_close_matches(name.casefold(), small, n=1, cutoff=0.65)  # sdj is meant for sjd
+    meant = f"did you mean {small[close[0]]}? " if close else ""
     if len(known) <= few:
         return f"unknown {kind} {quoted(name)}; {meant}there are {', '.join(map(shown, known)) or 'no names'}"
     others = ", ".join(like or map(shown, known[:3]))

@@ -43,7 +43,7 @@ def words(setting: str) -> str:
 
 @cache
 def _data(name: str) -> dict:
-    return json.loads(Path(__file__).with_name(name).read_text())
+    return json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 def law(exact: bool) -> str:

@@ -44,7 +44,7 @@ def compact(folder: Path) -> list[Point]:
     """Every method whose quality was measured, from the files in `benchmarks/`."""
     out: dict[tuple[str, str], Point] = {}
     for path in sorted(folder.glob("quality-*.json"), key=lambda path: len(path.name)):
-        for row in json.loads(path.read_text()):
+        for row in json.loads(path.read_text(encoding="utf-8")):
             model, method = row["model"], row["method"]
             measured = (round(row["fid"], 3), round(row["half_interval"], 3), round(row["forwards_per_image"], 1))
             point = Point(model, method, row["images"], *measured, _seconds(folder, model, method))
@@ -57,7 +57,9 @@ def _seconds(folder: Path, model: str, method: str) -> float | None:
     """Per image, of a run with batches of one in full precision."""
     for suffix in TIMES:
         path = folder / f"{model}-cpu{suffix}.json"
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": [], "batch_size": 1}
+        found: dict[str, Any] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "batch_size": 1}
+        )
         for row in found["rows"]:
             if row["method"] == method and found["batch_size"] == 1:
                 return round(row["seconds_per_image"], 3)
@@ -66,7 +68,7 @@ def _seconds(folder: Path, model: str, method: str) -> float | None:
 
 def points() -> list[Point]:
     """The copy that ships."""
-    return [Point(**row) for row in json.loads(COPY.read_text())]
+    return [Point(**row) for row in json.loads(COPY.read_text(encoding="utf-8"))]
 
 
 def models() -> list[str]:
@@ -135,7 +137,7 @@ def table(model: str, speed: str) -> str:
 def main(folder: Path) -> None:
     """Write the copy."""
     rows = [dumps(asdict(point)) for point in compact(folder)]
-    COPY.write_text("[\n" + ",\n".join(rows) + "\n]\n")
+    COPY.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from vargen.core import registry
 from vargen.demo import options
 from vargen.demo.studio import Order
-from vargen.demo.subject import examples, order
+from vargen.demo.subject import SIZES, examples, order
 
 NUMBERS = (("images", "1"), ("seed", "0"))
 PICTURE, MASK = "picture.png", "mask.png"  # what the files of a repainting are called
@@ -36,6 +36,9 @@ def parse(given: Mapping[str, str], model: str) -> Order:
     subject = said.pop("class" if preset.classes else "prompt", first)
     images, seed = (registry.convert(said.pop(name, usual), int, name) for name, usual in NUMBERS)
     method, size = said.pop("method", preset.method), said.pop("size", None)
+    if size and size not in SIZES.get(model, []):
+        known = f"sizes {', '.join(SIZES[model])}" if model in SIZES else "none: it has one size"
+        raise ValueError(f"the link has size {size[:20]!r}, {model} takes {known}")
     if wrong := [name for name in said if name not in options.taken(model)]:
         raise ValueError(f"the link has {wrong[0]!r}, which {model} does not take")
     return order(model, subject, method, images, seed, size, options.chosen(model, said))

@@ -93,7 +93,7 @@ def _launched(page: gr.Blocks, host: str, port: int) -> Any:
         server_port=port,
         prevent_thread_lock=True,
         theme=theme(),
-        css=(HERE / "style.css").read_text(),
+        css=(HERE / "style.css").read_text(encoding="utf-8"),
         js=CLOSE,
         favicon_path=HERE / "favicon.svg",
         quiet=True,

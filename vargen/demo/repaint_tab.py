@@ -56,7 +56,7 @@ class RepaintTab:
                     src=shown(picture),
                     side=side_of(first),
                     html_template=CELLS,
-                    js_on_load=Path(__file__).with_name("brush.js").read_text(),
+                    js_on_load=Path(__file__).with_name("brush.js").read_text(encoding="utf-8"),
                     apply_default_css=False,
                 )
                 with gr.Row():

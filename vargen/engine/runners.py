@@ -164,6 +164,10 @@ class Runners:
         self._kept: dict[str, tuple[Any, Any]] = {}  # by role, with what the graphs were made of
         self._packed: dict[str, tuple[Any, Any]] = {}  # the same of models with weights in order
 
+    def __reduce__(self) -> Any:
+        """A copy, in this process or in another, starts without graphs: they read weights where those are."""
+        return Runners, (self._capture,)
+
     def of(self, role: str, model: Any, fast: str) -> Any:
         """What runs the forwards of a model: itself, graphs of it, or a copy with weights in order."""
         if model.device.type == "cpu" and self._capture is None and fast == "auto" and isinstance(model, nn.Module):

@@ -65,10 +65,10 @@ def pocket_scenes(cache: Path, count: int = POCKET_REFERENCE) -> Images:
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"scenes-{HELD_OUT}-{count}.npy"
     note = path.with_suffix(".sha256")
-    if not (path.exists() and note.exists() and note.read_text() == _sha256(path)):
+    if not (path.exists() and note.exists() and note.read_text(encoding="utf-8") == _sha256(path)):
         path.unlink(missing_ok=True)
         scenes(cache, count, HELD_OUT)
-        write_atomically(note, lambda temporary: temporary.write_text(_sha256(path)))
+        write_atomically(note, lambda temporary: temporary.write_text(_sha256(path), encoding="utf-8"))
     data = scenes(cache, count, HELD_OUT)
     return Images(f"{count} held-out pocket scenes", count, data.shape[1:3], lambda a, b: np.array(data[a:b]))
 

@@ -95,7 +95,7 @@ def export(images: list[Path], prompts: list[Prompt], layout: str, out: Path) ->
         if layout == "geneval":
             folder = out / f"{index:05d}"
             (folder / "samples").mkdir(parents=True, exist_ok=True)
-            (folder / "metadata.jsonl").write_text(dumps(prompt.metadata) + "\n")
+            (folder / "metadata.jsonl").write_text(dumps(prompt.metadata) + "\n", encoding="utf-8")
             for number, path in enumerate(mine):
                 shutil.copyfile(path, folder / "samples" / f"{number:05d}.png")
         elif layout == "dpg":

@@ -148,6 +148,6 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def write(rows: list[dict[str, Any]], out: Path) -> None:
     """`OUT.md`, `OUT.json` and `OUT.png`."""
     paths = [out.with_name(out.name + suffix) for suffix in (".md", ".json", ".png")]
-    write_atomically(paths[0], lambda path: path.write_text(markdown(rows)))
+    write_atomically(paths[0], lambda path: path.write_text(markdown(rows), encoding="utf-8"))
     write_json(paths[1], rows)
     plot(rows, paths[2])

@@ -101,7 +101,7 @@ def _sha256(path: Path) -> str:
 def _read_sums(out: Path) -> dict[str, str]:
     """Checksum by file name, of a run that was finished once."""
     path = out / "images" / "SHA256SUMS"
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
@@ -189,7 +189,7 @@ def _finish(plan: Plan, pipe: Any, out: Path) -> dict[str, Any]:
     checksum, here = hashlib.sha256(listing.encode()).hexdigest(), pipe.versions
     if manifest.get("complete") and manifest.get("checksum") == checksum:
         return manifest
-    write_atomically(out / "images" / "SHA256SUMS", lambda path: path.write_text(listing))
+    write_atomically(out / "images" / "SHA256SUMS", lambda path: path.write_text(listing, encoding="utf-8"))
     known = manifest["versions"] if isinstance(manifest.get("versions"), list) else []
     manifest |= {"versions": known if here in known else [*known, here]}
     manifest |= {"complete": True, "checksum": checksum, **totals(plan, out)}

@@ -66,7 +66,7 @@ def _assembled(ptx: str) -> dict[str, int]:
     architecture = re.findall(r"\.target (sm_\w+)", ptx)[0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
-        path.write_text(ptx)
+        path.write_text(ptx, encoding="utf-8")
         words = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={architecture}", path, "-o", path.with_suffix(".o")]
         said = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=True).stderr
     spilled = sum(int(count) for count in re.findall(r"(\d+) bytes spill", said))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vargen.core import model_config, pretrained
+from vargen.core.machine import ordinary
 from vargen.core.messages import shown
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
@@ -91,7 +92,8 @@ def encode(captions: Sequence[str], encoder: nn.Module, tokenizer: Any, tokens: 
     device = next(encoder.parameters()).device
     mask = text.attention_mask.to(device)
     states = encoder(input_ids=text.input_ids.to(device), attention_mask=mask).last_hidden_state
-    return left_padded(states, mask)
+    states, words = left_padded(states, mask)
+    return ordinary(states), ordinary(words)
 
 
 def left_padded(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 Here is what all kinds of model share; `raster.py`, `next_scale.py` and `continuous.py` add how theirs are drawn.
 """
 
+import sys
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from vargen.core import quantize
 from vargen.core.generation import Generation
-from vargen.core.machine import peak_memory, plainly, reset_peak_memory, versions
+from vargen.core.machine import ordinary, peak_memory, plainly, reset_peak_memory, versions
 from vargen.core.preset import Preset
 from vargen.core.types import Trace
 from vargen.engine.loops import Clock, Counts
@@ -220,7 +221,8 @@ class Pipeline(Pictures, Kept):
         """What a call gives."""
         with plainly(self.transformer.device):
             out = self._draw(asked)
-        return out if wanted.return_dict else (out.images,)
+        images, tokens = ordinary(out.images), ordinary(out.tokens)
+        return Generation(images, tokens, out.trace) if wanted.return_dict else (images,)
 
     def _steps(
         self, method: Any, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
@@ -238,7 +240,8 @@ class Pipeline(Pictures, Kept):
             steps.close()
 
     def _bar(self) -> dict[str, Any]:
-        return {"leave": False, "disable": None, **self._progress_bar_config}
+        nowhere = {"disable": True} if sys.stderr is None else {}  # as in a process without a terminal
+        return {"leave": False, "disable": None, **self._progress_bar_config, **nowhere}
 
     def _begin(self, method: Any, seeds: list[int]) -> Trace:
         """A batch's trace; memory is counted from here on."""

@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vargen.pipelines import values
+
 HARMLESS = {  # what loading does anyhow, and the values that ask for it
     "use_safetensors": (None, True),
     "low_cpu_mem_usage": (None, True, False),
@@ -50,7 +52,7 @@ def read(load: Callable[..., Any], name: str, brought: Mapping[str, Any], device
         if key == "device_map":
             device = _on_one(value, device)
         elif key in TWINS:
-            if dtype is not None and value is not None and value != dtype:
+            if dtype is not None and value is not None and values.dtype(value) != values.dtype(dtype):
                 raise ValueError(f"got {TWINS[key]} {dtype} and {key} {value}, expected one of them")
             dtype = value if dtype is None else dtype
         elif key in REASONS:

@@ -16,14 +16,12 @@ from vargen.core.preset import Sources
 from vargen.pipelines import choose_drafter, keywords, named, saving, values
 from vargen.pipelines.base import Pipeline
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of transformers
-
 
 def load(
     name: str | Path,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     checkpoint: str | Path | None = None,
     tokenizer_checkpoint: str | Path | None = None,
     text_encoder: str | Path | None = None,
@@ -68,9 +66,7 @@ def load(
     device, dtype = keywords.read(load, str(name), brought, device, dtype)
     Kernels.of(fast)
     where = find_device(device)
-    kind = dtype or usual_dtype(where)
-    if kind not in DTYPES.values():
-        raise ValueError(f"got dtype {kind}, expected float32, bfloat16 or float16")
+    kind = usual_dtype(where) if dtype is None else values.dtype(dtype)
     quantized.check(quantize, where, kind)
     if drafter is None and drafter_checkpoint is not None:
         raise ValueError("got a drafter's checkpoint and no drafter: name the model that it is of")

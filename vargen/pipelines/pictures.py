@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+from vargen.core.machine import ordinary
 from vargen.core.preset import Preset
 from vargen.core.weight_files import is_dense
 from vargen.engine.threads import Threads
@@ -56,7 +57,7 @@ class Pictures:
             raise ValueError("the image tokenizer gave pixels that are NaN or infinite: its weights are damaged")
         if image_size is not None and images.shape[-2:] != (image_size, image_size):
             images = F.interpolate(images, size=(image_size, image_size), mode="bicubic")  # before rounding: published
-        return VaeImageProcessor().postprocess(images, output_type=output_type)
+        return ordinary(VaeImageProcessor().postprocess(images, output_type=output_type))
 
 
 def joined(images: list[Any], output_type: str) -> Any:

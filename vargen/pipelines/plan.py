@@ -47,7 +47,7 @@ def plan(
     batch: int = 1,
     preset: str | None = None,
     guidance_scale: float | None = None,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | str = torch.bfloat16,
     height: int | None = None,
     width: int | None = None,
 ) -> Memory:
@@ -56,8 +56,7 @@ def plan(
     `height` and `width` in pixels choose one of the model's own sizes. The image tokenizer, the text encoder and drafts
     of another model come on top, of Harmon the keys of prompts too. ValueError where its shapes are in its files only.
     """
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"got dtype {dtype}, expected float32, bfloat16 or float16")
+    dtype = values.dtype(dtype)
     found, batch = registry.preset(name), values.whole(batch, "batch size", least=1, most=MOST_BATCH)
     if found.skeleton is None:
         raise ValueError(f"the memory of {name} cannot be planned: its shapes are in its files")

@@ -151,7 +151,7 @@ def preset_of(found: Any, transformer: Any) -> Preset:
     spec = transformer.spec
     if spec.classes and spec != preset.spec:
         preset = preset.sized(spec, partial(type(transformer), transformer.config))
-    return replace(preset, recipes=recipes, usual=usual, names=lambda: names)
+    return replace(preset, recipes=recipes, usual=usual, names=partial(tuple, names))
 
 
 def _names(found: Any, spec: Any) -> tuple[str, ...]:

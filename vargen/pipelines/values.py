@@ -19,6 +19,17 @@ Arrays = np.ndarray | Tensor
 MOST_IMAGES = 1_000_000  # of a class or prompt in one call
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of transformers
+
+
+def dtype(value: torch.dtype | str) -> torch.dtype:
+    """A transformer's, or its name. ValueError where it is of no numbers that one is kept in."""
+    found = DTYPES.get(value) if isinstance(value, str) else value
+    if not isinstance(found, torch.dtype) or found not in DTYPES.values():
+        raise ValueError(f"got dtype {quoted(value)}, expected one of torch's or a name: {', '.join(DTYPES)}")
+    return found
+
+
 def per_scale(value: Any, name: str, convert: Callable[[Any, str], Any], scales: int) -> list[Any]:
     """A value for each of so many scales, from one for all or from a list. ValueError where it has another length."""
     if isinstance(value, Arrays):

@@ -100,7 +100,7 @@ TEXT_RECIPES = {"demo": Recipe(guidance_scale=7.5, top_k=1000)}  # defaults of a
 @cache
 def imagenet() -> tuple[str, ...]:
     """Names of ImageNet's thousand classes, in order."""
-    return tuple((Path(__file__).parent / "imagenet.txt").read_text().splitlines())
+    return tuple((Path(__file__).parent / "imagenet.txt").read_text(encoding="utf-8").splitlines())
 
 
 def find(name: str, given: Path | None) -> Path:

@@ -186,7 +186,7 @@ def _check_yaml(path: Path, config: VQConfig) -> None:
     try:
         if path.stat().st_size > MOST_YAML:
             raise ValueError(f"expected at most {MOST_YAML} bytes")
-        params = yaml.safe_load(path.read_text())["model"]["params"]
+        params = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"]
         inner = params["ddconfig"]
         said = (params["n_embed"], params["embed_dim"], inner["ch"], list(inner["ch_mult"]), inner["num_res_blocks"])
     except (yaml.YAMLError, LookupError, TypeError, ValueError, RecursionError):

@@ -104,6 +104,10 @@ def adapted(name: str, sources: Sources) -> Preset:
     return preset_of(name, shapes(name, sources))
 
 
+def _lumina() -> nn.Module:
+    return pocket.lumina(Chameleon(pocket.LUMINA))
+
+
 def _names() -> tuple[str, ...]:
     return tuple(pocket.CLASSES)
 
@@ -177,7 +181,7 @@ PRESETS = {
         classes=0,
         build=partial(build, "pocket-lumina"),
         spec=spec_of(pocket.LUMINA_SIZES[0], pocket.VQ.factor, pocket.VQ.codes),
-        skeleton=lambda: pocket.lumina(Chameleon(pocket.LUMINA)),
+        skeleton=_lumina,
         scenes=True,
     ),
 }

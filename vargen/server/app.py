@@ -159,8 +159,10 @@ def _routes(app: FastAPI, service: Service) -> None:
         """This, to be read in a browser."""
         return HTMLResponse(page(app.openapi()))
 
-    @app.get("/health", include_in_schema=False)
-    @app.get("/healthz", response_model=Health, responses={503: {"model": Health, "description": "Not now"}})
+    told: dict[str, Any] = {"response_model": Health, "responses": {503: {"model": Health, "description": "Not now"}}}
+
+    @app.get("/health", **told)
+    @app.get("/healthz", **told)
     async def healthz() -> Response:
         """Whether requests are taken: 200, or 503 while the server starts or stops."""
         health = await asyncio.to_thread(service.health)

@@ -117,7 +117,7 @@ class Options:
         It is never a flag: every user of a machine can read the command lines of its processes.
         """
         path = self.api_key_file
-        found = os.environ.get(KEY_VARIABLE) if path is None else path.read_text()
+        found = os.environ.get(KEY_VARIABLE) if path is None else path.read_text(encoding="utf-8")
         if found is None:
             return None
         found = found.strip()

@@ -14,7 +14,6 @@ import torch
 from vargen.core.png import encode, texts
 from vargen.models import pocket
 from vargen.pipelines.base import Pipeline
-from vargen.pipelines.loading import DTYPES
 from vargen.pipelines.partial import Partial
 from vargen.server.options import numbers, parsed
 from vargen.server.orders import Batch, Card, Done, Ended, Failed, Order, Shown
@@ -29,8 +28,6 @@ def load(specs: Sequence[str], device: str | None, fast: str = "auto") -> dict[s
     pipes = {}
     for name, given in map(parsed, specs):
         arguments: dict[str, Any] = {**given, **numbers(given)}
-        if "dtype" in arguments:
-            arguments["dtype"] = DTYPES.get(given["dtype"], given["dtype"])
         pipes[name] = vargen.load(name, device=device, fast=fast, **arguments)
         pipes[name].set_progress_bar_config(disable=True)
     return pipes

@@ -3,11 +3,17 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
 class ImageTokenizer(nn.Module, ABC):
     """Images (B, 3, H, W), nominally in [-1, 1], to what a transformer draws, and back."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights; diffusers asks every part of a pipeline for it."""
+        return next(self.parameters()).dtype
 
     @property
     def truncates(self) -> bool:

@@ -73,10 +73,6 @@ class KLTokenizer(ImageTokenizer):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance (B, C, h, w) of the latents of images (B, 3, H, W) in [-1, 1], not scaled."""
         law: Any = self.model.encode(images, return_dict=False)[0]

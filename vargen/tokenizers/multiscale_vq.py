@@ -134,10 +134,6 @@ class MultiScaleVQTokenizer(ImageTokenizer):
         return self.quant_conv.weight.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.quant_conv.weight.dtype
-
-    @property
     def sides(self) -> tuple[int, ...]:
         """Tokens along one side of each scale."""
         return self.config.sides

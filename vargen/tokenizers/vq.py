@@ -126,10 +126,6 @@ class VQTokenizer(ImageTokenizer):
     def device(self) -> torch.device:
         return self.quant_conv.weight.device
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.quant_conv.weight.dtype
-
     def latents(self, images: Tensor) -> Tensor:
         """Points that were not quantised, (B, D, h, w), of `images` (B, 3, H, W) in [-1, 1]."""
         return self.quantize.placed(self.quant_conv(self.encoder(images)), dim=1)

@@ -234,7 +234,11 @@ def _asked(pipe: RasterPipeline, prompts: Path | None, count: int) -> list[Any]:
         if prompts is not None:
             raise ValueError(f"{pipe.preset.name} draws classes and takes no prompts")
         return [i % classes for i in range(count)]
-    lines = [] if prompts is None else [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
+    lines = (
+        []
+        if prompts is None
+        else [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    )
     if not lines:
         raise ValueError(f"{pipe.preset.name} draws what a prompt says: give --prompts, a file with a prompt per line")
     return [lines[i % len(lines)] for i in range(count)]
