@@ -79,6 +79,8 @@ def door(name: str, argv: Sequence[str] | None = None) -> None:
             setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as the process
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that a terminal has no letters for is no error
         sys.stdout.reconfigure(errors="backslashreplace")
+    # GNU's threads wait by spinning, beside another busy process for longer than they work; torch brings them.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     before = signal.signal(signal.SIGINT, stop)
     try:
         guarded(lambda words: importlib.import_module(COMMANDS[name][0]).command(words), argv)

@@ -1,9 +1,9 @@
 """What a forward costs at published shapes, with random weights and an imposed acceptance, and what the limit is.
 
-`vargen bench --synthetic llamagen-xl`. Nothing is downloaded. Random weights say nothing of
-how many drafts are kept, so that number is a setting; everything else of a step is run. Steps are timed in the middle
-of an image. The limit is the time to read the weights, and the keys and values in use, once. Models that are no raster
-models draw whole images, and their limit is that of the backbone's weights.
+`vargen bench --synthetic llamagen-xl`. Nothing is downloaded. Random weights say nothing of how many drafts are kept,
+so that number is a setting; everything else of a step is run. Steps are timed in the middle of an image. The limit is
+the time to read the weights, and the keys and values in use, once. Models that are no raster models draw whole images,
+and their limit is that of the backbone's weights.
 """
 
 import statistics
@@ -26,6 +26,8 @@ from vargen.core.warp import Warp
 from vargen.engine import loops
 from vargen.engine.guidance import Guidance
 from vargen.engine.replayed import Replayed
+from vargen.engine.runners import Runners
+from vargen.engine.threads import Threads
 from vargen.models.contract import embed
 from vargen.models.prompted import Prompted
 from vargen.pipelines.continuous import ContinuousPipeline
@@ -114,8 +116,8 @@ def command(argv: list[str]) -> None:
         raise ValueError(f"got tokens per forward below 1, or {options.steps} steps, expected 1 to {MOST}")
     check_writable([options.json] if options.json else [])
     device, guidance, warp = find_device(options.device), Guidance(options.guidance_scale), Warp(top_k=options.top_k)
-    model = build(options.synthetic, device, getattr(torch, options.dtype))
-    speed, imposed = bandwidth(device), Imposed(options.tokens_per_forward, options.steps + WARM)
+    model, speed = build(options.synthetic, device, getattr(torch, options.dtype)), bandwidth(device)
+    imposed = Imposed(options.tokens_per_forward, options.steps + WARM)
     if model.spec.kind == "raster":
         cases = [(b, mode, w) for b in batches for mode in modes for w in widths]
         rows = [measure(model, b, w, mode, imposed, guidance, warp) for b, mode, w in tqdm(cases, disable=None)]
@@ -208,14 +210,13 @@ def measure(
     kernels = Kernels("torch" if mode == "compile" else Kernels.of(mode).impl)
     task = Task(model.spec, torch.arange(batch, device=device), warp, kernels=kernels)
     clock, counts = loops.Clock(device), loops.Counts(kernels=kernels)
-    runner, stepped = model, 0
-    if mode == "auto" and device.type == "cuda":
-        runner, task = Replayed(model), replace(task, late=True)
+    runner = Runners().of("model", model, "off" if mode == "compile" else mode)
+    task, stepped = replace(task, late=isinstance(runner, Replayed)), 0
     if mode == "compile":
         vars(model)["decode"] = torch.compile(model.decode)
     try:
         sampler: Any = ImposedJacobi(width, task, imposed)
-        for _ in loops.raster(runner, condition, sampler, guidance, clock, counts):
+        for _ in loops.raster(runner, condition, sampler, guidance, clock, counts, Threads(model)):
             stepped += 1
             if stepped == imposed.steps + 1:
                 break

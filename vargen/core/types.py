@@ -115,18 +115,27 @@ class KVCache:
     def __init__(
         self, layers: int, batch: int, rows: int, heads: int, dim: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        held = torch.zeros(layers, batch, rows, 2, heads, dim, dtype=dtype, device=device)
-        self.keys, self.values = held[:, :, :, 0], held[:, :, :, 1]
+        self._held = torch.zeros(layers, batch, rows, 2, heads, dim, dtype=dtype, device=device)
         self.kernels = Kernels()
-        self._rows = [held[layer].flatten(0, 1) for layer in range(layers)]  # of each layer, (R * S, 2, heads, dim)
-        self._first = held.permute(0, 3, 1, 4, 2, 5)  # heads first, (layers, 2, R, heads, S, dim)
+        self._rows = [part.flatten(0, 1) for part in self._held]  # of each layer, (R * S, 2, heads, dim)
+        self._first = self._held.permute(0, 3, 1, 4, 2, 5)  # heads first, (layers, 2, R, heads, S, dim)
         self._span, self._shown = (0, 0), tuple(self._rows[:0])  # what was seen last, of each layer
         self._offset = torch.arange(batch, device=device)[:, None] * rows
 
     @property
+    def keys(self) -> Tensor:
+        """All keys, (layers, R, S, heads, head_dim), to be read and written."""
+        return self._held[:, :, :, 0]
+
+    @property
+    def values(self) -> Tensor:
+        """All values, as `keys`."""
+        return self._held[:, :, :, 1]
+
+    @property
     def bytes(self) -> int:
         """Bytes held."""
-        return 2 * self.keys.numel() * self.keys.element_size()
+        return self._held.nbytes
 
     def flat(self, rows: Tensor) -> Tensor:
         """Index (R * n,) into batch and rows together, for `write`, from cache rows (R, n)."""
@@ -145,11 +154,16 @@ class KVCache:
     def write_both(self, layer: int, flat: Tensor | None, both: Tensor, stop: int) -> tuple[Tensor, Tensor]:
         """The same, of keys and values in one (R, n, 2, heads, dim)."""
         assert flat is not None
-        self._rows[layer].index_copy_(0, flat, both.flatten(0, 1))
+        compiled = torch.compiler.is_compiling()  # which takes one view of the cache, and no more
+        rows = self._held[layer].flatten(0, 1) if compiled else self._rows[layer]
+        rows.index_copy_(0, flat, both.flatten(0, 1))
         return self.seen(layer, len(both), stop)
 
     def seen(self, layer: int, batch: int, stop: int) -> tuple[Tensor, Tensor]:
         """A layer's first `stop` keys and values of the first `batch` rows, (batch, heads, stop, dim)."""
+        if torch.compiler.is_compiling():
+            keys, values = self._held[layer, :batch, :stop].permute(2, 0, 3, 1, 4).unbind(0)
+            return keys, values
         if self._span != (batch, stop):  # once for all layers
             self._span, self._shown = (batch, stop), self._first[:, :, :batch, :, :stop].unbind(0)
         keys, values = self._shown[layer].unbind(0)

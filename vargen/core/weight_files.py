@@ -127,12 +127,11 @@ def tensors(place: Place) -> dict[str, Tensor]:
 
 def _unpickled(path: Path) -> Any:
     """What torch makes of its own file; by a name it would take any file that is called so for safetensors."""
-    how: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     with torch.serialization.safe_globals(pickles.DATA):
         if is_mapped(path):
-            return torch.load(path, mmap=True, **how)
+            return torch.load(path, mmap=True, map_location="cpu", weights_only=True)
         with path.open("rb") as file:
-            return torch.load(file, **how)
+            return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def stamp(path: Path) -> list[tuple[int, ...]]:

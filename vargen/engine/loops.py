@@ -186,7 +186,7 @@ def continuous(
         counts.note(group.slots.shape[1], [True] * images)
         counts.cache_bytes = 0 if cache is None else cache.bytes
         clock.lap("model")
-        with threads.step(z.shape[:-1].numel()):
+        with threads.step(len(rows.embedding) * group.slots.shape[1]):
             sampler.accept(model.head, z)
         clock.lap("head")
         yield

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vargen.core.machine import total_memory
+from vargen.models.joined import Projection
 
 SHARE = 0.25  # of the machine's memory that weights in order may take
 ROWS = 32  # of a product, for which oneDNN chooses the order; others are right as well
@@ -20,19 +21,21 @@ Stamp = tuple[int, int, torch.dtype]
 _ordered: WeakKeyDictionary[nn.Linear, tuple[Stamp, Tensor]] = WeakKeyDictionary()  # models of many sizes share layers
 
 
-class PackedLinear(nn.Module):
-    """A linear layer, (..., in) to (..., out), whose weights are in order."""
+class PackedLinear(nn.Linear):
+    """A linear layer, (..., in) to (..., out), whose weights are in order. It has those of another one as well."""
 
     def __init__(self, plain: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.bias = plain.weight, plain.bias  # for those who look at them
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self.weight, self.bias = plain.weight, plain.bias
         stamp = _stamp(plain)
         if plain not in _ordered or _ordered[plain][0] != stamp:
             _ordered[plain] = (stamp, torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), ROWS))
         self._ordered = _ordered[plain][1]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._ordered, self.bias, "none", [], "")
+    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        bias = self.bias if bias is None else bias
+        return torch.ops.mkldnn._linear_pointwise(input, self._ordered, bias, "none", [], "")
 
 
 def packed(model: nn.Module) -> nn.Module:
@@ -54,7 +57,8 @@ def fitting(model: nn.Module) -> list[nn.Linear]:
         return []
     half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     dtypes = (torch.float32, torch.bfloat16) if half else (torch.float32,)
-    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _plain(layer, dtypes)]
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    layers = [layer for layer in linear if type(layer) in (nn.Linear, Projection) and _plain(layer, dtypes)]
     held, memory = sum(layer.weight.nbytes for layer in layers), total_memory(torch.device("cpu"))
     return layers if memory is not None and held <= SHARE * memory else []
 

@@ -47,7 +47,8 @@ class Sight:
         alone = self.rows.shape[1] == 1 and self.first + 1 == self.stop
         if self.sees is None and self.padding is None and alone:
             return None  # a lone token at the last row sees everything
-        return causal_mask(self.rows, self.stop, self.sees, self.padding, self.dtype)
+        dtype = torch.float32 if self.rows.is_cpu else self.dtype  # see `plain`
+        return causal_mask(self.rows, self.stop, self.sees, self.padding, dtype)
 
 
 def causal_mask(rows: Tensor, stop: int, sees: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -66,8 +67,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
     if sight.kernels.triton("attention", q, unfit=_unfit(q, k), pays=sight.kernels.captured):
         return _launch(q, k, v, sight)
     q = q.transpose(1, 2)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=sight.mask, enable_gqa=k.shape[1] < q.shape[1])
-    return out.transpose(1, 2)
+    return plain(q, k, v, sight.mask).transpose(1, 2)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """PyTorch's attention (R, H, n, D), heads first; on a CPU in float32, since few queries of fewer bits take several
+    times as long there. `mask` is added to the scores, or says what is seen; `scale` is 1 / sqrt(D) unless given.
+    """
+    dtype = q.dtype
+    if q.is_cpu and dtype.itemsize < 4:
+        q, k, v = q.float(), k.float(), v.float()
+    if mask is not None and mask.is_floating_point() and mask.dtype != q.dtype:
+        mask = mask.to(q.dtype)
+    grouped = k.shape[1] < q.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    return out if out.dtype == dtype else out.to(dtype)
 
 
 def _unfit(q: Tensor, k: Tensor) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Denoising, KVCache
+from vargen.kernels.attention import plain
 from vargen.models.contract import Model
 from vargen.models.llama import RMSNorm
 
@@ -113,8 +114,7 @@ class Step:
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention (R, n, H D) of queries (R, n, H, D) to all keys and values (R, m, H, D)."""
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return out.transpose(1, 2).flatten(2)
+    return plain(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):

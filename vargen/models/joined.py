@@ -10,8 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+
+class Projection(nn.Linear):
+    """A linear layer without a bias of its own: that of every call is given, joined from several parameters."""
+
+    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(input, self.weight, bias)
 
 
 def published(module: nn.Module, name: str, rows: Mapping[str, int]) -> None:

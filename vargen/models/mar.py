@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vargen.core.layout import Layout
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Group
+from vargen.kernels.attention import plain
 from vargen.models.contract import Model
 from vargen.models.diffusion import DiffusionHead
 
@@ -95,7 +96,7 @@ class Attention(nn.Module):
         if places is not None:
             q = take(q, places)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if seen is None else seen[:, None, None])
+        out = plain(q, k, v, None if seen is None else seen[:, None, None])
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

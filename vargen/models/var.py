@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from vargen.core.layout import Layout
 from vargen.core.specs import ScaleSpec
 from vargen.core.types import Condition, KVCache
+from vargen.kernels.attention import plain
 from vargen.models.contract import Model
+from vargen.models.joined import Projection
 from vargen.tokenizers.multiscale_vq import OFFICIAL_SIDES
 
 # The official files (`VAR` in models/var.py): our key to theirs. Buffers are computed and not loaded.
@@ -89,21 +91,21 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.dim = config.heads, config.head_dim
         self.temperature = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4)))
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.qkv = Projection(config.width, 3 * config.width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(config.width))  # keys have none
         self.v_bias = nn.Parameter(torch.zeros(config.width))
         self.proj = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor, step: Step, layer: int) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        q, k, v = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, self.dim)).unbind(2)
+        q, k, v = self.qkv(x, bias).unflatten(-1, (3, self.heads, self.dim)).unbind(2)
         sharpness = self.temperature.float().clamp(max=math.log(100)).exp().view(self.heads, 1)
         q = (F.normalize(q.float(), dim=-1) * sharpness).type_as(v)  # (R, n, H, D)
         k = F.normalize(k.float(), dim=-1).type_as(v)
         if step.cache is not None:
             k, v = step.cache.join(layer, step.first, k, v)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=step.mask, scale=1.0)
+        out = plain(q, k, v, step.mask, scale=1.0)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

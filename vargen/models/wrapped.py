@@ -75,7 +75,8 @@ class Wrapped(Prompted, ABC):
         mask, stop = sight.mask, sight.stop
         if mask is None:  # transformers would make one of its own
             mask = x.new_zeros(1, 1, x.shape[1], stop).expand(len(x), -1, -1, -1)
-        inputs = {"inputs_embeds": x, "position_ids": positions.expand(len(x), -1), "attention_mask": mask}
+        places = positions.expand(len(x), -1)
+        inputs = {"inputs_embeds": x, "position_ids": places, "attention_mask": mask.to(x.dtype)}
         given = {self._cache_name: Slots(cache, sight.rows, stop)}
         return self.language(**inputs, **given, use_cache=False).last_hidden_state
 

@@ -113,8 +113,7 @@ class ContinuousPipeline(Pipeline):
             raise ValueError(f"got tokens {tuple(tokens.shape)}, expected (B, {spec.slots}, {spec.channels})")
         if not tokens.is_floating_point() or not tokens.isfinite().all():
             raise ValueError("got tokens that are not all finite floating-point numbers")
-        with Threads(self.tokenizer).step():
-            return self.image_tokenizer.decode(self.transformer.image(tokens.float()))
+        return self.image_tokenizer.decode(self.transformer.image(tokens.float()))
 
     def _fit(self) -> None:
         """ValueError where transformer and autoencoder do not go together."""

@@ -10,7 +10,6 @@ from torch import Tensor
 from vargen.core.machine import ordinary
 from vargen.core.preset import Preset
 from vargen.core.weight_files import is_dense
-from vargen.engine.threads import Threads
 from vargen.pipelines import request
 
 
@@ -46,8 +45,7 @@ class Pictures:
         codes = len(self.image_tokenizer.stored_codes)
         if tokens.dtype != torch.int64 or int(tokens.min()) < 0 or int(tokens.max()) >= codes:
             raise ValueError(f"got tokens that are no ids, expected whole numbers from 0 to {codes - 1}")
-        with Threads(self.tokenizer).step():
-            return self.tokenizer.decode(tokens)
+        return self.tokenizer.decode(tokens)
 
     def finish(self, images: Tensor, output_type: str, image_size: int | None = None) -> Any:
         """Images (B, 3, H, W) in [-1, 1] as they are given out."""

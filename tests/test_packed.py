@@ -1,0 +1,114 @@
+"""Weights in order for a CPU: what runs is a copy of the model that shares them, and that no change escapes."""
+
+import copy
+import gc
+
+import pytest
+import torch
+from every_kind import ASKED
+from small import llamagen, pipeline
+from torch import nn
+
+from vargen.engine import packed
+from vargen.engine.packed import PackedLinear
+from vargen.engine.runners import Runners
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+
+
+def drawn(pipe, fast, asked):
+    pipe.fast = fast
+    return pipe(**asked, seed=2, output_type="latent").tokens
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_every_kind_draws_what_it_draws_without(name, tmp_path):
+    make, asked = ASKED[name]
+    pipe = make(tmp_path) if name == "harmon" else make()
+    pipe.set_progress_bar_config(disable=True)
+    auto, off = drawn(pipe, "auto", asked), drawn(pipe, "off", asked)
+    assert torch.allclose(auto, off, rtol=1e-4, atol=1e-4) if auto.is_floating_point() else torch.equal(auto, off)
+    assert not any(isinstance(part, PackedLinear) for part in pipe.transformer.modules())
+
+
+def test_a_copy_shares_all_weights_and_leaves_the_model_alone():
+    model = llamagen()
+    before, state = dict(model.named_modules()), model.state_dict()
+    run = packed.packed(model)
+    assert dict(model.named_modules()) == before
+    assert sum(isinstance(part, PackedLinear) for part in run.modules()) == len(packed.fitting(model)) > 4
+    shared = dict(model.named_parameters())
+    assert all(value is shared[name] for name, value in run.named_parameters())
+    assert all(torch.equal(value, state[key]) for key, value in run.state_dict().items())
+
+
+def times_two(model):
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(2)
+
+
+def loaded(model):
+    model.load_state_dict({key: value.flip(0) for key, value in model.state_dict().items()})
+
+
+def replaced(model):
+    model.layers[0].attention_norm.weight = nn.Parameter(torch.full((32,), 3.0))
+
+
+def another_layer(model):
+    model.output = nn.Linear(32, 48, bias=False)
+
+
+def in_other_numbers(model):
+    model.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("change", [times_two, loaded, replaced, another_layer, in_other_numbers])
+def test_a_change_is_seen(change):
+    pipe, asked = pipeline(), {"class_labels": [1, 2], "method": "ar"}
+    first = drawn(pipe, "auto", asked)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        change(pipe.transformer)
+    after = drawn(pipe, "auto", asked)
+    assert torch.equal(after, drawn(pipe, "off", asked))
+    assert not torch.equal(after, first)
+
+
+def test_models_of_other_sizes_share_what_is_in_order():
+    model = llamagen()
+    runs = [packed.packed(each) for each in (model, copy.copy(model))]
+    first, second = ([part._ordered for part in run.modules() if isinstance(part, PackedLinear)] for run in runs)
+    assert all(one is other for one, other in zip(first, second, strict=True))
+
+
+def test_nothing_is_held_when_the_model_is_gone():
+    gc.collect()
+    before = len(packed._ordered)
+    runners, model = Runners(), llamagen()
+    runners.of("model", model, "auto")
+    assert len(packed._ordered) > before
+    del runners, model
+    gc.collect()
+    assert len(packed._ordered) == before
+
+
+def test_what_stays_as_it_is(monkeypatch):
+    model = llamagen()
+    assert Runners().of("model", model, "off") is model
+    hooked = nn.Linear(4, 4)
+    hooked.register_forward_hook(lambda *_: None)
+    with torch.inference_mode():
+        untold = nn.Linear(4, 4)  # it does not say when it is changed
+    others = [hooked, untold, nn.Linear(4, 4).half(), nn.Linear(4, 4, device="meta")]
+    assert packed.fitting(nn.ModuleList(others)) == []
+    monkeypatch.setattr(packed, "total_memory", lambda device: 1000)
+    assert packed.packed(model) is model
+
+
+def test_fast_off_gives_it_up():
+    runners, model = Runners(), llamagen()
+    assert runners.of("model", model, "auto") is runners.of("model", model, "auto") is not model
+    assert runners.of("model", model, "off") is model
+    assert not runners._packed
