@@ -11,7 +11,7 @@ from every_kind import ASKED
 
 import vargen
 from vargen.engine import threads
-from vargen.engine.threads import ALL, LONG, PRODUCTS, Threads
+from vargen.engine.threads import ALL, BYTES, LONG, PRODUCTS, Threads
 
 
 @pytest.fixture
@@ -25,16 +25,17 @@ def two():
 def test_short_products_take_one_thread_and_long_ones_all():
     model = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.Conv2d(1, 1, 3))
     tokens = int(LONG * PRODUCTS / 256**2)
-    assert [Threads(model).of(n, 8) for n in (1, tokens - 1, tokens + 2)] == [1, 1, 8]
+    assert [Threads(model).of(8, n) for n in (1, tokens - 1, tokens + 2)] == [1, 1, 8]
+    assert [Threads(model).of(8, 1, seen) for seen in (BYTES * LONG * 0.9, BYTES * LONG * 1.1)] == [1, 8]
     wide = torch.nn.Linear(4096, 4096, device="meta")
-    assert Threads(wide).of(1, 8) == 8  # of another device
-    assert Threads(torch.nn.Conv2d(1, 1, 3)).of(1, 8) == Threads(object()).of(1, 8) == ALL.of(1, 8) == 8
+    assert Threads(wide).of(8, 1) == 8  # of another device
+    assert Threads(torch.nn.Conv2d(1, 1, 3)).of(8, 1) == Threads(object()).of(8, 1) == ALL.of(8, 1) == 8
 
 
 def test_large_weights_take_long_to_read(monkeypatch):
     monkeypatch.setattr(threads, "BYTES", 4 * 64**2 / LONG)
-    assert Threads(torch.nn.Linear(64, 64)).of(1, 8) == 8
-    assert Threads(torch.nn.Linear(64, 63)).of(1, 8) == 1
+    assert Threads(torch.nn.Linear(64, 64)).of(8, 1) == 8
+    assert Threads(torch.nn.Linear(64, 63)).of(8, 1) == 1
 
 
 def test_afterwards_there_are_as_many_as_before(two):

@@ -97,28 +97,30 @@ def raster(
     spec, (rows, front, _) = model.spec, condition.embedding.shape
     cache, slots = model.make_cache(rows, sampler.extra, front), spec.slots
     counts.cache_bytes, cache.kernels = cache.bytes, counts.kernels
-    sound = Sound("the model", model.device)
-    with threads.step(rows * front):
+    sound, each = Sound("the model", model.device), cache.bytes / cache.keys.shape[:3].numel()
+    size = (rows * front, 0.0)
+    with threads.step(*size):
         logits = guidance.mix(model.prefill(condition, cache))
         sound.note(logits)
         logits = spec.given(logits, torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device))
     while True:
         counts.note(logits.shape[1], [n < slots for n in sampler.settled])
         clock.lap("model")
-        with threads.step(logits.shape[:2].numel()):
+        with threads.step(*size):
             sampler.accept(logits)
         clock.lap("sampler")
         yield
         clock.skip()
         if min(sampler.settled) >= slots:
             return sound.check()
-        with threads.step(rows):
+        with threads.step(*size):
             block = sampler.propose()
         clock.lap("sampler")
         spread = guidance.spread(block)
         assert len(spread.slots) <= rows, "rows that were dropped cannot come back: their cache has holes"
         rows = len(spread.slots)
-        with threads.step(spread.slots.numel()):
+        size = (spread.slots.numel(), rows * spread.stop * each)
+        with threads.step(*size):
             logits = guidance.mix(model.decode(spread, cache), block)
             sound.note(logits)
             logits = spec.given(logits, block.slots, ahead=1)

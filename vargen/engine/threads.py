@@ -17,7 +17,7 @@ from torch import nn
 # Of a core, roughly: only orders of magnitude count.
 PRODUCTS = 3e10  # multiplications a second
 BYTES = 1e10  # read a second
-LONG = 2.5e-4  # seconds that a product takes at least where threads share it
+LONG = 2.5e-4  # seconds that a product, or attention, takes at least where threads share it
 
 
 class Threads:
@@ -30,16 +30,18 @@ class Threads:
         self._numbers = sum(each.numel() for each in flat) / max(1, len(flat))
         self._bytes = sum(each.nbytes for each in flat) / max(1, len(flat))
 
-    def of(self, tokens: int, most: int) -> int:
-        """Threads, of `most`, for a step of so many tokens."""
-        short = 0 < max(tokens * self._numbers / PRODUCTS, self._bytes / BYTES) < LONG
-        return 1 if short else most
+    def of(self, most: int, tokens: int, seen: float = 0.0) -> int:
+        """Threads, of `most`; see `step`."""
+        short = 0 < max(tokens * self._numbers / PRODUCTS, self._bytes / BYTES, seen / BYTES) < LONG
+        return 1 if short and self._numbers else most
 
     @contextmanager
-    def step(self, tokens: int) -> Iterator[None]:
-        """A step of so many tokens, rows of guidance counted; afterwards there are as many threads as before."""
+    def step(self, tokens: int, seen: float = 0.0) -> Iterator[None]:
+        """A step of so many tokens, rows of guidance counted, that see so many bytes of keys and values in a layer;
+        afterwards there are as many threads as before.
+        """
         most = torch.get_num_threads()
-        few = self.of(tokens, most)
+        few = self.of(most, tokens, seen)
         if few == most:
             yield
             return
