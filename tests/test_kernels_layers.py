@@ -158,8 +158,8 @@ def test_rope(heads, kv_heads, dim, joined, groups, dtype):
     results = []
     for impl in ("triton", "torch"):
         cache = KVCache(2, rows + 1, slots, kv_heads, dim, dtype=dtype, device=torch.device(DEVICE))
-        cache.keys += 5
-        cache.values += 6
+        cache.keys.add_(5)
+        cache.values.add_(6)
         cache.kernels = Kernels(impl)
         with torch.no_grad():
             where = (turns, cache, 1, cache.flat(places), slots - 1)
