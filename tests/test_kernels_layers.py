@@ -150,7 +150,8 @@ def test_rope(heads, kv_heads, dim, joined, groups, dtype):
     else:
         q, k, v = normal(rows, n, heads, dim), normal(rows, n, kv_heads, dim), normal(rows, n, kv_heads, dim)
         angles = normal(rows, n, 1, dim // 2).float()
-        turns = rope.Halves(angles.cos(), angles.sin())
+        sin = torch.cat([-angles.sin(), angles.sin()], dim=-1)
+        turns = rope.Halves(angles.cos().repeat(1, 1, 1, 2), sin)
     norms = (HeadNorm(groups, dim).to(DEVICE, dtype), HeadNorm(groups, dim).to(DEVICE, dtype)) if groups else None
     for norm in norms or ():
         norm.weight.data, norm.bias.data = normal(groups, dim), normal(groups, dim)
@@ -200,7 +201,7 @@ def test_small_kernels_are_for_graphs(monkeypatch):
         cache.kernels = ran = Kernels(captured=captured)
         rms_norm(x, x[0, 0, 0], 1e-5, ran)
         place = torch.zeros(1, 1, dtype=torch.int64, device=DEVICE)
-        turns = rope.Halves(x[..., :8], x[..., :8])
+        turns = rope.Halves(x, x)
         rope.enter(x, x, x, turns, cache, 0, cache.flat(place), 1)
         attention.attend(x, x, x, Sight(place, 0, 1, x.dtype, kernels=ran))
     assert told == [(op, pays) for pays in (False, True) for op in ("norm", "rope", "attention")]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from chameleon import CONFIG, lumina, text, vqgan
 from PIL import Image
 
@@ -79,7 +80,8 @@ def test_keys_in_bfloat16_are_normalised_and_turned_in_float32():
     cache = model.make_cache(1, 0, front)
     model.prefill(condition, cache)
     layer: Any = model.decoder.model.layers[0]
-    k = layer.self_attn.k_proj(layer.input_layernorm(condition.embedding)).unflatten(-1, (CONFIG.heads, -1)).float()
+    weight = layer.self_attn.state_dict()["k_proj.weight"]
+    k = F.linear(layer.input_layernorm(condition.embedding), weight).unflatten(-1, (CONFIG.heads, -1)).float()
     mean, variance = k.mean(-1, keepdim=True), k.var(-1, unbiased=False, keepdim=True)
     k = (k - mean) / (variance + 1e-5).sqrt() * layer.self_attn.k_norm.weight + layer.self_attn.k_norm.bias
     half = CONFIG.head_dim // 2

@@ -16,27 +16,8 @@ from vargen.core.types import KVCache
 
 @dataclass(frozen=True)
 class Halves:
-    """Turns channels i and i + D / 2 by angles whose cosine and sine are (R, n, 1, D / 2) float32."""
-
-    cos: Tensor
-    sin: Tensor
-
-    @property
-    def parts(self) -> tuple[Tensor, Tensor]:
-        return self.cos, self.sin
-
-    def turn(self, x: Tensor) -> Tensor:
-        """`x` (R, n, H, D), turned, in float32."""
-        a, b = x.float().chunk(2, dim=-1)
-        return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], dim=-1)
-
-
-@dataclass(frozen=True)
-class Joined:
-    """Turns queries and keys, and leaves values, all three in one: x cos + (x with its halves changed over) sin.
-
-    Both are (R or 1, n, 3, 1, D) float32: of queries, of keys, of values (1 and 0). The sine of the first half is
-    negative.
+    """Turns channels i and i + D / 2: x cos + (x with its halves changed over) sin, both (R, n, 1, D) float32. The sine
+    of the first half is negative.
     """
 
     cos: Tensor
@@ -44,15 +25,28 @@ class Joined:
 
     @property
     def parts(self) -> tuple[Tensor, Tensor]:
-        """As `Halves` has them."""
+        """Cosines and sines of the angles, (R, n, 1, D / 2)."""
         half = self.cos.shape[-1] // 2
-        return self.cos[:, :, 0, :, :half], self.sin[:, :, 0, :, half:]
+        return self.cos[..., :half], self.sin[..., half:]
 
     def turn(self, x: Tensor) -> Tensor:
-        """`x` (R, n, 3, H, D), turned."""
+        """`x` (R, n, H, D), turned."""
         y = x if x.dtype == torch.float32 else x.float()
         y = (y * self.cos).addcmul_(y.roll(y.shape[-1] // 2, -1), self.sin)
         return y if x.dtype == torch.float32 else y.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Joined(Halves):
+    """Turns queries and keys, and leaves values, all three in one (R, n, 3, H, D).
+
+    Cosines and sines are (R or 1, n, 3, 1, D) float32: of queries, of keys, of values (1 and 0).
+    """
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        half = self.cos.shape[-1] // 2
+        return self.cos[:, :, 0, :, :half], self.sin[:, :, 0, :, half:]
 
 
 class HeadNorm(Protocol):
@@ -108,7 +102,8 @@ def enter(
         return out, *held.seen(layer, len(k), stop)
     if norms is not None:
         q, k = norms[0](q), norms[1](k)
-    return turns.turn(q).type_as(v), *cache.write(layer, flat, turns.turn(k).type_as(v), v, stop)
+    q, k = (x if x.dtype == v.dtype else x.to(v.dtype) for x in (turns.turn(q), turns.turn(k)))
+    return q, *cache.write(layer, flat, k, v, stop)
 
 
 def _launch(

@@ -1,8 +1,8 @@
 """Chameleon's decoder (arXiv 2405.09818), which Lumina-mGPT and Anole have too: text and image tokens in one sequence.
 
-Parameter names and shapes are the official checkpoints'. Queries and keys pass a LayerNorm per head, whose weights have
-a row per group of heads. Where the published code, under autocast, works in float32 (that norm and the rotary
-embedding, with a table rounded to the weights' type), so does this.
+Names and shapes in its state are the official checkpoints', though projections are joined (`models/joined.py`). Queries
+and keys pass a LayerNorm per head, whose weights have a row per group of heads. Where the published code, under
+autocast, works in float32 (that norm and the rotary embedding, by a table rounded to the weights' type), so does this.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from vargen.core.layout import Layout
 from vargen.core.types import KVCache
 from vargen.kernels.attention import Sight, attend
 from vargen.kernels.rope import Halves, enter
+from vargen.models.joined import published
 from vargen.models.llama import RMSNorm
 
 LAYOUT = Layout(ignored=r"model\.vqmodel\..*")  # an encoder of images, which training dropped
@@ -52,9 +53,11 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (R, n, H, D), whose heads share the rows in turn."""
-        each = x.shape[2] // len(self.weight)
-        weight, bias = (part.repeat_interleave(each, dim=0) for part in (self.weight, self.bias))
-        return F.layer_norm(x.float(), x.shape[-1:], eps=self.eps) * weight + bias
+        weight, bias, each = self.weight, self.bias, x.shape[2] // len(self.weight)
+        if 1 < each < x.shape[2]:
+            weight, bias = (part.repeat_interleave(each, dim=0) for part in (weight, bias))
+        x = x if x.dtype == torch.float32 else x.float()
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * weight + bias
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,15 @@ class Attention(nn.Module):
     def __init__(self, config: ChameleonConfig) -> None:
         super().__init__()
         inner, outer = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.dim = config.head_dim
-        self.q_proj = nn.Linear(config.width, inner, bias=False)
-        self.k_proj = nn.Linear(config.width, outer, bias=False)
-        self.v_proj = nn.Linear(config.width, outer, bias=False)
+        self.dim, self.heads = config.head_dim, (config.heads, config.kv_heads, config.kv_heads)
+        self.qkv_proj = nn.Linear(config.width, inner + 2 * outer, bias=False)
+        published(self, "qkv_proj.weight", {"q_proj.weight": inner, "k_proj.weight": outer, "v_proj.weight": outer})
         self.o_proj = nn.Linear(inner, config.width, bias=False)
         self.q_norm = HeadNorm(config.groups, config.head_dim)
         self.k_norm = HeadNorm(min(config.groups, config.kv_heads), config.head_dim)
 
     def forward(self, x: Tensor, step: Step, layer: int) -> Tensor:
-        q, k, v = (part(x).unflatten(-1, (-1, self.dim)) for part in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.dim)).split(self.heads, dim=2)
         norms = (self.q_norm, self.k_norm)
         q, k, v = enter(q, k, v, step.turns, step.cache, layer, step.flat, step.sight.stop, norms)
         return self.o_proj(attend(q, k, v, step.sight).flatten(2))
@@ -89,12 +91,13 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: ChameleonConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.width, config.hidden, bias=False)
-        self.up_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.gate_up_proj = nn.Linear(config.width, 2 * config.hidden, bias=False)
+        published(self, "gate_up_proj.weight", dict.fromkeys(("gate_proj.weight", "up_proj.weight"), config.hidden))
         self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Layer(nn.Module):
@@ -133,7 +136,8 @@ class Chameleon(nn.Module):
         half = config.head_dim // 2
         frequencies = config.rope_base ** (-torch.arange(half, device="cpu").float() / half)
         angles = torch.arange(config.context, device="cpu").float()[:, None] * frequencies
-        self._rope = (angles.cos(), angles.sin())  # plain attributes: they stay float32 under .to(dtype)
+        sin = angles.sin()  # the tables are plain attributes: they stay float32 under .to(dtype)
+        self._rope = (angles.cos().repeat(1, 2), torch.cat([-sin, sin], dim=-1))
 
     def forward(self, x: Tensor, positions: Tensor, sight: Sight, cache: KVCache) -> Tensor:
         """States (R, n, d), normalised for the head, of embedded tokens `x` at `positions` (R, n)."""
