@@ -36,6 +36,19 @@ def test_a_generator_moves_on(pipe):
     assert len(set(several.trace.seeds) | set(draw(pair).trace.seeds)) == 4
 
 
+def test_without_a_seed_torch_s_own_generator_says(pipe):
+    """As in diffusers: `torch.manual_seed`, which `set_seed` of all libraries calls, repeats what follows."""
+
+    def seeds(global_seed):
+        torch.manual_seed(global_seed)
+        return [pipe(["a"], method="ar", output_type="latent").trace.seeds for _ in range(2)]
+
+    with torch.random.fork_rng():
+        first, again, other = seeds(1), seeds(1), seeds(2)
+    assert first == again
+    assert len({*first[0], *first[1], *other[0]}) == 3
+
+
 def test_habits_of_diffusers(pipe):
     told = []
 

@@ -31,7 +31,7 @@ from served import HEADERS, IMAGES, KEY, LONG, MODELS, ROOT, Running, descriptor
 
 from vargen.commands import sample
 
-PATHS = (IMAGES, "/v1/models", "/v1/models/{model}", "/docs", "/healthz", "/metrics")
+PATHS = (IMAGES, "/v1/models", "/v1/models/{model}", "/docs", "/health", "/healthz", "/metrics")
 PROMPTS = ("a red lighthouse at night", "snow", "a harbour with three boats under a full moon")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 

@@ -211,14 +211,13 @@ def measure(
     task = Task(model.spec, torch.arange(batch, device=device), warp, kernels=kernels)
     clock, counts = loops.Clock(device), loops.Counts(kernels=kernels)
     runner = Runners().of("model", model, "off" if mode == "compile" else mode)
-    task, stepped = replace(task, late=isinstance(runner, Replayed)), 0
+    task = replace(task, late=isinstance(runner, Replayed))
     if mode == "compile":
         vars(model)["decode"] = torch.compile(model.decode)
     try:
         sampler: Any = ImposedJacobi(width, task, imposed)
-        for _ in loops.raster(runner, condition, sampler, guidance, clock, counts, Threads(model)):
-            stepped += 1
-            if stepped == imposed.steps + 1:
+        for stepped, _ in enumerate(loops.raster(runner, condition, sampler, guidance, clock, counts, Threads(model))):
+            if stepped == imposed.steps:
                 break
     finally:
         vars(model).pop("decode", None)

@@ -2,7 +2,6 @@
 
 import operator
 import re
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,7 +73,7 @@ def number(value: Any, name: str) -> float:
 
 
 def seeds(count: int, seed: Any, generator: Any) -> list[int]:
-    """One seed per image, as int64: from a first seed, a list of seeds, generators, or drawn afresh."""
+    """One seed per image, as int64: from a first seed, a list of seeds, generators, or else torch's own."""
     if generator is not None:
         if seed is not None:
             raise ValueError("got both seed and generator, expected one of them")
@@ -85,7 +84,7 @@ def seeds(count: int, seed: Any, generator: Any) -> list[int]:
             raise ValueError(f"got {len(many)} generators for {count} images, expected one for all, or one each")
         seed = [drawn for g in many for drawn in _drawn(g, count if many is not generator else 1)]
     if seed is None:
-        seed = secrets.randbits(32)
+        seed = int(torch.randint(1 << 32, (), device="cpu"))  # repeats behind torch.manual_seed, as in diffusers
     if (isinstance(seed, Sequence) and not isinstance(seed, str | bytes | bytearray)) or (
         isinstance(seed, Arrays) and seed.ndim
     ):
