@@ -75,9 +75,9 @@ def test_two_processes_at_once_take_the_cpu_time_of_one_alone():
         pipe = vargen.load("pocket-llamagen", device="cpu")
         pipe.set_progress_bar_config(disable=True)
         times = []
-        for _ in range(3):
+        for _ in range(2):
             start = time.process_time()
-            pipe([3], seed=0, method="sjd-coupled:window=16", output_type="latent")
+            pipe([3], seed=0, method="ar", output_type="latent")
             times.append(time.process_time() - start)
         print(min(times))
     """
@@ -95,7 +95,7 @@ def test_threads_of_commands_do_not_spin_for_long():
         except SystemExit:
             print(os.environ["GOMP_SPINCOUNT"])
     """
-    for said, found in ((None, "1000"), ("7", "7")):
+    for said, found in ((None, "4000"), ("7", "7")):
         env = {**os.environ, "GOMP_SPINCOUNT": said} if said else dict(os.environ)
         if not said:
             env.pop("GOMP_SPINCOUNT", None)

@@ -80,7 +80,7 @@ def door(name: str, argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that a terminal has no letters for is no error
         sys.stdout.reconfigure(errors="backslashreplace")
     # GNU's threads wait by spinning, beside another busy process for longer than they work; torch brings them.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
     before = signal.signal(signal.SIGINT, stop)
     try:
         guarded(lambda words: importlib.import_module(COMMANDS[name][0]).command(words), argv)

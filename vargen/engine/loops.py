@@ -183,7 +183,7 @@ def continuous(
         group = sampler.propose()
         clock.lap("sampler")
         rows = _repeated(condition, images, len(group.slots) // images)
-        with threads.step(len(rows.embedding) * (group.slots.shape[1] + group.known.shape[1])):
+        with threads.step(len(rows.embedding) * model.spec.slots):  # of a masked model, which runs all
             z = model.decode(rows, group, cache)
         counts.note(group.slots.shape[1], [True] * images)
         counts.cache_bytes = 0 if cache is None else cache.bytes

@@ -17,7 +17,7 @@ from torch import nn
 # Of a core, roughly: only orders of magnitude count.
 PRODUCTS = 3e10  # multiplications a second
 BYTES = 1e10  # read a second
-LONG = 2.5e-4  # seconds that a product, or attention, takes at least where threads share it
+LONG = 8e-5  # seconds that a product, or attention, takes at least where threads share it
 
 
 class Threads:
