@@ -76,6 +76,17 @@ def test_a_change_is_seen(change):
     assert not torch.equal(after, first)
 
 
+def test_a_change_that_is_not_told_is_seen_behind_to():
+    pipe, asked = pipeline(), {"class_labels": [1, 2], "method": "ar"}
+    first = drawn(pipe, "auto", asked)
+    for value in pipe.transformer.parameters():
+        value.data.mul_(2)
+    pipe.to("cpu")
+    after = drawn(pipe, "auto", asked)
+    assert torch.equal(after, drawn(pipe, "off", asked))
+    assert not torch.equal(after, first)
+
+
 def test_models_of_other_sizes_share_what_is_in_order():
     model = llamagen()
     runs = [packed.packed(each) for each in (model, copy.copy(model))]

@@ -63,6 +63,11 @@ def fitting(model: nn.Module) -> list[nn.Linear]:
     return layers if memory is not None and held <= SHARE * memory else []
 
 
+def forget() -> None:
+    """Put weights in order anew where they are asked for again: after changes that PyTorch does not tell."""
+    _ordered.clear()
+
+
 def stamps(model: nn.Module) -> tuple[Stamp, ...]:
     """What changes whenever a weight does that would be put in order."""
     return tuple(_stamp(layer) for layer in fitting(model))

@@ -21,7 +21,7 @@ from vargen.core.specs import ContinuousSpec, ScaleSpec
 from vargen.core.types import Condition, Denoising, DenoisingPath, Group, KVCache
 from vargen.engine.caches import Replaying
 from vargen.engine.graphs import Capture, Capturing, Recorder, Tensors, weights
-from vargen.engine.packed import packed, stamps
+from vargen.engine.packed import forget, packed, stamps
 from vargen.engine.replayed import Replayed
 from vargen.models.contract import ContinuousModel, NextScaleModel
 from vargen.models.diffusion import DiffusionHead
@@ -198,6 +198,7 @@ class Runners:
         """Give up all graphs, and the caches that they read, unless they are in use; and weights in order."""
         self._kept.clear()
         self._packed.clear()
+        forget()
 
 
 def _made(model: Any) -> Callable[[Any, Capture | None], Any] | None:
