@@ -29,6 +29,9 @@ def test_every_kind_draws_what_it_draws_without(name, tmp_path):
     auto, off = drawn(pipe, "auto", asked), drawn(pipe, "off", asked)
     assert torch.allclose(auto, off, rtol=1e-4, atol=1e-4) if auto.is_floating_point() else torch.equal(auto, off)
     assert not any(isinstance(part, PackedLinear) for part in pipe.transformer.modules())
+    assert pipe(**asked, seed=2, output_type="latent").trace.kernels.get("linear") is None
+    pipe.fast = "auto"
+    assert pipe(**asked, seed=2, output_type="latent").trace.kernels["linear"] == "onednn"
 
 
 def test_a_copy_shares_all_weights_and_leaves_the_model_alone():

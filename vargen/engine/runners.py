@@ -189,6 +189,12 @@ class Runners:
             self._packed[role] = (stands, packed(model))
         return self._packed[role][1]
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """What a trace says of how the model is run, beside what the loops note."""
+        stands, runner = self._packed.get("model", ((None,), None))
+        return {} if runner is stands[0] else {"linear": "onednn"}
+
     def release(self) -> None:
         """Give up caches that nobody uses."""
         for _, runner in self._kept.values():

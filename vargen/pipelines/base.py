@@ -253,7 +253,7 @@ class Pipeline(Pictures, Kept):
         """What the loop counted."""
         slots, each = self.transformer.spec.slots, counts.per_image
         trace.forwards, trace.windows, trace.cache_bytes = counts.forwards, counts.widths, counts.cache_bytes
-        trace.kernels = dict(counts.kernels.ran)
+        trace.kernels = self._runners.notes | counts.kernels.ran
         trace.forwards_per_image = sum(each) / len(each)
         trace.tokens_per_forward = sum(slots / n for n in each if n) / len(each)
         trace.seconds, trace.versions = clock.seconds(), self.versions
