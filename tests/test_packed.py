@@ -111,14 +111,49 @@ def test_nothing_is_held_when_the_model_is_gone():
 def test_what_stays_as_it_is(monkeypatch):
     model = llamagen()
     assert Runners().of("model", model, "off") is model
-    hooked = nn.Linear(4, 4)
-    hooked.register_forward_hook(lambda *_: None)
     with torch.inference_mode():
         untold = nn.Linear(4, 4)  # it does not say when it is changed
-    others = [hooked, untold, nn.Linear(4, 4).half(), nn.Linear(4, 4, device="meta")]
+    others = [untold, nn.Linear(4, 4).half(), nn.Linear(4, 4, device="meta")]
     assert packed.fitting(nn.ModuleList(others)) == []
     monkeypatch.setattr(packed, "total_memory", lambda device: 1000)
     assert packed.packed(model) is model
+
+
+class Listener:
+    def __init__(self):
+        self.heard = 0
+
+    def hear(self, *_):
+        self.heard += 1
+
+
+def by_hook(part, listener):
+    part.register_forward_hook(listener.hear)
+
+
+def by_pre_hook(part, listener):
+    part.register_forward_pre_hook(listener.hear)
+
+
+def by_forward(part, listener):
+    inner = part.forward
+
+    def forward(*arguments):
+        listener.hear()
+        return inner(*arguments)
+
+    part.forward = forward
+
+
+@pytest.mark.parametrize("listen", [by_hook, by_pre_hook, by_forward])
+def test_who_listens_hears(listen):
+    """Also who begins after a call, and by a method, whose object a copy of the model would have a copy of."""
+    pipe, listener = pipeline(), Listener()
+    asked = {"class_labels": [1], "method": "ar"}
+    first = drawn(pipe, "auto", asked)
+    listen(pipe.transformer.layers[0], listener)
+    assert torch.equal(drawn(pipe, "auto", asked), first)
+    assert listener.heard > 1
 
 
 def test_fast_off_gives_it_up():

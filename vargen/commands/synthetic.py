@@ -1,9 +1,8 @@
 """What a forward costs at published shapes, with random weights and an imposed acceptance, and what the limit is.
 
 `vargen bench --synthetic llamagen-xl`. Nothing is downloaded. Random weights say nothing of how many drafts are kept,
-so that number is a setting; everything else of a step is run. Steps are timed in the middle of an image. The limit is
-the time to read the weights, and the keys and values in use, once. Models that are no raster models draw whole images,
-and their limit is that of the backbone's weights.
+so that number is a setting; everything else of a step is run. The limit is the time to read the weights, and the keys
+and values in use, once. Models that are no raster models draw whole images; their limit is of the backbone's weights.
 """
 
 import statistics

@@ -52,8 +52,10 @@ def packed(model: nn.Module) -> nn.Module:
 
 
 def fitting(model: nn.Module) -> list[nn.Linear]:
-    """The layers of a model whose weights gain by being put in order; none where memory is short."""
-    if not torch.backends.mkldnn.is_available():
+    """The layers of a model whose weights gain by being put in order; none where memory is short, or where somebody
+    looks at what its modules do: a copy of a hook would tell a copy of whoever listens.
+    """
+    if not torch.backends.mkldnn.is_available() or any(map(_watched, model.modules())):
         return []
     half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     dtypes = (torch.float32, torch.bfloat16) if half else (torch.float32,)
@@ -74,10 +76,15 @@ def stamps(model: nn.Module) -> tuple[Stamp, ...]:
 
 
 def _plain(layer: nn.Linear, dtypes: tuple[torch.dtype, ...]) -> bool:
-    """Whether it is one of `dtypes` on a CPU, neither quantised nor hooked, and says when it changes."""
-    weight, hooks = layer.weight, (layer._forward_hooks, layer._forward_pre_hooks)
+    """Whether it is one of `dtypes` on a CPU, not quantised, and says when it changes."""
+    weight = layer.weight
     known = type(weight) is nn.Parameter and weight.is_cpu and weight.dtype in dtypes and not weight.is_inference()
-    return known and weight.numel() > 0 and not any(hooks)
+    return known and weight.numel() > 0
+
+
+def _watched(part: nn.Module) -> bool:
+    """Whether a module has hooks, or a `forward` of its own."""
+    return bool(part._forward_hooks or part._forward_pre_hooks) or "forward" in vars(part)
 
 
 def _stamp(layer: nn.Linear) -> Stamp:
