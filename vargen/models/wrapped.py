@@ -75,10 +75,14 @@ class Wrapped(Prompted, ABC):
         mask, stop = sight.mask, sight.stop
         if mask is None:  # transformers would make one of its own
             mask = x.new_zeros(1, 1, x.shape[1], stop).expand(len(x), -1, -1, -1)
-        places = positions.expand(len(x), -1)
+        places = self.places(positions.expand(len(x), -1), cache)
         inputs = {"inputs_embeds": x, "position_ids": places, "attention_mask": mask.to(x.dtype)}
         given = {self._cache_name: Slots(cache, sight.rows, stop)}
         return self.language(**inputs, **given, use_cache=False).last_hidden_state
+
+    def places(self, positions: Tensor, cache: KVCache) -> Tensor:
+        """Positions (R, n), which count a row's tokens, as the layers take them."""
+        return positions
 
     def empty_cache(self, batch: int, rows: int) -> KVCache:
         c = self.config  # transformers', whose fields differ from family to family
