@@ -104,7 +104,7 @@ class GlmImage(Wrapped):
 
     def described(self) -> dict[str, Any]:
         """What `rebuilt` makes it of, without weights."""
-        shapes = (as_json(self.config), self.codes, self.start, self.head.out_features, self.size, self.sizes)
+        shapes = (as_json(self.about), self.codes, self.start, self.head.out_features, self.size, self.sizes)
         return asdict(Shapes(*shapes))
 
     @classmethod

@@ -48,14 +48,34 @@ def rebuilt(kind: type, about: Any) -> Any:
     return module
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """The shapes of a decoder of transformers, by the names that models here have for them."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    width: int
+    hidden: int
+
+    @classmethod
+    def of(cls, config: Any) -> "Decoder":
+        """From transformers' config, whose fields differ from family to family."""
+        heads, width = config.num_attention_heads, config.hidden_size
+        shared = getattr(config, "num_key_value_heads", None) or heads
+        dim = getattr(config, "head_dim", None) or width // heads
+        return cls(config.num_hidden_layers, heads, shared, dim, width, config.intermediate_size)
+
+
 class Wrapped(Prompted, ABC):
     """A decoder of transformers. Subclasses say what an image's tokens are."""
 
     def __init__(self, language: nn.Module, context: int) -> None:
         super().__init__()
         self.language, self.context = language, context
-        self.config: Any = language.config
-        self.words = self.config.vocab_size
+        self.about: Any = language.config  # transformers' own
+        self.config, self.words = Decoder.of(self.about), self.about.vocab_size
         named = inspect.signature(type(language).forward).parameters
         self._cache_name = "cache" if "cache" in named else "past_key_values"  # it changed in transformers 5.2x
 
@@ -85,10 +105,8 @@ class Wrapped(Prompted, ABC):
         return positions
 
     def empty_cache(self, batch: int, rows: int) -> KVCache:
-        c = self.config  # transformers', whose fields differ from family to family
-        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
-        dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        return KVCache(c.num_hidden_layers, batch, rows, heads, dim, dtype=self.dtype, device=self.device)
+        c = self.config
+        return KVCache(c.layers, batch, rows, c.kv_heads, c.head_dim, dtype=self.dtype, device=self.device)
 
 
 def pretrained(kind: type, folder: Path) -> Any:
