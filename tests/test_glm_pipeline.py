@@ -1,5 +1,6 @@
 """GLM-Image from a repository's folder to a picture, with all parts of diffusers' pipeline tiny and random."""
 
+import io
 import json
 import shutil
 
@@ -10,7 +11,9 @@ from PIL import Image
 
 import vargen
 from vargen.models import glm_image
-from vargen.pipelines.glm_image import GlmImagePipeline
+from vargen.pipelines.glm_image import GlmImagePipeline, Painting
+from vargen.server.orders import Batch, Done, Order
+from vargen.server.painter import Painter
 
 ASKED = {"height": 128, "width": 192, "num_inference_steps": 2, "method": "sjd-exact:window=16"}
 
@@ -190,3 +193,36 @@ def test_the_first_stage_makes_room_for_the_painter(repository, monkeypatch):
     monkeypatch.setattr(GlmImagePipeline, "_paint", lambda *given: moves.append("paint") or paint(*given))
     pipe(["sea", "boat"], seed=1, **ASKED)
     assert moves == [("first", "cpu"), "paint", "paint", ("first", "cpu")]
+
+
+def orders(*seeds, **how):
+    given = {"method": "sjd-exact:window=16", "preset": None, "law": (), "size": (128, 192), "image_size": None}
+    return tuple(Order("glm-image", subject="sea 'a'", seeds=(seed,), **{**given, **how}) for seed in seeds)
+
+
+def test_a_server_draws_codes_together_and_paints_each_image_alone(repository, monkeypatch):
+    pipe = load(repository)
+    sized = pipe.at(128, 192)
+    monkeypatch.setattr(sized, "painting", Painting(2))
+    monkeypatch.setattr(pipe, "painting", Painting(2))
+    painter = Painter({"glm-image": pipe})
+    (card,) = painter.cards
+    assert not card.sketches
+    events = list(painter.paint(Batch(orders(3, 4), (0, 1)), lambda ticket: True))
+    done = {event.order: event for event in events if isinstance(event, Done)}
+    assert sorted(done) == [0, 1]
+    for index, seed in enumerate((3, 4)):
+        alone = pipe("sea 'a'", seed=seed, **ASKED).images[0]
+        assert Image.open(io.BytesIO(done[index].pictures[0])).tobytes() == alone.tobytes()
+
+
+def test_words_survive_whatever_they_are(repository):
+    """The painter reads the prompt as it was given, not as the first stage's tokens spell it."""
+    pipe, texts = load(repository).at(128, 192), ["「海」 and “née”", "sea 'a'", "boat"]
+    heard = []
+    pipe._paint = lambda painter, codes, text, seed: heard.append(text) or torch.zeros(1, 3, 128, 192)
+    pipe(texts, seed=1, batch_size=2, num_inference_steps=1, method="ar", num_images_per_prompt=2)
+    assert heard == [text for text in texts for _ in range(2)]
+    read = pipe.encode_prompt(["boat sea"])
+    pipe(prompt_embeds=read[0], prompt_attention_mask=read[1], seed=1, method="ar")
+    assert heard[-1] == "boat sea"

@@ -40,6 +40,7 @@ class GlmImagePipeline(PromptedPipeline):
     """Draws what prompts say with GLM-Image. `painter` makes the pictures; without it there are codes alone."""
 
     options_type: ClassVar[type[Options]] = GlmImageOptions
+    sketches: ClassVar[bool] = False
 
     def __init__(
         self,

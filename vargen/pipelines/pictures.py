@@ -1,6 +1,6 @@
 """From tokens to pictures: what every pipeline decodes with, and how its images are given out."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from vargen.pipelines import request
 class Pictures:
     """The part of a pipeline that knows its image tokenizer."""
 
+    sketches: ClassVar[bool] = True  # whether pictures of images on their way cost little, and are shown
     preset: Preset
     transformer: Any
     tokenizer: Any
