@@ -8,7 +8,7 @@ import json
 from abc import ABC
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,8 @@ class Decoder:
 
 class Wrapped(Prompted, ABC):
     """A decoder of transformers. Subclasses say what an image's tokens are."""
+
+    replays: ClassVar[bool] = True
 
     def __init__(self, language: nn.Module, context: int) -> None:
         super().__init__()

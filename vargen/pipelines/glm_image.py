@@ -6,13 +6,16 @@ with words of different lengths (huggingface/diffusers#13587).
 """
 
 import copy
+import warnings
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from vargen.core import pretrained
 from vargen.core.preset import Preset
 from vargen.core.types import Trace
 from vargen.models.glm_image import GlmImage
@@ -21,6 +24,24 @@ from vargen.pipelines.options import GlmImageOptions, Options, takes
 from vargen.pipelines.partial import Partial
 from vargen.pipelines.prompted import PromptedPipeline
 from vargen.pipelines.request import Request
+
+FIRST = ("vision_language_encoder", "processor")  # of diffusers' pipeline, in whose place our loop is
+PAINTER = "painter"  # the folder of the rest in a saved pipeline
+
+
+def read_painter(folder: Path, dtype: torch.dtype) -> Any:
+    """diffusers' pipeline in a folder, without its first stage. Only safetensors are read, and no code is run.
+
+    ValueError where it cannot be had.
+    """
+    try:
+        from diffusers import GlmImagePipeline as Painter
+    except ImportError:
+        raise ValueError("this release of diffusers has no GlmImagePipeline: install 0.37 or a later one") from None
+    how: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, **dict.fromkeys(FIRST)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # of all releases
+        return pretrained.load(Painter, folder, "the diffusion transformer", torch_dtype=dtype, **how)
 
 
 @dataclass(frozen=True)
@@ -69,6 +90,17 @@ class GlmImagePipeline(PromptedPipeline):
     @property
     def components(self) -> dict[str, Any]:
         return {**super().components, "painter": self.painter}
+
+    def write_beside(self, folder: Path) -> None:
+        """The painter's parts, without a first stage, which the transformer is."""
+        if self.painter is not None:
+            without = {name: None for name in FIRST if getattr(self.painter, name) is not None}
+            painter = type(self.painter)(**{**self.painter.components, **without})
+            painter.save_pretrained(folder / PAINTER)
+
+    @classmethod
+    def read_beside(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        return {"painter": read_painter(folder / PAINTER, dtype).to(device)} if (folder / PAINTER).is_dir() else {}
 
     def to(self, *arguments: Any, **options: Any) -> Any:
         """Move to a device, the painter as well; a dtype is the transformer's alone. See `Pipeline.to`."""

@@ -16,6 +16,7 @@ from vargen.engine.replayed import Replayed
 from vargen.engine.threads import Threads
 from vargen.models import t5
 from vargen.models.contract import embed
+from vargen.models.prompted import Prompted
 from vargen.pipelines import request, values
 from vargen.pipelines.base import Pipeline
 from vargen.pipelines.choose_drafter import drafter_for
@@ -26,6 +27,7 @@ from vargen.samplers.contract import RasterSampler, Task
 from vargen.samplers.width import LADDER
 
 Size = tuple[int, int]  # height and width in pixels
+PROMPTS = 64  # tokens of a prompt, of which caches and graphs have a multiple
 
 
 class RasterPipeline(Pipeline):
@@ -164,6 +166,8 @@ class RasterPipeline(Pipeline):
         trace, runner = self._begin(method, seeds), self._runners.of("model", model, self.fast)
         clock, counts = loops.Clock(device), loops.Counts(kernels=Kernels.of(self.fast))
         condition = embed(model, inputs, guided=method.guidance.active)
+        if isinstance(model, Prompted) and isinstance(runner, Replayed):
+            condition = condition.rounded(PROMPTS)  # prompts of many lengths in the same graphs
         seeded, parts = torch.tensor(seeds, device=device), {"codebook": self._codebook(), "kernels": counts.kernels}
         task = Task(model.spec, seeded, method.warp, **parts)
         if drafting := drafter_for(self, method, inputs):

@@ -4,13 +4,12 @@ Temperature and top-p are those of the README, for the first stage; no top-k is 
 diffusers' GlmImagePipeline: `vision_language_encoder` and `processor` are ours, the rest paints.
 """
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vargen.core import hub, model_config, pretrained, safe_json, weight_files
+from vargen.core import hub, model_config, safe_json, weight_files
 from vargen.core.messages import quoted
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.core.specs import RasterSpec
@@ -47,7 +46,7 @@ TEXT = {  # GlmImageTextConfig as published
 def build(sources: Sources, device: torch.device, dtype: torch.dtype) -> "GlmImagePipeline":
     """The pipeline from the whole repository, or from its first stage alone, which gives codes and no pictures."""
     from vargen.models import t5
-    from vargen.pipelines.glm_image import GlmImagePipeline
+    from vargen.pipelines.glm_image import GlmImagePipeline, read_painter
 
     folder = sources.checkpoint if sources.checkpoint is not None else hub.fetch(REPOSITORY, "*", "main")
     if not folder.is_dir():
@@ -63,7 +62,7 @@ def build(sources: Sources, device: torch.device, dtype: torch.dtype) -> "GlmIma
     transformer = _first(first).to(device, dtype).eval().requires_grad_(False)
     if transformer.start != text.bos_token_id:
         raise ValueError(f"the text tokenizer of {words} starts images with another token than config.json says")
-    painter = _painter(folder, dtype).to(device) if whole and not sources.drafts else None
+    painter = read_painter(folder, dtype).to(device) if whole and not sources.drafts else None
     return GlmImagePipeline(transformer, None, text_tokenizer=text, painter=painter, preset=PRESETS[NAME])
 
 
@@ -106,19 +105,6 @@ def _first(folder: Path) -> "GlmImage":
     how: dict[str, Any] = {"codes": config.vq_config.num_embeddings, "start": config.image_start_token_id}
     model_config.check_ids({"image_start_token_id": how["start"]}, config.text_config.vocab_size, str(folder))
     return glm_image.GlmImage(model.model.language_model, model.lm_head, size=glm_image.SIZE, sizes=known, **how)
-
-
-def _painter(folder: Path, dtype: torch.dtype) -> Any:
-    """diffusers' pipeline in a folder, without its first stage. Only safetensors are read, and no code is run."""
-    try:
-        from diffusers import GlmImagePipeline
-    except ImportError:
-        raise ValueError(f"this release of diffusers has no {PIPELINE}: install 0.37 or a later one") from None
-    without: dict[str, Any] = {FIRST: None, PROCESSOR: None}
-    how: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "torch_dtype": dtype}  # of all releases
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-        return pretrained.load(GlmImagePipeline, folder, "the diffusion transformer", **without, **how)
 
 
 def skeleton() -> "GlmImage":
