@@ -67,7 +67,7 @@ def test_emu3_is_cut_where_theirs_is(made):
         given = emu_call(2, **{"max_new_tokens": None, **how})
         given |= {"negative_prompt_ids": None, "negative_prompt_attention_mask": None}
         wanted = theirs(model, given)
-        vargen.accelerate(model)
+        vargen.accelerate(model, "sjd")  # with a window that it measures
         assert torch.equal(model.generate(**given), wanted), how
 
 
@@ -186,6 +186,10 @@ def test_methods_and_things_are_checked_at_once(made):
     ]:
         with pytest.raises(ValueError, match=complaint):
             vargen.accelerate(model, method)
+    vargen.accelerate(model, "sjd-coupled:rule=lantern:k=3")
+    with pytest.raises(ValueError, match="rule lantern needs the codes of the image tokenizer"):
+        model.generate(**CALLS["janus"](1))
+    vargen.release(model)
     with pytest.raises(ValueError, match="got fast 'very', expected auto, off, triton"):
         vargen.accelerate(model, fast="very")
     assert "generate" not in vars(model)
