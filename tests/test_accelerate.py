@@ -3,6 +3,7 @@ gives, and back again. Laws and refusals are in `test_accelerate_law.py`.
 """
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -119,6 +120,7 @@ def test_text_is_untouched_and_release_restores(held):
     model.generate(**call(1))
     assert torch.equal(model.generate(**given), wanted)
     assert set(model.state_dict()) == keys
+    assert inspect.signature(model.generate) == inspect.signature(type(model).generate.__get__(model))
     assert [part.training for part in model.modules()] == modes
     assert [value.requires_grad for value in model.parameters()] == gradients
     assert vargen.release(model) is model
@@ -173,6 +175,30 @@ def test_changed_weights_are_seen(made, kind):
     assert next(model.parameters()).dtype == torch.bfloat16
     model.to(torch.float64)  # from halves, whose greedy tokens are others
     assert torch.equal(model.generate(**call(2)), theirs(model, call(2)))
+
+
+class Switched(torch.nn.Linear):
+    """As adapters are: with a switch that is no weight."""
+
+    on = False
+
+    def forward(self, input):
+        return -super().forward(input) if self.on else super().forward(input)
+
+
+def test_switches_of_somebody_s_own_layers_are_seen(made, kind):
+    model, call = copy.deepcopy(made[kind]), CALLS[kind]
+    language = vargen.accelerate(model).generate.parts()[0]
+    attention = language.layers[0].self_attn
+    plain = attention.o_proj
+    attention.o_proj = Switched(plain.in_features, plain.out_features, bias=False)
+    attention.o_proj.weight = plain.weight
+    drawn = []
+    for on in (False, True):
+        attention.o_proj.on = on
+        drawn.append(model.generate(**call(2)))
+        assert torch.equal(drawn[-1], theirs(model, call(2)))
+    assert not torch.equal(*drawn)
 
 
 def test_methods_and_things_are_checked_at_once(made):

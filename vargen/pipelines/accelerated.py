@@ -1,5 +1,6 @@
 """What stands in the place of `generate` on a model of transformers whose images are drawn by our loop."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from vargen.pipelines.asked_law import Asked
 from vargen.pipelines.prompted import PromptedPipeline
 
 ATTENTION = ("eager", "sdpa")  # implementations that take our masks
+KNOWN = ("torch.", "transformers.")  # whose layers do what their weights say
 
 
 class Accelerated(ABC):
@@ -43,6 +45,12 @@ class Accelerated(ABC):
         """As the class's `generate` is called."""
         given = asked_law.arguments(type(self.model).generate, self.model, args, kwargs)
         return self.draw(given) if self.draws(given) else self.plain(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The class's own, for whoever looks."""
+        own = inspect.signature(type(self.model).generate)
+        return own.replace(parameters=list(own.parameters.values())[1:])
 
     def plain(self, *args: Any, **kwargs: Any) -> Any:
         """What was there before."""
@@ -78,13 +86,16 @@ class Accelerated(ABC):
         """Codes (B, rows, columns) of inputs (B, 2, T), by the model that `make` gives; `key` says which it is."""
         language, head = self.parts()
         self._check(language, head)
-        key, count = (key, id(language), id(head), str(next(language.parameters()).device)), len(inputs[0])
+        place, count = next(language.parameters()).device, len(inputs[0])
+        key = (key, id(language), id(head), str(place), language.training)
         if self._made is None or self._made[0] != key:
             pipe = PromptedPipeline(make(), None)
             pipe.set_progress_bar_config(disable=True)
             self._made = (key, pipe)
         pipe = self._made[1]
-        pipe.fast = self.fast
+        # Layers of somebody's own, adapters say, may have switches that a copy or a graph of them would not see.
+        known = all(type(part).__module__.startswith(KNOWN) for part in language.modules())
+        pipe.fast = self.fast if known or self.fast != "auto" else "off"
         # One seed for each image, from torch's own generator, which greedy decoding leaves alone.
         seeds = torch.randint(1 << 62, (count,), device="cpu").tolist() if asked.drawn else list(range(count))
         ids, mask = inputs
