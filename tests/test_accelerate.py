@@ -119,6 +119,8 @@ def test_text_is_untouched_and_release_restores(held):
     vargen.accelerate(model, "ar")
     model.generate(**call(1))
     assert torch.equal(model.generate(**given), wanted)
+    _, pipe = model.generate._made
+    assert {id(value) for value in pipe.transformer.parameters()} <= {id(value) for value in model.parameters()}
     assert set(model.state_dict()) == keys
     assert inspect.signature(model.generate) == inspect.signature(type(model).generate.__get__(model))
     assert [part.training for part in model.modules()] == modes

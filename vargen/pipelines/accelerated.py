@@ -155,7 +155,8 @@ class JanusImages(Accelerated):
             raise ValueError(f"got a model of {count} image tokens, expected {found.spec.slots} as it decodes them")
         ids, seen = self._prompts(asked)
         inputs = asked_law.pairs((ids, seen), (found.emptied(ids), seen))
-        tokens = self._tokens(tuple(named.items()), lambda: found, inputs, asked)
+        key = (tuple(named.items()), id(inner.generation_embeddings), id(inner.generation_aligner))
+        tokens = self._tokens(key, lambda: found, inputs, asked)
         return self._answer(asked, tokens.flatten(1))
 
 
