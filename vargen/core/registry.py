@@ -82,11 +82,13 @@ METHODS = {
 }
 
 PUBLIC = {  # what `import vargen` offers
+    "accelerate": "vargen.pipelines.accelerate:accelerate",
     "list_methods": "vargen.core.registry:list_methods",
     "list_models": "vargen.core.registry:list_models",
     "load": "vargen.pipelines.loading:load",
     "load_tokenizer": "vargen.pipelines.loading:load_tokenizer",
     "plan": "vargen.pipelines.plan:plan",
+    "release": "vargen.pipelines.accelerate:release",
 }
 
 

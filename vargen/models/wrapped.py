@@ -119,6 +119,30 @@ class Wrapped(Prompted, ABC):
         return KVCache(c.layers, batch, rows, c.kv_heads, c.head_dim, dtype=self.dtype, device=self.device)
 
 
+class Worded(Wrapped, ABC):
+    """One whose image codes are ids of the text vocabulary, embedded as words are and judged by the words' head."""
+
+    ids: Tensor
+
+    def __init__(self, language: nn.Module, head: nn.Linear, ids: Tensor, codes: int) -> None:
+        """`ids` (V,) are those of so many codes, and behind them of what else stands in an image."""
+        config: Any = language.config
+        super().__init__(language, config.max_position_embeddings)
+        self.head, self._codes = head, codes
+        self.register_buffer("ids", ids, persistent=False)
+        self._first = int(ids[0])
+        self._in_order = torch.equal(ids[:codes].cpu(), torch.arange(self._first, self._first + codes))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.embed_words(self.ids[tokens])
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Of the codes; a newline's is never looked at (`RasterSpec.given`)."""
+        weight, ids = self.head.weight, self.ids[: self._codes]
+        weight = weight[self._first : self._first + self._codes] if self._in_order else weight[ids]
+        return F.pad(F.linear(states, weight).float(), (0, len(self.ids) - self._codes))
+
+
 def pretrained(kind: type, folder: Path) -> Any:
     """A model of transformers from a folder, in the types of its files. ValueError where weights are missing."""
     model, info = load_model(kind, folder, kind.__name__, dtype="auto")
