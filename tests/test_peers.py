@@ -76,6 +76,16 @@ def wrapped(name):
     return pipe
 
 
+def test_a_wrapped_model_from_its_folder(tmp_path):
+    folder = tmp_path / "janus"
+    janus_model().save_pretrained(folder)
+    words(JANUS, bos=True).save_pretrained(folder)
+    argv = ["--model", "janus-pro-1b", "--checkpoint", folder, "--prompt", "a red boat", "--methods", "ar"]
+    found = result(tmp_path, *argv, "--num-images", 1, "--top-k", 5, "--dtype", "bfloat16", "--peer")
+    assert (found["model"], found["dtype"]) == ("janus-pro-1b", "bfloat16")
+    assert found["rows"][1]["same"].endswith(" of 16 greedy tokens equal")
+
+
 @pytest.mark.parametrize(("name", "kind"), [("janus", JanusPeer), ("emu3", Emu3Peer)])
 def test_prompts_of_several_lengths_and_what_is_drawn(name, kind, monkeypatch):
     monkeypatch.setattr(emu3, "NEGATIVE", "low low")
