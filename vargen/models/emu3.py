@@ -80,7 +80,7 @@ class Emu3(Wrapped):
 
     def described(self) -> dict[str, Any]:
         """What `rebuilt` makes it of, without weights."""
-        return asdict(Shapes(as_json(self.config), tuple(self.ids.tolist()), self.size, self.sizes))
+        return asdict(Shapes(as_json(self.about), tuple(self.ids.tolist()), self.size, self.sizes))
 
     @classmethod
     def rebuilt(cls, about: Any) -> "Emu3":

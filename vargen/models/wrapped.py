@@ -48,14 +48,34 @@ def rebuilt(kind: type, about: Any) -> Any:
     return module
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """The shapes of a decoder of transformers, by the names that models here have for them."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    width: int
+    hidden: int
+
+    @classmethod
+    def of(cls, config: Any) -> "Decoder":
+        """From transformers' config, whose fields differ from family to family."""
+        heads, width = config.num_attention_heads, config.hidden_size
+        shared = getattr(config, "num_key_value_heads", None) or heads
+        dim = getattr(config, "head_dim", None) or width // heads
+        return cls(config.num_hidden_layers, heads, shared, dim, width, config.intermediate_size)
+
+
 class Wrapped(Prompted, ABC):
     """A decoder of transformers. Subclasses say what an image's tokens are."""
 
     def __init__(self, language: nn.Module, context: int) -> None:
         super().__init__()
         self.language, self.context = language, context
-        self.config: Any = language.config
-        self.words = self.config.vocab_size
+        self.about: Any = language.config  # transformers' own
+        self.config, self.words = Decoder.of(self.about), self.about.vocab_size
         named = inspect.signature(type(language).forward).parameters
         self._cache_name = "cache" if "cache" in named else "past_key_values"  # it changed in transformers 5.2x
 
@@ -75,16 +95,18 @@ class Wrapped(Prompted, ABC):
         mask, stop = sight.mask, sight.stop
         if mask is None:  # transformers would make one of its own
             mask = x.new_zeros(1, 1, x.shape[1], stop).expand(len(x), -1, -1, -1)
-        places = positions.expand(len(x), -1)
+        places = self.places(positions.expand(len(x), -1), cache)
         inputs = {"inputs_embeds": x, "position_ids": places, "attention_mask": mask.to(x.dtype)}
         given = {self._cache_name: Slots(cache, sight.rows, stop)}
         return self.language(**inputs, **given, use_cache=False).last_hidden_state
 
+    def places(self, positions: Tensor, cache: KVCache) -> Tensor:
+        """Positions (R, n), which count a row's tokens, as the layers take them."""
+        return positions
+
     def empty_cache(self, batch: int, rows: int) -> KVCache:
-        c = self.config  # transformers', whose fields differ from family to family
-        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
-        dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        return KVCache(c.num_hidden_layers, batch, rows, heads, dim, dtype=self.dtype, device=self.device)
+        c = self.config
+        return KVCache(c.layers, batch, rows, c.kv_heads, c.head_dim, dtype=self.dtype, device=self.device)
 
 
 def pretrained(kind: type, folder: Path) -> Any:

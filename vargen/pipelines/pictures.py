@@ -40,6 +40,12 @@ class Pictures:
             raise ValueError(f"got tokens {tuple(tokens.shape)}, expected at least one image's")
         return self.finish(self._pixels(tokens.to(self.transformer.device)), output_type, image_size)
 
+    def shown(self, partial: Any, output_type: str) -> Any:
+        """The pictures of a batch in the making."""
+        if partial.features is None:
+            return self.decode(partial.tokens, output_type, partial.image_size)
+        return self.finish(self.image_tokenizer.decode_latents(partial.features), output_type, partial.image_size)
+
     def _pixels(self, tokens: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] of ids as the image tokenizer takes them. ValueError where they are none."""
         codes = len(self.image_tokenizer.stored_codes)

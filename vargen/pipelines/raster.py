@@ -82,7 +82,7 @@ class RasterPipeline(Pipeline):
         if asked.free_size:
             return self._draw_freely(asked)
         out = super()._draw(asked)
-        tokens = self._codes(out.tokens)
+        tokens = out.tokens if self.transformer.spec.previews else self._codes(out.tokens)
         return replace(out, tokens=tokens, images=tokens if asked.output_type == "latent" else out.images)
 
     def _draw_freely(self, asked: Request) -> Generation:
@@ -135,8 +135,7 @@ class RasterPipeline(Pipeline):
 
     def _codes(self, tokens: Tensor) -> Tensor:
         """Tokens (B, slots) as a grid, without newlines."""
-        rows, columns = self._grid()
-        return tokens.unflatten(1, (rows, -1))[..., :columns]
+        return self.transformer.spec.split(tokens)[-1][..., : self._grid()[1]]
 
     def _inputs(self, wanted: RasterOptions) -> tuple[Tensor, ...]:
         if wanted.image is not None and self.transformer.spec.classes:
@@ -179,8 +178,8 @@ class RasterPipeline(Pipeline):
             clock.lap("calibration")
         sampler: RasterSampler = method.sampler(method.settings, task)
         for _ in loops.raster(runner, condition, sampler, method.guidance, clock, counts, threads):
-            shown, final = (trace, self, image_size), sampler.committed
-            yield Partial(sampler.tokens, sampler.settled, counts.forwards, *shown, committed=final)
+            rest: Any = {"committed": sampler.committed, "inputs": inputs, "seeds": tuple(seeds)}
+            yield Partial(sampler.tokens, sampler.settled, counts.forwards, trace, self, image_size, **rest)
         if drafting is not None:
             drafting[1].sound.check()
             trace.drafter_forwards = drafting[1].forwards
