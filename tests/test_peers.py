@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+import glm
 import numpy as np
 import pytest
 import small
@@ -19,10 +20,11 @@ from vargen.core import registry
 from vargen.core.layout import Layout
 from vargen.eval.authors import LlamaGenPeer, filled
 from vargen.eval.checkout import imported
-from vargen.eval.peers import Emu3Peer, JanusPeer
+from vargen.eval.peers import Emu3Peer, GlmImagePeer, JanusPeer
 from vargen.models import emu3
 from vargen.models.emu3 import Emu3
 from vargen.models.janus import Janus
+from vargen.pipelines.glm_image import GlmImagePipeline
 from vargen.pipelines.prompted import PromptedPipeline
 from vargen.pipelines.raster import RasterPipeline
 
@@ -100,6 +102,17 @@ def test_prompts_of_several_lengths_and_what_is_drawn(name, kind, monkeypatch):
     assert not torch.equal(drawn[0].tokens, drawn[1].tokens)
     assert 0 <= int(drawn[0].tokens.min()) <= int(drawn[0].tokens.max()) < 20
     assert not any(part._forward_hooks for part in pipe.transformer.modules())
+
+
+def test_glm_image_s_two_grids():
+    pipe = GlmImagePipeline(glm.ours())
+    pipe.set_progress_bar_config(disable=True)
+    ids, mask = glm.prompts(0, 1, 2)
+    peer = GlmImagePeer(pipe, LAW)
+    count = 3 * glm.SPEC.slots
+    inputs = {"prompt_embeds": ids, "prompt_attention_mask": mask}
+    assert peer.same(inputs, 3) == f"{count} of {count} greedy tokens equal"
+    assert int(peer(inputs, [0, 0, 0]).tokens.max()) < glm.CODES
 
 
 def numbers() -> list[int]:

@@ -116,7 +116,11 @@ def parser() -> flags.Parser:
     made.add_argument("--json", type=Path, help="results to a file; a bar chart goes beside it as PNG")
     made.add_argument("--synthetic", help="a published shape, with random weights: flags of its own, see its --help")
     beside = made.add_argument_group("a peer beside them, on the same weights; no images are decoded then")
-    beside.add_argument("--peer", action="store_true", help="its own code: transformers' generate, or --peer-path")
+    beside.add_argument(
+        "--peer",
+        action="store_true",
+        help="its own code: transformers' generate, or --peer-path; with --synthetic: janus, emu3",
+    )
     words = "your checkout of LlamaGen, VAR or MAR: the code in it is run"
     beside.add_argument("--peer-path", type=Path, metavar="FOLDER", help=words)
     return made

@@ -16,8 +16,9 @@ from vargen.core import registry
 from vargen.core.preset import PLAIN_METHODS
 from vargen.core.version import __version__
 from vargen.eval.authors import LlamaGenPeer, MARPeer, VARPeer
-from vargen.eval.peers import Emu3Peer, JanusPeer, Peer
+from vargen.eval.peers import Emu3Peer, GlmImagePeer, JanusPeer, Peer
 from vargen.models.emu3 import Emu3
+from vargen.models.glm_image import GlmImage
 from vargen.models.janus import Janus
 from vargen.models.llamagen import LlamaGen
 from vargen.models.lumina_mgpt import LuminaMGPT
@@ -27,7 +28,7 @@ from vargen.pipelines import request
 from vargen.pipelines.loading import find_device, usual_dtype
 from vargen.pipelines.prompted import PromptedPipeline
 
-BUILT = {Janus: JanusPeer, Emu3: Emu3Peer}
+BUILT = {Janus: JanusPeer, Emu3: Emu3Peer, GlmImage: GlmImagePeer}
 CHECKOUTS = {LlamaGen: LlamaGenPeer, VAR: VARPeer, MAR: MARPeer}
 UNKNOWN = ("acceptance", "images_equal_to_ar", "cache_bytes", "peak_memory_bytes")  # of a peer
 SYNTHETIC = {"janus": "janus-pro-1b", "emu3": "emu3-gen"}  # whose presets they have
@@ -55,7 +56,7 @@ def beside(options: argparse.Namespace, pipe: Any, methods: list[str]) -> Peer:
     if issubclass(kind, LuminaMGPT):
         why = "transformers' Chameleon rules out every image token, so that its generate draws no image"
         raise ValueError(f"{name} has no peer: {why}")
-    raise ValueError(f"{name} has no peer: there are peers of Janus, Emu3, LlamaGen, VAR and MAR")
+    raise ValueError(f"{name} has no peer: there are peers of Janus, Emu3, GLM-Image, LlamaGen, VAR and MAR")
 
 
 def told(rows: list[dict[str, Any]], peer: Peer, same: str) -> list[dict[str, Any]]:

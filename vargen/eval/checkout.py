@@ -50,10 +50,11 @@ def _alone(root: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # Before any is gone: packages without a file look for themselves among the others, and in `sys.path`.
+        theirs = [name for name in set(sys.modules) - others if _inside(sys.modules[name], root)]
+        for name in theirs:
+            del sys.modules[name]
         sys.path[:], sys.dont_write_bytecode = path, bytecode
-        for name in set(sys.modules) - others:
-            if _inside(sys.modules[name], root):
-                del sys.modules[name]
         sys.modules.update(aside)
         for place in list(sys.path_importer_cache):
             if Path(place).is_relative_to(root):

@@ -103,7 +103,7 @@ class TransformersPeer(Peer):
     def _prompts(self, inputs: Inputs, part: int) -> tuple[Tensor, Tensor]:
         """Ids (B, T) and mask (B, T) of prompts, or of what guidance is against, padded on the left."""
         ids, words = (inputs[key][:, part] for key in ("prompt_embeds", "prompt_attention_mask"))
-        count = words.sum(-1, keepdim=True)
+        count = words.long().sum(-1, keepdim=True)
         longest = int(count.max())
         place = torch.arange(longest, device=ids.device)
         turned, seen = ids.gather(1, (place + count) % longest), place >= longest - count
@@ -148,7 +148,7 @@ class Emu3Peer(TransformersPeer):
 
         ours, codes = self.model, self.model.ids.tolist()
         names = {f"<|visual token {code:06d}|>": id for code, id in enumerate(codes[:-1])}
-        config = Emu3Config(text_config=ours.config.to_dict(), vocabulary_map=names | {LINE: codes[-1]})
+        config = Emu3Config(text_config=ours.about.to_dict(), vocabulary_map=names | {LINE: codes[-1]})
         with torch.device("meta"):
             made: Any = Emu3ForConditionalGeneration(config).eval()
         made.model.vqmodel, made.model.text_model, made.lm_head = nn.Identity(), ours.language, ours.head
@@ -170,3 +170,29 @@ class Emu3Peer(TransformersPeer):
         code = torch.zeros(self.model.words, dtype=torch.int64, device=codes.device)
         code[codes] = torch.arange(len(codes), device=codes.device)
         return code[drawn].unflatten(1, (spec.rows, spec.columns))[..., :-1]
+
+
+class GlmImagePeer(TransformersPeer):
+    """GlmImageForConditionalGeneration, kept from ids that are no codes, as our law is."""
+
+    def __init__(self, pipe: Any, law: Law) -> None:
+        super().__init__(pipe, law)
+        from transformers import GlmImageConfig, GlmImageForConditionalGeneration
+
+        ours = self.model
+        config = GlmImageConfig(text_config=ours.about.to_dict(), image_start_token_id=ours.start)
+        with torch.device("meta"):
+            made: Any = GlmImageForConditionalGeneration(config).eval()
+        made.model.visual, made.model.vqmodel = nn.Identity(), nn.Identity()
+        made.model.language_model, made.lm_head = ours.language, ours.head
+        made.generation_config.update(eos_token_id=None, pad_token_id=0)
+        self._made, self.counted = made, ours.language
+
+    def tokens(self, law: Law, inputs: Inputs) -> Tensor:
+        (ids, seen), ours = self._prompts(inputs, 0), self.model
+        grids = [[1, grid.rows, grid.columns] for grid in reversed(ours.spec.grids)]  # the full one first
+        how = {"max_new_tokens": ours.spec.slots, **self._drawn(law)}
+        how["suppress_tokens"] = [*range(ours.codes, ours.head.out_features)] or None
+        how["image_grid_thw"] = torch.tensor(grids, device=ids.device).repeat(len(ids), 1)
+        how["images_per_sample"] = torch.full((len(ids),), len(grids), device=ids.device)
+        return self._made.generate(input_ids=ids, attention_mask=seen, **how)[:, ids.shape[1] :]
