@@ -77,7 +77,15 @@ class Wrapped(Prompted, ABC):
         self.about: Any = language.config  # transformers' own
         self.config, self.words = Decoder.of(self.about), self.about.vocab_size
         named = inspect.signature(type(language).forward).parameters
-        self._cache_name = "cache" if "cache" in named else "past_key_values"  # it changed in transformers 5.2x
+        known = [name for name in ("cache", "past_key_values") if name in named]  # it changed in transformers 5.2x
+        if not known or "inputs_embeds" not in named:
+            from transformers import __version__ as release  # slow to import
+
+            raise ValueError(
+                f"{type(language).__name__} of transformers {release} takes neither cache nor past_key_values: install "
+                "a release that is known here, such as 5.24"
+            )
+        self._cache_name = known[0]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves and casts the weights; rotary frequencies are moved alone, since transformers keeps them in float32."""

@@ -6,7 +6,7 @@ with words of different lengths (huggingface/diffusers#13587).
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -19,7 +19,6 @@ from vargen.models.glm_image import GlmImage
 from vargen.pipelines import sized, values
 from vargen.pipelines.options import GlmImageOptions, Options, takes
 from vargen.pipelines.partial import Partial
-from vargen.pipelines.pictures import Pictures
 from vargen.pipelines.prompted import PromptedPipeline
 from vargen.pipelines.request import Request
 
@@ -41,6 +40,7 @@ class GlmImagePipeline(PromptedPipeline):
     """Draws what prompts say with GLM-Image. `painter` makes the pictures; without it there are codes alone."""
 
     options_type: ClassVar[type[Options]] = GlmImageOptions
+    sketches: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -148,14 +148,30 @@ class GlmImagePipeline(PromptedPipeline):
         return self._painted(full, texts * (len(full) // len(texts)), seeds, output_type, image_size)
 
     def shown(self, partial: Partial, output_type: str) -> Any:
-        ids, mask = partial.inputs
-        text = [self._text(row[words]) for row, words in zip(ids[:, 0], mask[:, 0].bool(), strict=True)]
-        how = (text, list(partial.seeds), output_type, partial.image_size)
+        texts = [bytes(row[row > 0].tolist()).decode() for row in partial.inputs[2]]
+        how = (texts, list(partial.seeds), output_type, partial.image_size)
         return self._painted(self._full(partial.tokens), *how)
 
-    def _text(self, ids: Tensor) -> str:
-        """The words of a prompt."""
+    def _inputs(self, wanted: Any) -> tuple[Tensor, ...]:
+        """Prompts as the model takes them, and as the painter does: UTF-8 (B, bytes), with zeros behind."""
+        ids, mask = super()._inputs(wanted)
+        if wanted.prompt is not None:
+            given = values.prompts(wanted.prompt)
+            texts = [text for text in given for _ in range(len(ids) // len(given))]
+        else:
+            texts = [self._words(row[there]) for row, there in zip(ids[:, 0], mask[:, 0], strict=True)]
+        read = [torch.tensor([*text.replace("\0", " ").encode()], dtype=torch.uint8) for text in texts]
+        return ids, mask, torch.nn.utils.rnn.pad_sequence(read, batch_first=True)
+
+    def _words(self, ids: Tensor) -> str:
+        """The words of a prompt that came as ids."""
         return "" if self.text_tokenizer is None else self.transformer.text_of(ids, self.text_tokenizer)
+
+    def _decode(
+        self, method: Any, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
+    ) -> Generator[Partial, None, None]:
+        for partial in super()._decode(method, inputs[:2], seeds, image_size):
+            yield replace(partial, inputs=inputs)
 
     def _full(self, tokens: Any) -> Tensor:
         """The full grid (B, rows, columns) of tokens. ValueError where they are none."""
@@ -181,7 +197,7 @@ class GlmImagePipeline(PromptedPipeline):
         finally:
             if self._offloads:
                 self._moved(place)
-        return Pictures.finish(self, torch.cat(images) * 2 - 1, output_type, image_size)
+        return self._given(torch.cat(images), output_type, image_size, normalised=False)
 
     def _moved(self, device: torch.device) -> None:
         self._runners.clear()

@@ -4,6 +4,7 @@ Temperature and top-p are those of the README, for the first stage; no top-k is 
 diffusers' GlmImagePipeline: `vision_language_encoder` and `processor` are ours, the rest paints.
 """
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 NAME, REPOSITORY = "glm-image", "zai-org/GLM-Image"
 FIRST, PROCESSOR, INDEX = "vision_language_encoder", "processor", "model_index.json"
+PIPELINE = "GlmImagePipeline"
 CODES, START = 16384, 16384
 ROPE = ("partial_rotary_factor", "mrope_section")  # which the class would take others for where they are left out
 TEXT = {  # GlmImageTextConfig as published
@@ -67,13 +69,9 @@ def build(sources: Sources, device: torch.device, dtype: torch.dtype) -> "GlmIma
 
 def _check_index(folder: Path) -> None:
     """ValueError where a model_index.json is of another pipeline, or parts are missing."""
-    try:
-        found = safe_json.read(folder / INDEX)
-    except (OSError, ValueError):
-        found = None
-    kind = found.get("_class_name") if isinstance(found, dict) else None
-    if kind != "GlmImagePipeline":
-        raise ValueError(f"{folder / INDEX} is of {quoted(kind)}, expected a GlmImagePipeline")
+    kind = safe_json.member(folder / INDEX, "_class_name")
+    if kind != PIPELINE:
+        raise ValueError(f"{folder / INDEX} is of {quoted(kind)}, expected a {PIPELINE}")
     for part in (FIRST, PROCESSOR):
         if not (folder / part).is_dir():
             raise ValueError(f"the folder {folder} lacks {part}, which {REPOSITORY} has")
@@ -112,11 +110,15 @@ def _first(folder: Path) -> "GlmImage":
 
 def _painter(folder: Path, dtype: torch.dtype) -> Any:
     """diffusers' pipeline in a folder, without its first stage. Only safetensors are read, and no code is run."""
-    from diffusers import GlmImagePipeline
-
+    try:
+        from diffusers import GlmImagePipeline
+    except ImportError:
+        raise ValueError(f"this release of diffusers has no {PIPELINE}: install 0.37 or a later one") from None
     without: dict[str, Any] = {FIRST: None, PROCESSOR: None}
-    how: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "torch_dtype": dtype}
-    return pretrained.load(GlmImagePipeline, folder, "the diffusion transformer", **without, **how)
+    how: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "torch_dtype": dtype}  # of all releases
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+        return pretrained.load(GlmImagePipeline, folder, "the diffusion transformer", **without, **how)
 
 
 def skeleton() -> "GlmImage":
@@ -142,5 +144,6 @@ PRESETS = {
         spec=RasterSpec(36, 24, CODES, 0, previews=((19, 13),)),
         skeleton=skeleton,
         repository=REPOSITORY,
+        pipeline=PIPELINE,
     )
 }

@@ -37,7 +37,8 @@ def described(name: str, pipe: Pipeline) -> Card:
     """A model's card."""
     preset = pipe.preset
     ships = preset.head if preset.drafter == "eagle" else pocket.WEIGHTS / f"{preset.drafter}.safetensors"
-    return Card(name, pipe.sizes, pipe.drafter is not None or (ships is not None and ships.exists()))
+    drafts = pipe.drafter is not None or (ships is not None and ships.exists())
+    return Card(name, pipe.sizes, drafts, pipe.sketches)
 
 
 @dataclass
