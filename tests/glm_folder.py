@@ -49,14 +49,22 @@ def words() -> Any:
 
 def processor() -> Any:
     """transformers' own, for images and words."""
-    return GlmImageProcessor(GlmImageImageProcessor(patch_size=8, merge_size=1), words(), chat_template=TEMPLATE)
+    law: Any = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "temporal_patch_size": 1}
+    bounds: Any = {"shortest_edge": 512**2, "longest_edge": 2048**2}
+    images = GlmImageImageProcessor(patch_size=16, merge_size=1, size=bounds, **law)
+    return GlmImageProcessor(images, words(), chat_template=TEMPLATE)
 
 
 def first(context: int = 2048) -> Any:
-    """The golden case's model, with room for whole images."""
-    about = {**CASE["config"], "text_config": {**CASE["config"]["text_config"], "max_position_embeddings": context}}
+    """The golden case's model, with room for whole images; it reads pictures in patches as large as published."""
+    text, seen = CASE["config"]["text_config"], CASE["config"]["vision_config"]
+    about = {**CASE["config"], "text_config": {**text, "max_position_embeddings": context}}
+    about |= {"vision_config": {**seen, "patch_size": 16, "image_size": 128}}
+    torch.manual_seed(3)
     model: Any = GlmImageForConditionalGeneration(GlmImageConfig.from_dict(about))
-    model.load_state_dict(theirs().state_dict())
+    model.load_state_dict({k: v for k, v in theirs().state_dict().items() if "patch_embed" not in k}, strict=False)
+    with torch.no_grad():
+        model.lm_head.weight[CODES:] = 0.0  # ids that are no codes are never the likeliest
     model.generation_config.update(pad_token_id=PAD, eos_token_id=END)
     return model.eval().requires_grad_(False)
 

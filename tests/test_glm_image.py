@@ -5,12 +5,17 @@ import torch
 from glm import CASE, CODES, FULL, PREVIEW, RECORDED, SPEC, START, ours, prompts, theirs
 from glm_folder import words
 
+from vargen.core import registry
 from vargen.core.specs import RasterSpec
+from vargen.core.warp import Warp
+from vargen.engine import loops
+from vargen.engine.guidance import Guidance
 from vargen.models import glm_image
 from vargen.models.glm_image import GlmImage
 from vargen.models.prompted import Passing
 from vargen.pipelines.glm_image import GlmImagePipeline
 from vargen.pipelines.prompted import PromptedPipeline
+from vargen.samplers.contract import Task
 
 METHODS = ("ar", "sjd:window=5", "sjd-coupled:window=5", "sjd-exact:window=5", "sjd-pac:window=5")
 GUESSES = ("sjd-exact:window=9:guess=preview", "sjd-coupled:window=7:guess=sample-preview", "sjd:window=6:guess=above")
@@ -59,8 +64,6 @@ def test_positions(model, which):
 
 def test_the_law_is_theirs_over_the_codes():
     """Temperature 0.9 and top-p 0.75; ids that are no codes are ruled out first."""
-    from vargen.core.warp import Warp
-
     warp, logits = Warp(0.9, 0, 0.75), RECORDED["law_logits"]
     torch.testing.assert_close(warp(logits), RECORDED["law"], atol=1e-5, rtol=1e-4)
     masked = logits.clone()
@@ -197,3 +200,44 @@ def test_a_spec_of_any_grids():
     assert made.spec == spec
     assert made.size == (96, 160)
     assert glm_image.cells(spec)[:, :5].tolist() == [[0, 0, 0, 0, 2], [0, 0, 1, 1, 2], [0, 1, 0, 1, 2]]
+
+
+def edit():
+    """The model without a preview, and the golden case's prompt with its picture's codes, under their grid."""
+    made = ours().drawing(RasterSpec(*FULL, CODES, 0))
+    ids = RECORDED["edit_prompt"].clone()
+    ids[ids == CASE["special"]["image"]] = RECORDED["edit_source_ids"]
+    states, mask = torch.zeros(1, 2, len(ids), dtype=torch.int64), torch.zeros(1, 2, len(ids), dtype=torch.bool)
+    states[0, 0], mask[0, 0] = ids, True
+    grid = CASE["grids"]["source"]
+    return made, states, mask, [[(grid[0], grid[1])]]
+
+
+def test_a_picture_in_the_prompt_stands_as_a_grid():
+    made, states, mask, grids = edit()
+    condition = made.text_condition(states, mask, grids, guided=False)
+    assert condition.places is not None
+    assert torch.equal(condition.places[:, 0], RECORDED["edit_positions"][:, : states.shape[-1]])
+    found = made(condition, RECORDED["edit_greedy"][None])[0]
+    torch.testing.assert_close(found, RECORDED["edit_logits"][:, :CODES], atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="as image in a call"):
+        made.text_condition(states, mask, guided=False)
+
+
+@pytest.mark.parametrize("rounded", [1, 16])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_drawn_behind_a_picture(method, rounded):
+    """Greedy, also beside a longer prompt and padded further: places are of each row's own."""
+    made, states, mask, grids = edit()
+    longer = torch.cat([torch.full((1, 2, 3), 70), states], 2)
+    both = (torch.cat([torch.nn.functional.pad(states, (0, 3)), longer]), torch.cat([mask, mask]))
+    both = (both[0], torch.nn.functional.pad(both[1], (0, 3)))
+    both[1][1, 0] = True
+    condition = made.text_condition(*both, grids * 2, guided=False).rounded(rounded)
+    name, settings = registry.method(method)
+    sampler = name(settings, Task(made.spec, torch.arange(2), Warp(top_k=1)))
+    with torch.inference_mode():
+        for _ in loops.raster(made, condition, sampler, Guidance(1.0), loops.Clock(made.device), loops.Counts()):
+            pass
+    assert torch.equal(sampler.tokens[0], RECORDED["edit_greedy"])
+    assert not torch.equal(sampler.tokens[1], RECORDED["edit_greedy"])

@@ -175,15 +175,24 @@ def fit(picture: Any, sizes: Sequence[tuple[int, int]]) -> Tensor:
     return pil_to_tensor(picture.resize((width, height), Image.Resampling.BICUBIC, box=box))[None] / 127.5 - 1
 
 
-@torch.inference_mode()
-def encoded(image: Any, prompts: int, tokenizer: Any, sizes: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
-    """Codes (h, w) of the pictures of each prompt: `image` is one for each, or a list of them for each.
+def listed(image: Any, prompts: int) -> list[list[Any]]:
+    """The pictures of each prompt: `image` is one for each, or a list of them for each.
 
     ValueError where they are not as many as prompts.
     """
-    each = list(image) if isinstance(image, Sequence) else [image]
-    each = [list(some) if isinstance(some, Sequence) else [some] for some in each]
+    each = [_several(some) for some in _several(image)]
     if len(each) != prompts:
         raise ValueError(f"got pictures for {len(each)} prompts and {prompts} prompts, expected one list each")
+    return each
+
+
+def _several(image: Any) -> list[Any]:
+    return list(image) if isinstance(image, Sequence) and not isinstance(image, str | bytes) else [image]
+
+
+@torch.inference_mode()
+def encoded(image: Any, prompts: int, tokenizer: Any, sizes: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
+    """Codes (h, w) of the pictures of each prompt, as `listed` has them."""
+    each = listed(image, prompts)
     device = next(tokenizer.parameters()).device
     return [[tokenizer.encode(fit(one, sizes).to(device))[0].cpu() for one in some] for some in each]

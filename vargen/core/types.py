@@ -97,6 +97,7 @@ class Condition:
 
     embedding: Tensor
     padding: Tensor | None = None  # (R, T) bool: rows of the condition that nobody may see
+    places: Tensor | None = None  # (3, R, T): where its tokens stand, if not one behind the other from the first seen
 
     def rounded(self, step: int) -> "Condition":
         """The same, padded in front to a multiple of `step` rows, so that few lengths are met."""
@@ -104,7 +105,8 @@ class Condition:
         if not (more := -count % step):
             return self
         padding = self.embedding.new_zeros(rows, count, dtype=torch.bool) if self.padding is None else self.padding
-        return Condition(F.pad(self.embedding, (0, 0, more, 0)), F.pad(padding, (more, 0), value=True))
+        places = None if self.places is None else F.pad(self.places, (more, 0))
+        return Condition(F.pad(self.embedding, (0, 0, more, 0)), F.pad(padding, (more, 0), value=True), places)
 
 
 class KVCache:
@@ -118,6 +120,7 @@ class KVCache:
     """
 
     padding: Tensor | None = None  # of the condition, see `Condition`; set by the prefill
+    places: Tensor | None = None  # likewise
     shift: Tensor | None = None  # (R, 1): padded rows in front, where positions count from the first that is not
     front: int = 0  # rows of the condition, where the model takes conditions of any length; set with the cache
 

@@ -38,12 +38,13 @@ class Replayed(Replaying[RasterSpec]):
         Padded prompts are not replayed, since their lengths differ from call to call, and others once they come again.
         """
         held = self.caches.of(cache)
-        if condition.padding is None:
-            cache.padding = cache.shift = held.cache.padding = held.cache.shift = None
+        if condition.padding is None and condition.places is None:
+            for kept in (cache, held.cache):
+                kept.padding = kept.shift = kept.places = None
             now, given = partial(self.model.prefill, condition), {"embedding": condition.embedding}
             return self._run(held, cache, now, given, partial(self._opening, held), patience=1)
         logits = self.model.prefill(condition, cache)
-        for name in ("padding", "shift"):
+        for name in ("padding", "shift", "places"):
             value = getattr(cache, name)
             if value is not None:
                 value = held.condition.setdefault(name, value.clone()).copy_(value)
@@ -67,7 +68,7 @@ class Replayed(Replaying[RasterSpec]):
     ) -> Tensor:
         notes = {"decode": "graph"}
         held.cache.kernels = Kernels(cache.kernels.impl, notes, captured=True)
-        fixed = (held.cache.padding is None, cache.kernels.impl)
+        fixed = (held.cache.padding is None, held.cache.places is None, cache.kernels.impl)
         how: dict[str, Any] = {"repeated": _moved, "replayed": whole, "notes": notes, "patience": patience}
         logits, ran = held.graphs.run(lambda _: now(cache), given, fixed, **how)
         cache.kernels.ran.update(ran or {})

@@ -10,7 +10,7 @@ diffusion transformer wants all codes of the full grid, and an image that ended 
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vargen.core.described import as_dataclass
 from vargen.core.specs import RasterSpec
-from vargen.core.types import KVCache
+from vargen.core.types import Condition, KVCache
 from vargen.models.prompted import padded
 from vargen.models.wrapped import Wrapped, as_json, rebuilt
 
@@ -123,7 +123,16 @@ class GlmImage(Wrapped):
         return made
 
     def at(self, size: tuple[int, int]) -> "GlmImage":
-        return self.drawing(spec_of(size, self.codes))
+        return self.drawing(self._spec(size))
+
+    def _spec(self, size: tuple[int, int]) -> RasterSpec:
+        """The layout of an image of another size, with a preview where this one has one."""
+        spec = spec_of(size, self.codes)
+        return spec if self.spec.previews else replace(spec, previews=())
+
+    def editing(self) -> "GlmImage":
+        """The same weights, drawing behind prompts with pictures: there is no preview."""
+        return self.drawing(replace(self.spec, previews=()))
 
     def drawing(self, spec: RasterSpec) -> "GlmImage":
         """The same weights, drawing any grids of codes."""
@@ -131,33 +140,66 @@ class GlmImage(Wrapped):
         how: Any = {"codes": self.codes, "start": self.start, "size": size, "sizes": self.sizes, "spec": spec}
         return GlmImage(self.language, self.head, **how)
 
-    def tokenize(self, prompts: Sequence[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
+    def tokenize(
+        self, prompts: Sequence[str], tokenizer: Any, pictures: Sequence[Sequence[Tensor]] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Of the prompt, of both grids and of what starts an image; guidance is against nothing, since there is none.
 
-        ValueError where a prompt says a grid itself, or holds image codes.
+        `pictures` of each prompt, as codes (h, w), come first. ValueError where a prompt says a grid itself, or holds
+        image codes.
         """
-        marks, said = (tokenizer.grid_bos_token, tokenizer.grid_eos_token), scaffold(self.size, tokenizer)
+        marks, said = (tokenizer.grid_bos_token, tokenizer.grid_eos_token), scaffold(self.spec, tokenizer)
         rows = []
-        for prompt in prompts:
+        for prompt, shown in zip(prompts, pictures or [()] * len(prompts), strict=True):
             if any(mark in prompt for mark in marks):
                 raise ValueError(f"got a prompt with {' or '.join(marks)} in it: give height and width instead")
             if min(_read(prompt, tokenizer), default=self.words) < self.head.out_features:
                 raise ValueError("got a prompt with image tokens in it, expected words")
-            rows.append([list(tokenizer(f"{prompt}{said}")["input_ids"]), []])
+            read = [id for codes in shown for id in (self.start, *codes.flatten().tolist(), tokenizer.eos_token_id)]
+            rows.append([[*read, *tokenizer(f"{prompt}{said}")["input_ids"]], []])
         return padded(rows)
+
+    def text_condition(
+        self, states: Tensor, mask: Tensor, grids: Sequence[Sequence[tuple[int, int]]] = (), *, guided: bool
+    ) -> Condition:
+        """As `Prompted` has it; `grids` are those of the pictures in each prompt, rows and columns."""
+        started = ((states == self.start) & mask.bool())[:, 0].sum(-1)
+        if started.tolist() != [1 + len(shown) for shown in grids or [()] * len(states)]:
+            raise ValueError("got a prompt with pictures of unknown sizes in it: give them as image in a call")
+        made = super().text_condition(states, mask, guided=guided)
+        if not any(grids):
+            return made
+        rows, count, _ = made.embedding.shape
+        found = torch.zeros(3, rows, count, dtype=torch.int64)
+        for row, (ids, shown) in enumerate(zip(states[:, 0], grids, strict=True)):
+            read = self._along(ids[mask[row, 0].bool()].tolist(), shown)
+            found[:, row, count - read.shape[1] :] = read
+        return Condition(made.embedding, made.padding, found.to(made.embedding.device))
+
+    def _along(self, ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Where the tokens of a prompt stand, (3, T): text one behind the other, a picture as a grid that is drawn."""
+        parts, at, begin = [], 0, 0
+        for rows, columns in grids:
+            first = ids.index(self.start, at) + 1
+            text = begin + torch.arange(first - at)
+            begin += first - at
+            parts += [text.expand(3, -1), begin + cells(RasterSpec(rows, columns, self.codes, 0)).cpu()]
+            begin, at = begin + max(rows, columns), first + rows * columns
+        parts.append((begin + torch.arange(len(ids) - at)).expand(3, -1))
+        return torch.cat(parts, 1)
 
     def said_size(self, ids: Tensor, tokenizer: Any) -> tuple[int, int]:
         """By the grids at its end. ValueError where there are none."""
         given = ids[-SHOWN:].tolist()
         for size in (self.size, *self.sizes):
-            said = _read(scaffold(size, tokenizer), tokenizer)
+            said = _read(scaffold(self._spec(size), tokenizer), tokenizer)
             if given[-len(said) :] == said:
                 return size
         raise ValueError("got prompt_embeds that do not end in the grids of an image: take them from encode_prompt")
 
     def text_of(self, ids: Tensor, tokenizer: Any) -> str:
         """The words of a prompt's ids (T,), without what is behind them."""
-        behind = len(_read(scaffold(self.size, tokenizer), tokenizer))
+        behind = len(_read(scaffold(self.spec, tokenizer), tokenizer))
         return tokenizer.decode(ids[:-behind].tolist(), skip_special_tokens=True)
 
     def checked(self, ids: Any, mask: Any) -> tuple[Tensor, Tensor]:
@@ -179,19 +221,24 @@ class GlmImage(Wrapped):
         """Three-part positions (3, R, n) of those (R, n) that count a row's tokens from its first one on."""
         words = cache.front if cache.shift is None else cache.front - cache.shift[: len(positions)]
         slots = positions - words
-        drawn = words + self.cells[:, slots.clamp(min=0)]
-        return torch.where(slots < 0, positions, drawn)
+        begin, text = words, positions
+        if cache.places is not None:
+            shown = cache.places[:, : len(positions)]
+            rows = (positions if cache.shift is None else positions + cache.shift[: len(positions)]).clamp(
+                max=shown.shape[-1] - 1
+            )
+            begin, text = shown[:, :, -1:] + 1, shown.gather(2, rows.expand(3, -1, -1))
+        return torch.where(slots < 0, text, begin + self.cells[:, slots.clamp(min=0)])
 
     def logits(self, states: Tensor) -> Tensor:
         """Of the codes alone."""
         return F.linear(states, self.head.weight[: self.codes]).float()
 
 
-def scaffold(size: tuple[int, int], tokenizer: Any) -> str:
-    """What follows a prompt for an image of `size` pixels: its full grid, its preview, and what starts an image."""
-    full, (small,) = (size[0] // FACTOR, size[1] // FACTOR), spec_of(size, 0).previews
-    grids = (f"{tokenizer.grid_bos_token}{rows} {columns}{tokenizer.grid_eos_token}" for rows, columns in (full, small))
-    return f"{''.join(grids)}{tokenizer.bos_token}"
+def scaffold(spec: RasterSpec, tokenizer: Any) -> str:
+    """What follows a prompt: the full grid, the preview if there is one, and what starts an image."""
+    marks, grids = (tokenizer.grid_bos_token, tokenizer.grid_eos_token), reversed(spec.grids)
+    return "".join(f"{marks[0]}{grid.rows} {grid.columns}{marks[1]}" for grid in grids) + tokenizer.bos_token
 
 
 def _read(text: str, tokenizer: Any) -> list[int]:

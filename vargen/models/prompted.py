@@ -145,7 +145,7 @@ class Prompted(Model, ABC):
 
 def _begin(cache: KVCache, condition: Condition) -> None:
     """What a cache knows of the condition, once for all steps."""
-    cache.padding = condition.padding
+    cache.padding, cache.places = condition.padding, condition.places
     cache.shift = None if condition.padding is None else condition.padding.sum(1, keepdim=True)
 
 

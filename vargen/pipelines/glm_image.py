@@ -6,55 +6,25 @@ with words of different lengths (huggingface/diffusers#13587).
 """
 
 import copy
-import warnings
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from vargen.core import pretrained
+from vargen.core.image_processor import listed
 from vargen.core.preset import Preset
 from vargen.core.types import Trace
 from vargen.models.glm_image import GlmImage
 from vargen.pipelines import sized, values
+from vargen.pipelines.glm_painting import FIRST, PAINTER, Painting, paint, read_painter
+from vargen.pipelines.glm_sources import Reader, Source
 from vargen.pipelines.options import GlmImageOptions, Options, takes
 from vargen.pipelines.partial import Partial
 from vargen.pipelines.prompted import PromptedPipeline
 from vargen.pipelines.request import Request
-
-FIRST = ("vision_language_encoder", "processor")  # of diffusers' pipeline, in whose place our loop is
-PAINTER = "painter"  # the folder of the rest in a saved pipeline
-
-
-def read_painter(folder: Path, dtype: torch.dtype) -> Any:
-    """diffusers' pipeline in a folder, without its first stage. Only safetensors are read, and no code is run.
-
-    ValueError where it cannot be had.
-    """
-    try:
-        from diffusers import GlmImagePipeline as Painter
-    except ImportError:
-        raise ValueError("this release of diffusers has no GlmImagePipeline: install 0.37 or a later one") from None
-    how: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, **dict.fromkeys(FIRST)}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # of all releases
-        return pretrained.load(Painter, folder, "the diffusion transformer", torch_dtype=dtype, **how)
-
-
-@dataclass(frozen=True)
-class Painting:
-    """How pictures are painted; the defaults are diffusers' own."""
-
-    num_inference_steps: int = 50
-    guidance_scale: float = 1.5
-
-    def __post_init__(self) -> None:
-        values.whole(self.num_inference_steps, "num_inference_steps", least=1, most=1000)
-        if not 0 <= values.number(self.guidance_scale, "guidance scale") <= 1000:
-            raise ValueError(f"got guidance scale {self.guidance_scale}, expected a number from 0 to 1000")
 
 
 class GlmImagePipeline(PromptedPipeline):
@@ -71,11 +41,16 @@ class GlmImagePipeline(PromptedPipeline):
         text_tokenizer: Any = None,
         *,
         painter: Any = None,
+        reader: Reader | None = None,
         preset: Preset | Mapping[str, Any] | None = None,
     ) -> None:
-        """`painter` is diffusers' GlmImagePipeline, whose `vision_language_encoder` is not used."""
+        """`painter` is diffusers' GlmImagePipeline, whose `vision_language_encoder` is not used; `reader`, where there
+        is one, reads pictures.
+        """
         super().__init__(transformer, tokenizer, text_encoder, text_tokenizer, preset=preset)
-        self.painter, self.painting, self._offloads = painter, Painting(), False
+        self.painter, self.reader, self.painting, self._offloads = painter, reader, Painting(), False
+        self.sources: list[list[Source]] = []  # of each prompt of a call
+        self._editing: GlmImagePipeline | None = None
 
     @takes(GlmImageOptions)
     def __call__(self, class_labels: Any = None, **given: Any) -> Any:
@@ -89,7 +64,7 @@ class GlmImagePipeline(PromptedPipeline):
 
     @property
     def components(self) -> dict[str, Any]:
-        return {**super().components, "painter": self.painter}
+        return {**super().components, "painter": self.painter, "reader": self.reader}
 
     def write_beside(self, folder: Path) -> None:
         """The painter's parts, without a first stage, which the transformer is."""
@@ -128,16 +103,36 @@ class GlmImagePipeline(PromptedPipeline):
             return self
 
         def make() -> GlmImagePipeline:
-            parts = (self.tokenizer, None, self.text_tokenizer)
-            return GlmImagePipeline(self.transformer.at(size), *parts, painter=self.painter, preset=self.preset)
+            return self._with(self.transformer.at(size))
 
         found = sized.at(self, size, make, lambda drafter: drafter.at(size) if isinstance(drafter, GlmImage) else None)
-        found.painter, found.painting, found._offloads = self.painter, self.painting, self._offloads
+        return self._told(found)
+
+    def _with(self, transformer: GlmImage) -> "GlmImagePipeline":
+        rest: dict[str, Any] = {"painter": self.painter, "reader": self.reader, "preset": self.preset}
+        return GlmImagePipeline(transformer, self.tokenizer, None, self.text_tokenizer, **rest)
+
+    def _told(self, other: "GlmImagePipeline") -> "GlmImagePipeline":
+        """Another pipeline of the same weights, with what was set on this one."""
+        other.painter, other.reader, other.painting = self.painter, self.reader, self.painting
+        other._offloads, other.fast, other.quantize = self._offloads, self.fast, self.quantize
+        return other
+
+    def _edits(self, image: Any, prompts: int) -> "GlmImagePipeline":
+        """This pipeline, with pictures in its prompts."""
+        if self.reader is None:
+            raise ValueError(f"{self.preset.name} has nothing here that reads pictures: load the whole repository")
+        if self._editing is None:
+            self._editing = self._with(self.transformer.editing())
+        found = copy.copy(self._told(self._editing))
+        found.sources = [[self.reader.read(one) for one in some] for some in listed(image, prompts)]
         return found
 
     def _at(self, wanted: Any) -> "GlmImagePipeline":
         given = {"num_inference_steps": wanted.num_inference_steps, "guidance_scale": wanted.guidance_scale}
         out = copy.copy(self.at(wanted.height, wanted.width))
+        if wanted.image is not None and wanted.prompt is not None:
+            out = out._edits(wanted.image, len(values.prompts(wanted.prompt)))
         out.painting = replace(self.painting, **{key: value for key, value in given.items() if value is not None})
         return out
 
@@ -176,24 +171,41 @@ class GlmImagePipeline(PromptedPipeline):
         full, texts = self._full(tokens), values.prompts(prompt)
         if len(texts) not in (1, len(full)):
             raise ValueError(f"got {len(texts)} prompts for {len(full)} images, expected one, or one each")
-        seeds = values.seeds(len(full), seed, None)
-        return self._painted(full, texts * (len(full) // len(texts)), seeds, output_type, image_size)
+        seeds, sources = values.seeds(len(full), seed, None), [list[Source]()] * len(full)
+        return self._painted(full, texts * (len(full) // len(texts)), seeds, sources, output_type, image_size)
 
     def shown(self, partial: Partial, output_type: str) -> Any:
-        texts = [bytes(row[row > 0].tolist()).decode() for row in partial.inputs[2]]
-        how = (texts, list(partial.seeds), output_type, partial.image_size)
+        _, _, words, which = partial.inputs
+        texts = [bytes(row[row > 0].tolist()).decode() for row in words]
+        sources = [self.sources[prompt] if self.sources else [] for prompt in which.tolist()]
+        how = (texts, list(partial.seeds), sources, output_type, partial.image_size)
         return self._painted(self._full(partial.tokens), *how)
 
+    def _read(self, wanted: Any) -> tuple[Tensor, Tensor]:
+        if wanted.image is None:
+            return super()._read(wanted)
+        shown = [[source.codes for source in some] for some in self.sources]
+        self.encode_prompt(wanted.prompt)  # which says what is wrong with it
+        return self.transformer.tokenize(values.prompts(wanted.prompt), self.text_tokenizer, shown)
+
+    def encode_prompt(self, prompt: Sequence[str] | str, image: Any = None) -> tuple[Tensor, Tensor]:
+        """As `PromptedPipeline` has it. ValueError for pictures, which a call alone reads."""
+        if image is not None:
+            raise ValueError(f"{self.preset.name} reads pictures in a call alone: pipe(prompt, image=...)")
+        return super().encode_prompt(prompt)
+
     def _inputs(self, wanted: Any) -> tuple[Tensor, ...]:
-        """Prompts as the model takes them, and as the painter does: UTF-8 (B, bytes), with zeros behind."""
+        """Prompts as the model takes them, and as the painter does: UTF-8 (B, bytes), with zeros behind; and which one
+        of the call each is (B,).
+        """
         ids, mask = super()._inputs(wanted)
         if wanted.prompt is not None:
             given = values.prompts(wanted.prompt)
-            texts = [text for text in given for _ in range(len(ids) // len(given))]
         else:
-            texts = [self._words(row[there]) for row, there in zip(ids[:, 0], mask[:, 0], strict=True)]
-        read = [torch.tensor([*text.replace("\0", " ").encode()], dtype=torch.uint8) for text in texts]
-        return ids, mask, torch.nn.utils.rnn.pad_sequence(read, batch_first=True)
+            given = [self._words(row[there]) for row, there in zip(ids[:, 0], mask[:, 0], strict=True)]
+        read = [torch.tensor([*text.replace("\0", " ").encode()], dtype=torch.uint8) for text in given]
+        words, each = torch.nn.utils.rnn.pad_sequence(read, batch_first=True), len(ids) // len(given)
+        return ids, mask, words.repeat_interleave(each, 0), torch.arange(len(given)).repeat_interleave(each)
 
     def _words(self, ids: Tensor) -> str:
         """The words of a prompt that came as ids."""
@@ -202,7 +214,13 @@ class GlmImagePipeline(PromptedPipeline):
     def _decode(
         self, method: Any, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
     ) -> Generator[Partial, None, None]:
-        for partial in super()._decode(method, inputs[:2], seeds, image_size):
+        ids, mask, _, which = inputs
+        grids = (
+            [[tuple(source.codes.shape) for source in self.sources[prompt]] for prompt in which.tolist()]
+            if self.sources
+            else []
+        )
+        for partial in super()._decode(method, (ids, mask, grids), seeds, image_size):
             yield replace(partial, inputs=inputs)
 
     def _full(self, tokens: Any) -> Tensor:
@@ -217,7 +235,13 @@ class GlmImagePipeline(PromptedPipeline):
         return spec.split(tokens)[-1] if tokens.dim() == 2 else tokens
 
     def _painted(
-        self, full: Tensor, texts: list[str], seeds: list[int], output_type: str, image_size: int | None
+        self,
+        full: Tensor,
+        texts: list[str],
+        seeds: list[int],
+        sources: list[list[Source]],
+        output_type: str,
+        image_size: int | None,
     ) -> Any:
         painter, place = self.image_tokenizer, self.transformer.device
         painter.set_progress_bar_config(**self._bar())
@@ -225,7 +249,7 @@ class GlmImagePipeline(PromptedPipeline):
             self._moved(torch.device("cpu"))
         try:
             with torch.inference_mode(False), torch.no_grad():  # what the painter keeps of a call is the user's as well
-                images = [self._paint(painter, *each) for each in zip(full, texts, seeds, strict=True)]
+                images = [self._paint(*each) for each in zip(full, texts, seeds, sources, strict=True)]
         finally:
             if self._offloads:
                 self._moved(place)
@@ -235,17 +259,5 @@ class GlmImagePipeline(PromptedPipeline):
         self._runners.clear()
         self.transformer.to(device)
 
-    def _paint(self, painter: Any, codes: Tensor, text: str, seed: int) -> Tensor:
-        """One image (1, 3, H, W) in [0, 1] of the codes (rows, columns) of its full grid."""
-        prior = codes.repeat_interleave(2, 0).repeat_interleave(2, 1).flatten()[None]
-        height, width = self.size
-        out = painter(
-            prompt=text,
-            height=height,
-            width=width,
-            prior_token_ids=prior.to(painter._execution_device).clone(),
-            generator=torch.Generator().manual_seed(seed),
-            output_type="pt",
-            **vars(self.painting),
-        )
-        return out.images
+    def _paint(self, codes: Tensor, text: str, seed: int, sources: list[Source]) -> Tensor:
+        return paint(self.painter, self.painting, self.size, codes, text, seed, sources)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vargen.core import hub, model_config, safe_json, weight_files
+from vargen.core import hub, model_config, pretrained, safe_json, weight_files
 from vargen.core.messages import quoted
 from vargen.core.preset import Preset, Recipe, Sources
 from vargen.core.specs import RasterSpec
@@ -46,7 +46,9 @@ TEXT = {  # GlmImageTextConfig as published
 def build(sources: Sources, device: torch.device, dtype: torch.dtype) -> "GlmImagePipeline":
     """The pipeline from the whole repository, or from its first stage alone, which gives codes and no pictures."""
     from vargen.models import t5
-    from vargen.pipelines.glm_image import GlmImagePipeline, read_painter
+    from vargen.pipelines.glm_image import GlmImagePipeline
+    from vargen.pipelines.glm_painting import read_painter
+    from vargen.pipelines.glm_sources import Reader
 
     folder = sources.checkpoint if sources.checkpoint is not None else hub.fetch(REPOSITORY, "*", "main")
     if not folder.is_dir():
@@ -59,11 +61,14 @@ def build(sources: Sources, device: torch.device, dtype: torch.dtype) -> "GlmIma
     first, words = (folder / FIRST, folder / PROCESSOR) if whole else (folder, folder)
     text = t5.load_tokenizer(sources.text_encoder or str(words), REPOSITORY)
     _check_words(text, words)
-    transformer = _first(first).to(device, dtype).eval().requires_grad_(False)
+    model = _first(first)
+    transformer = _transformer(model, first).to(device, dtype).eval().requires_grad_(False)
     if transformer.start != text.bos_token_id:
         raise ValueError(f"the text tokenizer of {words} starts images with another token than config.json says")
     painter = read_painter(folder, dtype).to(device) if whole and not sources.drafts else None
-    return GlmImagePipeline(transformer, None, text_tokenizer=text, painter=painter, preset=PRESETS[NAME])
+    reader = None if painter is None else Reader(model.model.to(device, dtype), _images(words))
+    rest: dict[str, Any] = {"painter": painter, "reader": reader, "preset": PRESETS[NAME]}
+    return GlmImagePipeline(transformer, None, text_tokenizer=text, **rest)
 
 
 def _check_index(folder: Path) -> None:
@@ -82,11 +87,19 @@ def _check_words(text: Any, folder: Path) -> None:
         raise ValueError(f"the text tokenizer of {folder} names no {lacking[0]}, which a prompt of {NAME} ends in")
 
 
-def _first(folder: Path) -> "GlmImage":
-    """The first stage from its folder. ValueError where it is of another model, or does not say its positions."""
+def _images(folder: Path) -> Any:
+    """transformers' image processor in a folder. ValueError where there is none."""
+    from transformers import GlmImageImageProcessor
+
+    return pretrained.load(GlmImageImageProcessor, folder, "an image processor")
+
+
+def _first(folder: Path) -> Any:
+    """The first stage from its folder, as transformers has it. ValueError where it is of another model, or does not say
+    its positions.
+    """
     from transformers import GlmImageForConditionalGeneration
 
-    from vargen.models import glm_image
     from vargen.models.wrapped import pretrained as load
 
     if (folder / "config.json").is_file():  # else transformers says what it misses
@@ -100,7 +113,13 @@ def _first(folder: Path) -> "GlmImage":
         if lacking := [key for key in ROPE if key not in rope]:
             raise ValueError(f"config.json of {folder} lacks rope_parameters.{lacking[0]}: positions would be wrong")
     weight_files.shards(folder)
-    model = load(GlmImageForConditionalGeneration, folder)
+    return load(GlmImageForConditionalGeneration, folder)
+
+
+def _transformer(model: Any, folder: Path) -> "GlmImage":
+    """The raster model around it."""
+    from vargen.models import glm_image
+
     config, known = model.config, glm_image.sizes()
     how: dict[str, Any] = {"codes": config.vq_config.num_embeddings, "start": config.image_start_token_id}
     model_config.check_ids({"image_start_token_id": how["start"]}, config.text_config.vocab_size, str(folder))
