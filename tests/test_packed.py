@@ -186,8 +186,8 @@ class Remembering(type(llamagen())):
         self.factor = 1 + labels.float().mean()
         return super().class_condition(labels, guided=guided)
 
-    def decode(self, *arguments):
-        return super().decode(*arguments) * self.factor
+    def decode(self, block, cache):
+        return super().decode(block, cache) * self.factor
 
 
 def test_a_model_that_remembers_is_run_itself():
