@@ -50,3 +50,13 @@ def test_a_state_is_written_by_safetensors_itself(tmp_path):
         found = load_file(tmp_path / "weights.safetensors")
         assert found.keys() == state.keys()
         assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("make", [llamagen, chameleon.decoder])
+def test_a_parameter_with_a_name_of_the_state_is_what_the_state_has(make):
+    """Whoever trains a part by the module's own names, LoRA say, is refused, and not read in another order."""
+    model = make()
+    state, own = model.state_dict(), dict(model.named_parameters())
+    assert own.keys() & state.keys()
+    assert all(torch.equal(own[name], state[name]) for name in own.keys() & state.keys())
+    assert own.keys() - state.keys()

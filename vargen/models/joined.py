@@ -27,12 +27,13 @@ def published(module: nn.Module, name: str, rows: Mapping[str, int]) -> None:
     Rows(name, tuple(rows), tuple(rows.values())).hook(module)
 
 
-def paired(module: nn.Module, name: str, heads: int) -> None:
+def paired(module: nn.Module, name: str, theirs: str, heads: int) -> None:
     """The rows of queries and keys in the parameter `name` of `module`, (3 H D, d), pair neighbours in its state.
 
-    Here channels i and i + D / 2 of a head are turned together, there 2 i and 2 i + 1.
+    Here channels i and i + D / 2 of a head are turned together, there 2 i and 2 i + 1. The state has another name for
+    it, `theirs`, so that nobody takes the one for the other.
     """
-    Pairs(name, (name,), heads).hook(module)
+    Pairs(name, (theirs,), heads).hook(module)
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Pairs(Hook):
     heads: int
 
     def split(self, value: Tensor) -> dict[str, Tensor]:
-        return {self.name: self._turned(value, 2, -1)}
+        return {self.theirs[0]: self._turned(value, 2, -1)}
 
     def join(self, parts: list[Tensor]) -> Tensor:
         return self._turned(parts[0], -1, 2)
