@@ -9,6 +9,7 @@ import torch
 from every_kind import ASKED
 from small import llamagen, pipeline
 from torch import nn
+from traced import Traced
 
 from vargen.engine import packed
 from vargen.engine.packed import PackedLinear
@@ -176,6 +177,18 @@ def test_who_listens_hears(listen):
     first = drawn(pipe, "auto", asked)
     listen(pipe.transformer.layers[0], listener)
     assert torch.equal(drawn(pipe, "auto", asked), first)
+    assert listener.heard > 1
+
+
+@pytest.mark.parametrize("listen", [by_hook, by_pre_hook, by_forward])
+def test_graphs_do_not_pass_by_who_listens(listen):
+    pipe, listener = pipeline(), Listener()
+    pipe._runners = Runners(Traced())
+    asked = {"class_labels": [1], "method": "ar", "seed": 2, "output_type": "latent"}
+    first = [pipe(**asked) for _ in range(3)][-1]
+    assert first.trace.kernels["decode"] == "graph"
+    listen(pipe.transformer.layers[0], listener)
+    assert torch.equal(pipe(**asked).tokens, first.tokens)
     assert listener.heard > 1
 
 

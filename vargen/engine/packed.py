@@ -61,7 +61,8 @@ def fitting(model: nn.Module) -> list[nn.Linear]:
     """The layers of a model whose weights gain by being put in order; none where memory is short, or where somebody
     looks at what its modules do, or wrote one of them: a copy would tell a copy of whoever listens.
     """
-    if not torch.backends.mkldnn.is_available() or any(map(_watched, model.modules())):
+    ours = all(type(part).__module__.split(".")[0] in OURS for part in model.modules())
+    if not torch.backends.mkldnn.is_available() or not ours or watched(model):
         return []
     half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     dtypes = (torch.float32, torch.bfloat16) if half else (torch.float32,)
@@ -82,11 +83,11 @@ def _plain(layer: nn.Linear, dtypes: tuple[torch.dtype, ...]) -> bool:
     return type(weight) is nn.Parameter and weight.is_cpu and weight.dtype in dtypes and weight.numel() > 0
 
 
-def _watched(part: nn.Module) -> bool:
-    """Whether a module has hooks, a method of its own, or a class that is nobody's here."""
-    own = any(callable(getattr(type(part), name, None)) for name in vars(part))
-    return (
-        bool(part._forward_hooks or part._forward_pre_hooks) or own or type(part).__module__.split(".")[0] not in OURS
+def watched(model: nn.Module) -> bool:
+    """Whether a module of it has hooks, or a method of its own: somebody looks at what it does, or changes it."""
+    return any(
+        part._forward_hooks or part._forward_pre_hooks or any(callable(getattr(type(part), name, None)) for name in own)
+        for part, own in ((each, vars(each)) for each in model.modules())
     )
 
 

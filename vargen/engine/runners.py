@@ -21,7 +21,7 @@ from vargen.core.specs import ContinuousSpec, ScaleSpec
 from vargen.core.types import Condition, Denoising, DenoisingPath, Group, KVCache
 from vargen.engine.caches import Replaying
 from vargen.engine.graphs import Capture, Capturing, Recorder, Tensors, weights
-from vargen.engine.packed import forget, packed
+from vargen.engine.packed import forget, packed, watched
 from vargen.engine.replayed import Replayed
 from vargen.models.contract import ContinuousModel, NextScaleModel
 from vargen.models.diffusion import DiffusionHead
@@ -174,7 +174,8 @@ class Runners:
             return self._ordered(role, model)
         self._packed &= role != "model"
         made = _made(model)
-        if fast == "off" or made is None or (model.device.type != "cuda" and self._capture is None):
+        here = model.device.type == "cuda" or self._capture is not None
+        if fast == "off" or made is None or not here or watched(model):  # a graph would pass hooks by
             self._kept.pop(role, None)
             return model
         stands = (model, weights(model))  # graphs read them where they are
