@@ -1,8 +1,11 @@
 """A small pipeline of every kind of model, and what it is asked."""
 
 from dataclasses import replace
+from typing import Any
 
 import chameleon
+import glm as glm_model
+import glm_folder
 import harmon_plain
 import wrapped
 from small import LATENTS, kl, latent_pipeline, pipeline, randomised, scale_pipeline
@@ -10,11 +13,13 @@ from small import LATENTS, kl, latent_pipeline, pipeline, randomised, scale_pipe
 from vargen.models import emu3
 from vargen.models.emu3 import Emu3
 from vargen.models.flowar import FlowAR, FlowARConfig
+from vargen.models.glm_image import GlmImage
 from vargen.models.janus import Janus
 from vargen.models.lumina_mgpt import Anole, Vocabulary
 from vargen.models.wrapped import Images
 from vargen.models.xar import XAR, XARConfig
 from vargen.pipelines.continuous import ContinuousPipeline
+from vargen.pipelines.glm_image import GlmImagePipeline
 from vargen.pipelines.prompted import PromptedPipeline
 from vargen.tokenizers.kl import KLConfig, KLTokenizer
 
@@ -43,6 +48,22 @@ def janus():
     images = Images(model.model.vqmodel, 2, flat=True, sphere=True, mean=0.4, std=0.3)
     made = Janus(model.model, begin=4, start=1, nothing=0)
     return PromptedPipeline(made, images, text_tokenizer=wrapped.words(wrapped.JANUS, bos=True))
+
+
+def glm():
+    sizes: Any = ((192, 128), (128, 192))
+    model = glm_model.theirs()
+    how: Any = {"codes": glm_model.CODES, "start": glm_model.START, "size": sizes[0], "sizes": sizes}
+    made = GlmImage(model.model.language_model, model.lm_head, **how)
+    return GlmImagePipeline(made.drawing(glm_model.SPEC), text_tokenizer=glm_folder.words())
+
+
+def glm_whole():
+    sizes: Any = ((128, 192),)
+    model = glm_folder.first()
+    how: Any = {"codes": glm_model.CODES, "start": glm_model.START, "size": sizes[0], "sizes": sizes}
+    made = GlmImage(model.model.language_model, model.lm_head, **how)
+    return GlmImagePipeline(made, text_tokenizer=glm_folder.words(), painter=glm_folder.pipeline(model))
 
 
 def harmon(folder):
@@ -74,4 +95,5 @@ ASKED = {  # a pipeline, and what it is asked
     "anole": (anole, {"prompt": ["a red boat"], "method": "ar"}),
     "emu3": (emu, {"prompt": ["a red boat"], "method": "ar"}),
     "janus": (janus, {"prompt": ["a red boat"], "method": "ar"}),
+    "glm": (glm_whole, {"prompt": ["a red boat"], "method": "ar", "num_inference_steps": 2}),
 }

@@ -33,7 +33,10 @@ def logits_of(step, shape):
 
 def watch(sampler, spec, batch, logits=logits_of):
     """Decode under laws from nowhere, checking every block; the forward in which each slot was committed (B, slots)."""
-    slots = spec.slots
+    slots, rows = (
+        spec.slots,
+        np.concatenate([np.repeat(np.arange(g.rows) + 1000 * g.first, g.columns) for g in spec.grids]),
+    )
     when, held, lowest = np.zeros((batch, slots), dtype=int), [{} for _ in range(batch)], 0
     sampler.accept(logits(0, (batch, 1, spec.vocabulary)))
     when[sampler.committed], forward = 1, 1
@@ -67,7 +70,7 @@ def watch(sampler, spec, batch, logits=logits_of):
                     if before[image, key]:
                         assert held[image][key] == int(sampler.tokens[image, key]), "keys and values of another token"
                     else:
-                        assert key // spec.columns == slot // spec.columns, "a draft of another row"
+                        assert rows[key] == rows[slot], "a draft of another row"
                         assert key in real
         sampler.accept(logits(forward, (*block.tokens.shape, spec.vocabulary)))
         after = sampler.committed
@@ -139,6 +142,23 @@ def test_who_sees_what_on_random_grids(case):
     above, below = grid[:, :-1, : min(window, drawn)], grid[:, 1:, :1]
     assert (below > above.max(-1, keepdims=True)).all()  # and start behind `window` tokens of the row above
     assert (grid[:, 1:, :drawn] > grid[:, :-1, :drawn]).all()  # a token comes after the one above it
+
+
+@pytest.mark.parametrize("case", range(20))
+def test_behind_a_preview_rows_are_as_without_one(case):
+    """The preview comes token by token and is seen whole; then rows start as they do in an image of one grid."""
+    pick = random.Random(case)
+    rows, columns, window = pick.randint(1, 5), pick.randint(2, 6), pick.randint(1, 7)
+    previews = tuple((pick.randint(1, 3), pick.randint(1, 8)) for _ in range(pick.randint(1, 2)))
+    spec, before = RasterSpec(rows, columns, 4, 1, previews=previews), sum(high * wide for high, wide in previews)
+    found = watch(ZipAR(ZipARSettings(window), task(spec, 2)), spec, 2)
+    assert (found[:, :before] == np.arange(1, before + 1)).all()
+    assert (found[:, before:] == before + by_hand(rows, columns, window)).all()
+    drafts, ahead = pick.randint(1, 7), pick.randint(0, 7)
+    sampler = Jacobi2D(Jacobi2DSettings(window=window, drafts=drafts, ahead=ahead, guess="above"), task(spec, 2))
+    found = watch(sampler, spec, 2)
+    assert (found[:, :before].max(1) < found[:, before:].min(1)).all()
+    assert sampler.settled == [spec.slots] * 2
 
 
 @pytest.mark.parametrize(("same", "wait"), [(True, 1), (False, None)])

@@ -5,6 +5,7 @@ traced function over the same buffers, which stands for it here on a CPU.
 from dataclasses import replace
 
 import chameleon
+import every_kind
 import pytest
 import small
 import torch
@@ -91,6 +92,24 @@ def test_padded_prompts(method, capture):
         want = plain(prompt=texts, method=method, guidance_scale=3.0, **LATENT)
         got = pipe(prompt=texts, method=method, guidance_scale=3.0, **LATENT)
         assert torch.equal(got.tokens, want.tokens)
+
+
+@pytest.mark.parametrize("method", ["ar", "sjd-exact:window=4", "sjd-pac:window=4:tree=4", "zipar:window=2"])
+@pytest.mark.parametrize("family", ["emu", "janus", "glm"])
+def test_wrapped_decoders(family, method, capture):
+    """transformers' layers, for prompts of any length in the same graphs."""
+    made = {"emu": every_kind.emu, "janus": every_kind.janus, "glm": every_kind.glm}[family]
+    plain, pipe = without(made().to(DEVICE)), replaying(made().to(DEVICE), capture)
+    pipe.set_progress_bar_config(disable=True)
+    plain.set_progress_bar_config(disable=True)
+    how = {"method": method, **LATENT, **({} if family == "glm" else {"guidance_scale": 3.0})}
+    captured = []
+    for texts in ("sea", "a red boat", "a red sea"):
+        want, got = plain(prompt=[texts, "sea"], **how), pipe(prompt=[texts, "sea"], **how)
+        assert torch.equal(got.tokens, want.tokens)
+        assert got.trace.kernels["decode"] == "graph"
+        captured.append(caches(pipe).captures)
+    assert method.startswith("zipar") or captured[0] == captured[2]
 
 
 def test_graphs_survive_a_change_of_batch_guidance_and_window(capture):

@@ -133,7 +133,8 @@ def test_a_model_of_one_s_own_class_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="a Other is not saved"):
         Other(llamagen(), None).save_pretrained(tmp_path / "a")
-    assert set(saving.NAMES) == {f"Vargen{kind}Pipeline" for kind in ("Raster", "Prompted", "NextScale", "Continuous")}
+    kinds = ("Raster", "Prompted", "GlmImage", "NextScale", "Continuous")
+    assert set(saving.NAMES) == {f"Vargen{kind}Pipeline" for kind in kinds}
 
 
 def test_what_a_killed_process_left_goes_with_the_next_save(tmp_path):

@@ -1,9 +1,12 @@
-"""Tiny random Emu3 and Janus models of transformers, with tokenizers that read a few words."""
+"""Tiny random Emu3, Janus and Chameleon models of transformers, with tokenizers that read a few words."""
 
 from typing import Any
 
+import torch
 from small import randomised
 from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
     Emu3Config,
     Emu3ForConditionalGeneration,
     Emu3TextConfig,
@@ -117,3 +120,40 @@ def janus_model() -> Any:
     model.generation_config.generation_kwargs = {"boi_token_id": 4}
     model.generation_config.update(pad_token_id=0, bos_token_id=1, eos_token_id=2)
     return randomised(model, 0, 3.0).eval()
+
+
+CHAMELEON = ["<pad>", "<bos>", "<eos>", "<unk>", "<image>", "<racm3:break>", "<eoss>"]
+
+
+def spelled(code):
+    """A code as Chameleon's vocabulary has it: its digits as letters."""
+    return "IMGIMG" + "".join(chr(ord("A") + int(digit)) for digit in str(code)) + "Z"
+
+
+def chameleon_model(**how: Any) -> Any:
+    """Its codes are scattered in the vocabulary, as those of published files are not: 7 to 16, and 18 to 27."""
+    names = [*CHAMELEON, *map(spelled, range(10)), "a", *map(spelled, range(10, CODES)), "red", "boat", "sea"]
+    image = {"embed_dim": 4, "num_embeddings": CODES, "latent_channels": 4, "resolution": 2 * SIDE, "base_channels": 32}
+    config = ChameleonConfig(
+        vocab_size=len(names),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        vq_config={**image, "channel_multiplier": [1, 1], "num_res_blocks": 1},
+        vocabulary_map={name: i for i, name in enumerate(names)},
+        **how,
+    )
+    return randomised(ChameleonForConditionalGeneration(config), 0, 2.0).eval()
+
+
+def prompts(rows, pad=0):
+    """Ids and mask (B, T) of lists of ids, padded on the left."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+    return ids, torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])

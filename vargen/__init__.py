@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from vargen.core.version import __version__ as __version__
 
-__all__ = ["list_methods", "list_models", "load", "load_tokenizer", "plan"]
+__all__ = ["accelerate", "list_methods", "list_models", "load", "load_tokenizer", "plan", "release"]
 
 if TYPE_CHECKING:
     from vargen.core.registry import list_methods, list_models
+    from vargen.pipelines.accelerate import accelerate, release
     from vargen.pipelines.loading import load, load_tokenizer
     from vargen.pipelines.plan import plan
 

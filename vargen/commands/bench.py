@@ -1,6 +1,7 @@
 """Benchmark: several methods on one model, interleaved in one process, so that all meet the same machine."""
 
 import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,17 @@ DEFAULT_METHODS = {  # by the kind of model; of continuous ones, by their plan
 
 def command(argv: list[str]) -> None:
     """Run the benchmark from flags."""
-    if any(word.startswith("--synthetic") for word in argv):
+    said = {word.partition("=")[0] for word in argv}
+    if "--synthetic" in said and not {"--peer", "--peer-path"} & said:
         from vargen.commands import synthetic
 
         synthetic.command(argv)
         return
     options = parser().parse_args(argv)
+    if options.synthetic is not None:
+        from vargen.commands import peers
+
+        peers.name(options)
     preset = flags.preset(options)
     methods = _methods(options, preset)
     flags.check(options, [(name, {}) for name in methods])
@@ -44,14 +50,29 @@ def command(argv: list[str]) -> None:
     for name in methods:
         flags.check_memory(options, name, options.num_images)
     check_writable(written)
-    pipe = flags.load(options)
-    pipe.set_progress_bar_config(disable=True)
-    drawn = run(pipe, chosen, methods, options.num_images, options.batch_size, options.seed, flags.law(options))
-    result = described(options, pipe, drawn, argv)
+    result = measured(options, chosen, methods, argv)
     print(table(result))
     if written:
         write_json(written[0], result)
         chart(result, written[1])
+
+
+def measured(options: argparse.Namespace, chosen: list[Any], methods: list[str], argv: list[str]) -> dict[str, Any]:
+    """The result of a run, with the peer in it where that is wanted."""
+    count = (options.num_images, options.batch_size, options.seed)
+    if not (options.peer or options.peer_path):
+        pipe = flags.load(options)
+        pipe.set_progress_bar_config(disable=True)
+        return described(options, pipe, run(pipe, chosen, methods, *count, flags.law(options)), argv)
+    from vargen.commands import peers
+
+    pipe = peers.pipeline(options)
+    peer = peers.beside(options, pipe, methods)
+    same = peers.same(peer, pipe, chosen, min(count[:2]))
+    law = flags.law(options) | {"output_type": "latent"}  # peers leave images undecoded
+    drawn = run(pipe, chosen, [*methods, peer.name], *count, law, {peer.name: peer})
+    result = described(options, pipe, drawn, argv)
+    return {**result, "model": peers.model(options), "rows": peers.told(result["rows"], peer, same)}
 
 
 def _methods(options: argparse.Namespace, preset: "Preset") -> list[str]:
@@ -94,13 +115,31 @@ def parser() -> flags.Parser:
     made.add_argument("--num-images", type=int, default=20, help="per method")
     made.add_argument("--json", type=Path, help="results to a file; a bar chart goes beside it as PNG")
     made.add_argument("--synthetic", help="a published shape, with random weights: flags of its own, see its --help")
+    beside = made.add_argument_group("a peer beside them, on the same weights; no images are decoded then")
+    beside.add_argument(
+        "--peer",
+        action="store_true",
+        help="its own code: transformers' generate, or --peer-path; with --synthetic: janus, emu3",
+    )
+    words = "your checkout of LlamaGen, VAR or MAR: the code in it is run"
+    beside.add_argument("--peer-path", type=Path, metavar="FOLDER", help=words)
     return made
 
 
 def run(
-    pipe: Any, chosen: list[Any], methods: list[str], images: int, batch: int, seed: int, law: dict[str, Any]
+    pipe: Any,
+    chosen: list[Any],
+    methods: list[str],
+    images: int,
+    batch: int,
+    seed: int,
+    law: dict[str, Any],
+    others: Mapping[str, Callable[[dict[str, Any], list[int]], "Generation"]] | None = None,
 ) -> dict[str, tuple["Trace", "Tensor"]]:
-    """Trace and tokens per method, over the same subjects and seeds; all methods draw a batch before the next."""
+    """Trace and tokens per method, over the same subjects and seeds; all methods draw a batch before the next.
+
+    `others` among the methods are drawn with by what stands there, from a call's inputs and seeds.
+    """
     import torch
 
     from vargen.core.types import Trace
@@ -113,7 +152,11 @@ def run(
         bar.set_description(spec)
         part = range(start, min(start + batch, images))
         seeds = [seed + i for i in part]
-        made = pipe(**wanted([i % len(chosen) for i in part]), method=spec, seed=seeds, batch_size=batch, **law)
+        inputs = wanted([i % len(chosen) for i in part])
+        if others and spec in others:
+            made = others[spec](inputs, seeds)
+        else:
+            made = pipe(**inputs, method=spec, seed=seeds, batch_size=batch, **law)
         bar.update()
         return made
 
@@ -161,15 +204,22 @@ def rows(drawn: dict[str, tuple["Trace", "Tensor"]]) -> list[dict[str, Any]]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| method | forwards per image | seconds per image | speedup | acceptance |", "|---|---|---|---|---|"]
+    """The rows as a Markdown table; with a peer, whose they are, and how they stand to it."""
+    beside = "by" in result["rows"][0]
+    columns = ["method", "forwards per image", "seconds per image", "speedup", "acceptance"]
+    columns = ["by", *columns, "against the peer", "the peer draws"] if beside else columns
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in result["rows"]:
         speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}x"
         name, forwards = row["method"], row["forwards_per_image"]
         kept = "" if row["acceptance"] is None else f"{row['acceptance']:.0%}"
-        lines.append(f"| {name} | {forwards:.1f} | {row['seconds_per_image']:.3f} | {speedup} | {kept} |")
+        cells = [name, f"{forwards:.1f}", f"{row['seconds_per_image']:.3f}", speedup, kept]
+        if beside:
+            cells = [row["by"], *cells, f"{row['over_peer']:.2f}x", row.get("same", "")]
+        lines.append(f"| {' | '.join(cells)} |")
     nats = result["nats_per_token"]
     note = "" if nats is None else f", {nats:.2f} nats per token"
+    note += ", tokens alone: no image is decoded" if beside else ""
     stored = result.get("quantize")
     kind = f"{stored} in {result['dtype']}" if stored else result["dtype"]
     head = f"{result['model']}, {kind}, batch {result['batch_size']}, {result['images']} images{note}"

@@ -5,6 +5,8 @@ from vargen.core import registry
 from vargen.core.preset import Preset
 from vargen.core.specs import ScaleSpec
 
+MOST_SIZES = 60  # that are all listed
+
 
 def parser() -> Parser:
     """The flags."""
@@ -58,7 +60,7 @@ def of(preset: Preset) -> str:
 
 def _recipe(named: tuple[str, object]) -> str:
     name, recipe = named
-    off = {"guidance_scale": None, "top_k": 0, "top_p": 1.0}
+    off = {"guidance_scale": None, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     law = [f"{key} {vars(recipe)[key]}" for key, value in off.items() if vars(recipe)[key] != value]
     return f"{name} ({', '.join(law)})"
 
@@ -71,7 +73,9 @@ def _layout(preset: Preset) -> str:
     if isinstance(spec, ScaleSpec):
         return f"{spec.slots} tokens in {len(spec.sides)} scales"
     sizes = [f"{wide}x{high}" for high, wide in _sizes(preset)]
-    return f"{spec.slots} tokens" + (f" at {sizes[0]}; sizes: {', '.join(sizes)}" if sizes else "")
+    few = sizes if len(sizes) <= MOST_SIZES else sizes[:8]
+    listed = ", ".join(few) + (f" and {len(sizes) - len(few):,} more" if few != sizes else "")
+    return f"{spec.slots} tokens" + (f" at {sizes[0]}; sizes: {listed}" if sizes else "")
 
 
 def _sizes(preset: Preset) -> tuple[tuple[int, int], ...]:
@@ -84,4 +88,6 @@ def _sizes(preset: Preset) -> tuple[tuple[int, int], ...]:
         return ()
     with torch.device("meta"):
         model = preset.skeleton()
-    return model.sizes if isinstance(model, Prompted) else ()
+    if not isinstance(model, Prompted):
+        return ()
+    return (model.size, *(size for size in model.sizes if size != model.size))

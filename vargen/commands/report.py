@@ -33,7 +33,7 @@ def of_plain(spec: Any) -> int | None:
     """Forwards that plain decoding takes for an image; None where that is a setting."""
     match spec:
         case RasterSpec():
-            return spec.rows * (spec.columns - (spec.newline is not None))  # newlines are known, and cost nothing
+            return spec.slots - spec.rows * (spec.newline is not None)  # newlines are known, and cost nothing
         case ScaleSpec():
             return len(spec.sides)
     return None

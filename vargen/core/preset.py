@@ -69,6 +69,7 @@ class Preset:
     repository: str = ""  # on the hub
     file: str = ""  # its name there, where it is one
     originals: tuple[str, ...] = ()  # repositories with the same weights in a form that needs code of its own
+    pipeline: str = ""  # of diffusers, where its repository is one: the class that its model_index.json names
     head: Path | None = None  # weights of an EAGLE head that drafts for this one
     released: bool = True  # whether there are weights
     scenes: bool = False  # trained on pocket scenes, whose captions are drawn when no prompt is given

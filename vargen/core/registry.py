@@ -38,6 +38,7 @@ MODELS = {
     "lumina-mgpt-2": "vargen.presets.lumina:PRESETS",
     "anole-7b": "vargen.presets.lumina:PRESETS",
     **dict.fromkeys(("emu3-gen", "janus-1.3b", "janus-pro-1b", "janus-pro-7b"), "vargen.presets.wrapped:PRESETS"),
+    "glm-image": "vargen.presets.glm_image:PRESETS",
     **{f"flowar-{size}": "vargen.presets.flowar:PRESETS" for size in ("s", "l", "h")},
     **{f"xar-{size}": "vargen.presets.xar:PRESETS" for size in ("b", "l", "h")},
     **{f"code-{role}-{n}": "vargen.presets.var:PRESETS" for role in ("drafter", "refiner") for n in (6, 7, 8, 9)},
@@ -81,11 +82,13 @@ METHODS = {
 }
 
 PUBLIC = {  # what `import vargen` offers
+    "accelerate": "vargen.pipelines.accelerate:accelerate",
     "list_methods": "vargen.core.registry:list_methods",
     "list_models": "vargen.core.registry:list_models",
     "load": "vargen.pipelines.loading:load",
     "load_tokenizer": "vargen.pipelines.loading:load_tokenizer",
     "plan": "vargen.pipelines.plan:plan",
+    "release": "vargen.pipelines.accelerate:release",
 }
 
 

@@ -20,6 +20,15 @@ def read(path: Path, most: int = MOST_BYTES) -> Any:
     return parse(path.read_text(encoding="utf-8"))
 
 
+def member(path: Path, key: str) -> Any:
+    """What the JSON object in a file has under `key`; None where it has nothing, or cannot be read."""
+    try:
+        found = read(path)
+    except (OSError, ValueError):
+        return None
+    return found.get(key) if isinstance(found, dict) else None
+
+
 def parse(text: str) -> Any:
     """The JSON of a text. ValueError where it is none, or where values stand in each other more than `DEEPEST` deep."""
     try:

@@ -12,14 +12,36 @@ Kind = Literal["raster", "next-scale", "continuous"]
 
 
 @dataclass(frozen=True)
+class Grid:
+    """One grid of an image's tokens: its first slot, and its rows and columns."""
+
+    first: int
+    rows: int
+    columns: int
+
+    @property
+    def stop(self) -> int:
+        """The slot behind its last one."""
+        return self.first + self.rows * self.columns
+
+
+@dataclass(frozen=True)
 class RasterSpec:
-    """The layout of a raster model's image: a grid of tokens in reading order, each an id below `vocabulary`."""
+    """The layout of a raster model's image: a grid of tokens in reading order, each an id below `vocabulary`.
+
+    Smaller grids of the same image may come first, each whole before the next one begins: `previews`.
+    """
 
     rows: int
     columns: int
     vocabulary: int
     classes: int  # 0 where the model takes text
     newline: int | None = None  # the id that ends each row, in its last column; it is given, and stands nowhere else
+    previews: tuple[tuple[int, int], ...] = ()  # rows and columns of each
+
+    def __post_init__(self) -> None:
+        if self.previews and self.newline is not None:
+            raise ValueError("got previews of an image whose rows end in newlines: there is no such layout")
 
     @property
     def kind(self) -> Kind:
@@ -32,9 +54,41 @@ class RasterSpec:
         return self.kind
 
     @property
+    def grids(self) -> tuple[Grid, ...]:
+        """All grids in the order drawn; the last one is the image's own."""
+        out, first = [], 0
+        for rows, columns in (*self.previews, (self.rows, self.columns)):
+            out.append(Grid(first, rows, columns))
+            first = out[-1].stop
+        return tuple(out)
+
+    @property
     def slots(self) -> int:
-        """Tokens in an image."""
-        return self.rows * self.columns
+        """Tokens in an image, those of previews included."""
+        return sum(rows * columns for rows, columns in self.previews) + self.rows * self.columns
+
+    def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Tokens (B, slots) as a grid (B, rows, columns) each, in the order drawn."""
+        return tuple(tokens[:, grid.first : grid.stop].unflatten(1, (grid.rows, grid.columns)) for grid in self.grids)
+
+    def around(self, slots: Tensor) -> tuple[Tensor | int, Tensor | int]:
+        """Of the grid in which each of `slots` stands, the first slot and the columns."""
+        first, columns = 0, self.grids[0].columns
+        for grid in self.grids[1:]:
+            behind = slots >= grid.first
+            first, columns = behind * grid.first + ~behind * first, behind * grid.columns + ~behind * columns
+        return first, columns
+
+    def previewed(self, slots: Tensor) -> Tensor:
+        """The slot of the last preview that shows the same place as each of `slots`; -1 in previews themselves."""
+        *_, preview, grid = self.grids
+        at = (slots - grid.first).clamp(min=0, max=grid.rows * grid.columns - 1)
+        row, column = (
+            at // grid.columns * preview.rows // grid.rows,
+            at % grid.columns * preview.columns // grid.columns,
+        )
+        shown = preview.first + row * preview.columns + column
+        return shown.masked_fill(slots < grid.first, -1)
 
     def ends(self, slots: Tensor) -> Tensor:
         """Which of `slots` hold a newline."""

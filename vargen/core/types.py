@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vargen.core.atomic import dumps
@@ -96,6 +97,14 @@ class Condition:
 
     embedding: Tensor
     padding: Tensor | None = None  # (R, T) bool: rows of the condition that nobody may see
+
+    def rounded(self, step: int) -> "Condition":
+        """The same, padded in front to a multiple of `step` rows, so that few lengths are met."""
+        rows, count, _ = self.embedding.shape
+        if not (more := -count % step):
+            return self
+        padding = self.embedding.new_zeros(rows, count, dtype=torch.bool) if self.padding is None else self.padding
+        return Condition(F.pad(self.embedding, (0, 0, more, 0)), F.pad(padding, (more, 0), value=True))
 
 
 class KVCache:

@@ -26,10 +26,13 @@ class Layout:
 
 
 def layout(spec: Spec) -> Layout:
-    """Of a raster or masked model the grid of its image; of others their scales (or cells), one beside the other."""
+    """Of a raster or masked model the grid of its image, without its previews; of others their scales (or cells), one
+    beside the other.
+    """
     if isinstance(spec, RasterSpec):
-        shown = spec.columns - (spec.newline is not None)
-        return _grid(spec.rows, shown, np.arange(spec.slots).reshape(spec.rows, spec.columns)[:, :shown].ravel())
+        grid, shown = spec.grids[-1], spec.columns - (spec.newline is not None)
+        slots = np.arange(grid.first, grid.stop).reshape(spec.rows, spec.columns)
+        return _grid(spec.rows, shown, slots[:, :shown].ravel())
     sizes = [side**2 for side in spec.sides] if isinstance(spec, ScaleSpec) else list(spec.groups) or [spec.slots]
     sides = [isqrt(size) for size in sizes]
     if len(sides) == 1:

@@ -24,6 +24,7 @@ from vargen.pipelines import request, values
 from vargen.pipelines.base import Pipeline
 from vargen.pipelines.partial import Partial
 
+GREY = (128, 128, 128)
 POCKET = tuple(name for name in registry.MODELS if name.startswith("pocket-"))  # their weights ship
 
 
@@ -153,6 +154,7 @@ class Run:
         self.record: Record | None = None
         self.partial: Partial | None = None
         self.done = False
+        self._finished: list[Image.Image] | None = None  # the pictures at the end, which may cost much
 
     def __enter__(self) -> "Run":
         self._studio.running.add(self)
@@ -189,9 +191,16 @@ class Run:
         return 0 if self.partial is None else self.partial.forwards
 
     def images(self) -> list[Image.Image]:
-        """The pictures as they are now."""
+        """The pictures as they are now; grey, where the model shows none on their way."""
         assert self.partial is not None
-        return self.partial.images()
+        pipe = self.partial.pipeline
+        if not self.done and not pipe.sketches:
+            return [Image.new("RGB", pipe.size[::-1], GREY) for _ in range(self.order.images)]
+        if not self.done:
+            return self.partial.images()
+        if self._finished is None:
+            self._finished = self.partial.images()
+        return [image.copy() for image in self._finished]
 
     def shown(self, most: int = 256) -> list[Image.Image]:
         """The pictures about so large; what is not settled shows faintly where it is a draft, and else not at all."""

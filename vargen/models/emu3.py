@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vargen.core.described import as_dataclass
 from vargen.core.specs import RasterSpec
 from vargen.models.prompted import padded
-from vargen.models.wrapped import Wrapped, as_json, rebuilt
+from vargen.models.wrapped import Worded, as_json, rebuilt
 
 START, IMAGE, LINE = "<|image start|>", "<|image token|>", "<|extra_200|>"
 POSITIVE = " masterpiece, film grained, best quality."  # behind every prompt, as the model card has it
@@ -55,10 +54,8 @@ class Shapes:
     sizes: tuple[tuple[int, int], ...]
 
 
-class Emu3(Wrapped):
+class Emu3(Worded):
     """Emu3's language model under the raster contract."""
-
-    ids: Tensor
 
     def __init__(
         self,
@@ -70,17 +67,13 @@ class Emu3(Wrapped):
         sizes: tuple[tuple[int, int], ...],
     ) -> None:
         """`ids` are those of `codes`; sizes in pixels, height first."""
-        config: Any = language.config
-        super().__init__(language, config.max_position_embeddings)
-        self.head, self.size, self.sizes, count = head, size, sizes, len(ids) - 1
-        self.register_buffer("ids", ids, persistent=False)
-        self._first = int(ids[0])
-        self._in_order = torch.equal(ids[:-1].cpu(), torch.arange(self._first, self._first + count))
+        super().__init__(language, head, ids, count := len(ids) - 1)
+        self.size, self.sizes = size, sizes
         self.spec = RasterSpec(size[0] // FACTOR, size[1] // FACTOR + 1, count + 1, 0, newline=count)
 
     def described(self) -> dict[str, Any]:
         """What `rebuilt` makes it of, without weights."""
-        return asdict(Shapes(as_json(self.config), tuple(self.ids.tolist()), self.size, self.sizes))
+        return asdict(Shapes(as_json(self.about), tuple(self.ids.tolist()), self.size, self.sizes))
 
     @classmethod
     def rebuilt(cls, about: Any) -> "Emu3":
@@ -113,12 +106,3 @@ class Emu3(Wrapped):
 
     def opening(self) -> list[int]:
         return []  # `tokenize` has it
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        return self.embed_words(self.ids[tokens])
-
-    def logits(self, states: Tensor) -> Tensor:
-        """Of the codes; a newline's is never looked at (`RasterSpec.given`)."""
-        weight, stop = self.head.weight, self._first + len(self.ids) - 1
-        weight = weight[self._first : stop] if self._in_order else weight[self.ids[:-1]]
-        return F.pad(F.linear(states, weight).float(), (0, 1))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vargen.core.described import as_dataclass
@@ -63,8 +64,12 @@ class Janus(Wrapped):
         rows = []
         for prompt in prompts:
             ids = [*self._chat(prompt, tokenizer), self.begin]
-            rows.append([ids, [id if id in (self.start, self.begin) else self.nothing for id in ids]])
+            rows.append([ids, self.emptied(torch.tensor(ids)).tolist()])
         return padded(rows)
+
+    def emptied(self, ids: Tensor) -> Tensor:
+        """What guidance is against: ids with padding in the place of all words."""
+        return torch.where((ids == self.start) | (ids == self.begin), ids, self.nothing)
 
     def _chat(self, prompt: str, tokenizer: Any) -> list[int]:
         if not tokenizer.chat_template:

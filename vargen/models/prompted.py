@@ -30,6 +30,7 @@ class Prompted(Model, ABC):
     sizes: tuple[tuple[int, int], ...]  # that it can draw
     words: int  # of the text vocabulary
     context: int  # positions that it knows
+    guides: ClassVar[bool] = True  # whether it was taught what guidance is against; else that may have no words
     chooses_size: ClassVar[bool] = False  # whether it may: `choose_sizes`
     reads_pictures: ClassVar[bool] = False  # whether `tokenize` takes the codes of pictures behind the tokenizer
 
@@ -78,7 +79,7 @@ class Prompted(Model, ABC):
 
     def checked(self, ids: Any, mask: Any) -> tuple[Tensor, Tensor]:
         """What `tokenize` gave. ValueError where it is no such thing, or longer than the model can read."""
-        found, words = checked(ids, mask, self.words, unguided=len(self.opening()) > 0)
+        found, words = checked(ids, mask, self.words, unguided=not self.guides or len(self.opening()) > 0)
         longest = int(words.sum(-1).max())
         if longest > self.room:
             raise ValueError(
@@ -93,6 +94,8 @@ class Prompted(Model, ABC):
 
     def text_condition(self, states: Tensor, mask: Tensor, *, guided: bool) -> Condition:
         """Embed ids (B, 2, T) under their mask, as `tokenize` gives them, as (B, T', d), or (2B, T', d) if `guided`."""
+        if guided and not self.guides:
+            raise ValueError(f"{type(self).__name__} draws without guidance: leave guidance_scale at 1")
         ids, words = (rearrange(part[:, : 1 + guided], "b part t -> (part b) t") for part in (states, mask))
         count = words.sum(1, keepdim=True)  # (R, 1)
         longest = int(count.max())
@@ -135,6 +138,7 @@ class Prompted(Model, ABC):
         x = torch.cat([condition.embedding, self.embed(tokens[:, :-1])], dim=1)
         batch, count, _ = x.shape
         cache, rows = Passing(), torch.arange(count, device=x.device).expand(batch, -1)
+        cache.front = condition.embedding.shape[1]
         _begin(cache, condition)
         return self._run(x, cache, (rows, rows, 0, count, None))
 

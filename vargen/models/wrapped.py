@@ -8,7 +8,7 @@ import json
 from abc import ABC
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -48,16 +48,46 @@ def rebuilt(kind: type, about: Any) -> Any:
     return module
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """The shapes of a decoder of transformers, by the names that models here have for them."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    width: int
+    hidden: int
+
+    @classmethod
+    def of(cls, config: Any) -> "Decoder":
+        """From transformers' config, whose fields differ from family to family."""
+        heads, width = config.num_attention_heads, config.hidden_size
+        shared = getattr(config, "num_key_value_heads", None) or heads
+        dim = getattr(config, "head_dim", None) or width // heads
+        return cls(config.num_hidden_layers, heads, shared, dim, width, config.intermediate_size)
+
+
 class Wrapped(Prompted, ABC):
     """A decoder of transformers. Subclasses say what an image's tokens are."""
+
+    replays: ClassVar[bool] = True
 
     def __init__(self, language: nn.Module, context: int) -> None:
         super().__init__()
         self.language, self.context = language, context
-        self.config: Any = language.config
-        self.words = self.config.vocab_size
+        self.about: Any = language.config  # transformers' own
+        self.config, self.words = Decoder.of(self.about), self.about.vocab_size
         named = inspect.signature(type(language).forward).parameters
-        self._cache_name = "cache" if "cache" in named else "past_key_values"  # it changed in transformers 5.2x
+        known = [name for name in ("cache", "past_key_values") if name in named]  # it changed in transformers 5.2x
+        if not known or "inputs_embeds" not in named:
+            from transformers import __version__ as release  # slow to import
+
+            raise ValueError(
+                f"{type(language).__name__} of transformers {release} takes neither cache nor past_key_values: install "
+                "a release that is known here, such as 5.24"
+            )
+        self._cache_name = known[0]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves and casts the weights; rotary frequencies are moved alone, since transformers keeps them in float32."""
@@ -75,16 +105,42 @@ class Wrapped(Prompted, ABC):
         mask, stop = sight.mask, sight.stop
         if mask is None:  # transformers would make one of its own
             mask = x.new_zeros(1, 1, x.shape[1], stop).expand(len(x), -1, -1, -1)
-        places = positions.expand(len(x), -1)
+        places = self.places(positions.expand(len(x), -1), cache)
         inputs = {"inputs_embeds": x, "position_ids": places, "attention_mask": mask.to(x.dtype)}
         given = {self._cache_name: Slots(cache, sight.rows, stop)}
         return self.language(**inputs, **given, use_cache=False).last_hidden_state
 
+    def places(self, positions: Tensor, cache: KVCache) -> Tensor:
+        """Positions (R, n), which count a row's tokens, as the layers take them."""
+        return positions
+
     def empty_cache(self, batch: int, rows: int) -> KVCache:
-        c = self.config  # transformers', whose fields differ from family to family
-        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
-        dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        return KVCache(c.num_hidden_layers, batch, rows, heads, dim, dtype=self.dtype, device=self.device)
+        c = self.config
+        return KVCache(c.layers, batch, rows, c.kv_heads, c.head_dim, dtype=self.dtype, device=self.device)
+
+
+class Worded(Wrapped, ABC):
+    """One whose image codes are ids of the text vocabulary, embedded as words are and judged by the words' head."""
+
+    ids: Tensor
+
+    def __init__(self, language: nn.Module, head: nn.Linear, ids: Tensor, codes: int) -> None:
+        """`ids` (V,) are those of so many codes, and behind them of what else stands in an image."""
+        config: Any = language.config
+        super().__init__(language, config.max_position_embeddings)
+        self.head, self._codes = head, codes
+        self.register_buffer("ids", ids, persistent=False)
+        self._first = int(ids[0])
+        self._in_order = torch.equal(ids[:codes].cpu(), torch.arange(self._first, self._first + codes))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.embed_words(self.ids[tokens])
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Of the codes; a newline's is never looked at (`RasterSpec.given`)."""
+        weight, ids = self.head.weight, self.ids[: self._codes]
+        weight = weight[self._first : self._first + self._codes] if self._in_order else weight[ids]
+        return F.pad(F.linear(states, weight).float(), (0, len(self.ids) - self._codes))
 
 
 def pretrained(kind: type, folder: Path) -> Any:

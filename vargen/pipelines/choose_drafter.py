@@ -54,7 +54,8 @@ def by_name(pipe: Any, name: str, given: Sources | None = None) -> nn.Module:
         preset = registry.preset(name).of(replace(given, drafts=True))
         if (spec := preset.spec) is not None:  # before anything is downloaded
             if isinstance(target, Prompted) and isinstance(spec, RasterSpec):  # sizes are looked at in `from_model`
-                spec = replace(spec, rows=target.spec.rows, columns=target.spec.columns)
+                size = {"rows": target.spec.rows, "columns": target.spec.columns}
+                spec = replace(spec, **size, previews=target.spec.previews if spec.previews else ())
             if target.any_grid and isinstance(spec, ContinuousSpec):
                 spec = replace(spec, slots=target.spec.slots)
             check(name, spec, target.spec)

@@ -1,8 +1,10 @@
 """What a pipeline has of diffusers' beside drawing: folders, LoRA, and what it says of offload."""
 
 import os
+from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 
 from vargen.core import registry
@@ -49,6 +51,14 @@ class Kept(DiffusionPipeline):
             if taken is not None and value not in taken:
                 raise ValueError(f"got {key} {value!r}, expected nothing of the kind: weights are safetensors")
         saving.write(self, as_path(save_directory, "save_directory"))
+
+    def write_beside(self, folder: Path) -> None:
+        """Write into a folder what is no part of every pipeline."""
+
+    @classmethod
+    def read_beside(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        """What `write_beside` has written, by the names of arguments."""
+        return {}
 
     def load_lora_weights(
         self,

@@ -89,9 +89,12 @@ def load(
 def _built(name: Any, given: Sources, device: torch.device, dtype: torch.dtype) -> Pipeline:
     """A pipeline from its folder, or from the files of a model."""
     if saving.is_folder(name) and name not in registry.MODELS:
+        folder = Path(name).expanduser()
+        if (theirs := named.by_index(folder)) is not None:
+            return _built(theirs, replace(given, checkpoint=given.checkpoint or folder), device, dtype)
         if given != Sources(ema=given.ema):
             raise ValueError(f"{name} is a pipeline that was saved, with all its files: name no others")
-        return saving.read(Path(name).expanduser(), device, dtype)
+        return saving.read(folder, device, dtype)
     name, given = named.understood(name, given)
     preset = registry.preset(name)
     if given.text_encoder is not None and preset.classes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vargen.core import registry
+from vargen.core import registry, safe_json
 from vargen.core.atomic import as_path
 from vargen.core.messages import shown
 from vargen.core.preset import Preset, Sources
@@ -37,6 +37,13 @@ def understood(name: Any, given: Sources) -> tuple[str, Sources]:
 
 def _presets() -> list[Preset]:
     return [registry.preset(name) for name in registry.MODELS]
+
+
+def by_index(folder: Path) -> str | None:
+    """The model whose repository is a pipeline of diffusers such as the one in a folder; None where none is."""
+    kind = safe_json.member(folder / "model_index.json", "_class_name")
+    names = [preset.name for preset in _presets() if preset.pipeline and preset.pipeline == kind]
+    return names[0] if len(names) == 1 else None
 
 
 def _one(place: str, names: Sequence[str], how: str) -> str:

@@ -101,6 +101,13 @@ class RasterOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GlmImageOptions(RasterOptions):
+    """What GLM-Image's takes beside."""
+
+    num_inference_steps: int | None = option(None, "denoising steps of the diffusion transformer")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScaleOptions(Options):
     """What pipelines of next-scale models take beside."""
 

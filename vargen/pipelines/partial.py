@@ -1,6 +1,6 @@
 """Pictures on their way: what `stream` yields behind each forward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,12 +25,17 @@ class Partial:
     image_size: int | None = None
     features: Tensor | None = None  # what the image is decoded from, where that is not the tokens
     committed: Any = None  # (B, slots) bool, where the tokens that are final are not the first ones
+    inputs: tuple[Tensor, ...] = ()  # what is drawn, a row per image, where pictures hang on it
+    seeds: tuple[int, ...] = ()  # likewise
+
+    def of(self, rows: list[int]) -> "Partial":
+        """Some images of the batch alone, as far as pictures are made of them."""
+        features = None if self.features is None else self.features[rows]
+        inputs, seeds = tuple(part[rows] for part in self.inputs), tuple(self.seeds[row] for row in rows if self.seeds)
+        return replace(self, tokens=self.tokens[rows], features=features, inputs=inputs, seeds=seeds)
 
     @torch.inference_mode()
     def images(self, output_type: str = "pil") -> Any:
         """The pictures so far: unsettled tokens are shown as their drafts."""
-        pipe = self.pipeline
-        with plainly(pipe.transformer.device):
-            if self.features is None:
-                return pipe.decode(self.tokens, output_type, self.image_size)
-            return pipe.finish(pipe.image_tokenizer.decode_latents(self.features), output_type, self.image_size)
+        with plainly(self.pipeline.transformer.device):
+            return self.pipeline.shown(self, output_type)

@@ -40,6 +40,7 @@ AROUND = {  # what knows how to say of what it is made, and to be made of that a
     "LuminaMGPT": "vargen.models.lumina_mgpt:LuminaMGPT",
     "Anole": "vargen.models.lumina_mgpt:Anole",
     "Emu3": "vargen.models.emu3:Emu3",
+    "GlmImage": "vargen.models.glm_image:GlmImage",
     "Janus": "vargen.models.janus:Janus",
     "Images": "vargen.models.wrapped:Images",
 }

@@ -1,6 +1,6 @@
 """From tokens to pictures: what every pipeline decodes with, and how its images are given out."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from vargen.pipelines import request
 class Pictures:
     """The part of a pipeline that knows its image tokenizer."""
 
+    sketches: ClassVar[bool] = True  # whether pictures of images on their way cost little, and are shown
     preset: Preset
     transformer: Any
     tokenizer: Any
@@ -40,6 +41,12 @@ class Pictures:
             raise ValueError(f"got tokens {tuple(tokens.shape)}, expected at least one image's")
         return self.finish(self._pixels(tokens.to(self.transformer.device)), output_type, image_size)
 
+    def shown(self, partial: Any, output_type: str) -> Any:
+        """The pictures of a batch in the making."""
+        if partial.features is None:
+            return self.decode(partial.tokens, output_type, partial.image_size)
+        return self.finish(self.image_tokenizer.decode_latents(partial.features), output_type, partial.image_size)
+
     def _pixels(self, tokens: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] of ids as the image tokenizer takes them. ValueError where they are none."""
         codes = len(self.image_tokenizer.stored_codes)
@@ -49,13 +56,18 @@ class Pictures:
 
     def finish(self, images: Tensor, output_type: str, image_size: int | None = None) -> Any:
         """Images (B, 3, H, W) in [-1, 1] as they are given out."""
+        return self._given(images, output_type, image_size, normalised=True)
+
+    def _given(self, images: Tensor, output_type: str, image_size: int | None, *, normalised: bool) -> Any:
+        """The same, also of images in [0, 1], which are not `normalised`."""
         request.output_type(output_type, request.PICTURES)
         image_size, images = request.image_size(image_size), images.float()
         if not images.isfinite().all():
             raise ValueError("the image tokenizer gave pixels that are NaN or infinite: its weights are damaged")
         if image_size is not None and images.shape[-2:] != (image_size, image_size):
             images = F.interpolate(images, size=(image_size, image_size), mode="bicubic")  # before rounding: published
-        return ordinary(VaeImageProcessor().postprocess(images, output_type=output_type))
+        images = images if normalised else images.clamp(0, 1)
+        return ordinary(VaeImageProcessor().postprocess(images, output_type, [normalised] * len(images)))
 
 
 def joined(images: list[Any], output_type: str) -> Any:

@@ -95,6 +95,8 @@ class PromptedPipeline(RasterPipeline):
         return self.transformer.size
 
     def _against(self, read: tuple[Tensor, Tensor], others: dict[int, str]) -> tuple[Tensor, Tensor]:
+        if not self.transformer.guides:
+            raise ValueError(f"{self.preset.name} takes no negative_prompt: its tokens are drawn without guidance")
         return Pipeline._against(self, read, others)
 
     def _checked(self, states: Any, mask: Any) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from vargen.engine.replayed import Replayed
 from vargen.engine.threads import Threads
 from vargen.models import t5
 from vargen.models.contract import embed
+from vargen.models.prompted import Prompted
 from vargen.pipelines import request, values
 from vargen.pipelines.base import Pipeline
 from vargen.pipelines.choose_drafter import drafter_for
@@ -26,6 +27,7 @@ from vargen.samplers.contract import RasterSampler, Task
 from vargen.samplers.width import LADDER
 
 Size = tuple[int, int]  # height and width in pixels
+PROMPTS = 64  # tokens of a prompt, of which caches and graphs have a multiple
 
 
 class RasterPipeline(Pipeline):
@@ -82,7 +84,7 @@ class RasterPipeline(Pipeline):
         if asked.free_size:
             return self._draw_freely(asked)
         out = super()._draw(asked)
-        tokens = self._codes(out.tokens)
+        tokens = out.tokens if self.transformer.spec.previews else self._codes(out.tokens)
         return replace(out, tokens=tokens, images=tokens if asked.output_type == "latent" else out.images)
 
     def _draw_freely(self, asked: Request) -> Generation:
@@ -135,8 +137,7 @@ class RasterPipeline(Pipeline):
 
     def _codes(self, tokens: Tensor) -> Tensor:
         """Tokens (B, slots) as a grid, without newlines."""
-        rows, columns = self._grid()
-        return tokens.unflatten(1, (rows, -1))[..., :columns]
+        return self.transformer.spec.split(tokens)[-1][..., : self._grid()[1]]
 
     def _inputs(self, wanted: RasterOptions) -> tuple[Tensor, ...]:
         if wanted.image is not None and self.transformer.spec.classes:
@@ -165,6 +166,8 @@ class RasterPipeline(Pipeline):
         trace, runner = self._begin(method, seeds), self._runners.of("model", model, self.fast)
         clock, counts = loops.Clock(device), loops.Counts(kernels=Kernels.of(self.fast))
         condition = embed(model, inputs, guided=method.guidance.active)
+        if isinstance(model, Prompted) and isinstance(runner, Replayed):
+            condition = condition.rounded(PROMPTS)  # prompts of many lengths in the same graphs
         seeded, parts = torch.tensor(seeds, device=device), {"codebook": self._codebook(), "kernels": counts.kernels}
         task = Task(model.spec, seeded, method.warp, **parts)
         if drafting := drafter_for(self, method, inputs):
@@ -179,8 +182,8 @@ class RasterPipeline(Pipeline):
             clock.lap("calibration")
         sampler: RasterSampler = method.sampler(method.settings, task)
         for _ in loops.raster(runner, condition, sampler, method.guidance, clock, counts, threads):
-            shown, final = (trace, self, image_size), sampler.committed
-            yield Partial(sampler.tokens, sampler.settled, counts.forwards, *shown, committed=final)
+            rest: Any = {"committed": sampler.committed, "inputs": inputs, "seeds": tuple(seeds)}
+            yield Partial(sampler.tokens, sampler.settled, counts.forwards, trace, self, image_size, **rest)
         if drafting is not None:
             drafting[1].sound.check()
             trace.drafter_forwards = drafting[1].forwards

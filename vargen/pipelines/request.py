@@ -165,7 +165,10 @@ def asked(
         return latent_method(name, recipe, law, settings, spec)
     if isinstance(spec, ScaleSpec):
         return scale_method(name, recipe, law, settings, spec)
-    return method(name, recipe, law, settings)
+    made = method(name, recipe, law, settings)
+    if spec is not None:
+        made.sampler.check(made.settings, spec)
+    return made
 
 
 def _sampler(

@@ -25,6 +25,7 @@ HERE = parts.__name__  # the module in which diffusers' loader finds our parts
 NAMES = {  # in diffusers' namespace, where `DiffusionPipeline.from_pretrained` looks for them
     "VargenRasterPipeline": "vargen.pipelines.raster:RasterPipeline",
     "VargenPromptedPipeline": "vargen.pipelines.prompted:PromptedPipeline",
+    "VargenGlmImagePipeline": "vargen.pipelines.glm_image:GlmImagePipeline",
     "VargenNextScalePipeline": "vargen.pipelines.next_scale:NextScalePipeline",
     "VargenContinuousPipeline": "vargen.pipelines.continuous:ContinuousPipeline",
 }
@@ -64,6 +65,7 @@ def _fill(pipe: Any, folder: Path, index: dict[str, Any]) -> None:
     for part in ("text_encoder", "text_tokenizer"):
         if getattr(pipe, part) is not None:
             getattr(pipe, part).save_pretrained(folder / part)
+    pipe.write_beside(folder)
     atomic.write_json(folder / INDEX, index)
 
 
@@ -97,6 +99,7 @@ def read(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
                 f"{place} holds a {type(found[part]).__name__}, and {INDEX} says that it is a {shown(name)}"
             )
     made = registry.resolve(NAMES[index["_class_name"]])
+    found |= made.read_beside(folder, device, dtype)
     transformer, images = found.pop("transformer"), found.pop("tokenizer", None)
     try:
         return made(transformer, images, **found, preset=index["preset"])

@@ -2,7 +2,8 @@
 
 An image is drawn in reading order, yet what a token depends on lies mostly beside and above it. So a row may start once
 the row above has a few tokens, and all rows that have started take theirs from one forward (`zipar.py`); within each
-row there may be drafts (`jacobi2d.py`). Approximate, but where a row waits for all of the row above.
+row there may be drafts (`jacobi2d.py`). Approximate, but where a row waits for all of the row above. Rows of a preview,
+and the first one behind it, always do: what is drawn behind a preview sees it whole.
 
 The law of a row's first token comes from the last token of the row above, which is not there yet. In its stead the
 newest token of that row is run at that slot (or the newline, where rows end in one), at a place of its own that nobody
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from vargen.core import noise
 from vargen.core.noise import Purpose
+from vargen.core.specs import Grid
 from vargen.core.types import Block
 from vargen.samplers.contract import RasterSampler, Task
 
@@ -41,14 +43,21 @@ class Abreast(RasterSampler):
     """
 
     def __init__(self, task: Task, *, start: int, drafts: int = 1, ahead: int = 0) -> None:
-        spec = task.spec
-        self._task, self._columns = task, spec.columns
-        self._length = spec.columns - (spec.newline is not None)  # columns that are drawn
-        self._start, self._width = min(start, self._length), min(drafts, self._length)
-        self._ahead = min(ahead, self._length)
-        self._done = np.zeros((task.batch, spec.rows), dtype=np.int64)  # the pointers
-        self._run = np.zeros((task.batch, spec.rows), dtype=np.int64)  # columns that were run with committed tokens
-        self.extra = spec.rows + 1  # places for what stands in for the end of each row, and one that nobody looks at
+        spec, newline = task.spec, task.spec.newline is not None
+        self._task = task
+        self._firsts, self._whole = (np.array(part) for part in _rows(spec.grids))  # of each row, slot and columns
+        self._lengths = self._whole - newline  # columns that are drawn
+        self._row = np.repeat(np.arange(len(self._firsts)), self._whole)  # of each slot
+        self._column = np.arange(spec.slots) - self._firsts[self._row]
+        last = np.arange(len(self._firsts)) > len(self._firsts) - spec.rows  # rows that need not wait for all above
+        above = np.roll(self._lengths, 1)
+        above[0] = 0
+        self._needs = np.where(last, np.minimum(start, above), above)  # tokens of the row above before a row starts
+        self._ahead = np.where(last, np.minimum(ahead, above), 0)
+        self._width = min(drafts, int(self._lengths.max()))
+        self._done = np.zeros((task.batch, len(self._firsts)), dtype=np.int64)  # the pointers
+        self._run = np.zeros_like(self._done)  # columns that were run with committed tokens
+        self.extra = len(self._firsts) + 1  # for what stands in for the end of each row, and one nobody looks at
         self._skip = 0  # of a block's laws, those before the first that is asked for
         self._buffer = task.seeds.new_zeros(task.batch, spec.slots + 1)  # the last column is nobody's
         if spec.newline is not None:
@@ -67,13 +76,12 @@ class Abreast(RasterSampler):
     @property
     def settled(self) -> list[int]:
         """Tokens committed so far in each image, newlines included. They are not the first ones."""
-        return (self._done + (self._done == self._length) * (self._columns - self._length)).sum(1).tolist()
+        return np.where(self._done == self._lengths, self._whole, self._done).sum(1).tolist()
 
     @property
     def committed(self) -> np.ndarray:
         """Which slots are final, (B, slots) bool."""
-        done = self._done[..., None]
-        return ((np.arange(self._columns) < done) | (done == self._length)).reshape(len(done), -1)
+        return self._column < np.where(self._done == self._lengths, self._whole, self._done)[:, self._row]
 
     @abstractmethod
     def _decide(self, scores: Tensor, step: Step) -> tuple[Tensor, np.ndarray]:
@@ -84,37 +92,44 @@ class Abreast(RasterSampler):
         first, stop, valid = (np.take_along_axis(x, rows, 1)[..., None] for x in (self._done, *self._limits()))
         columns = first + np.arange(width)
         wanted = valid & (columns < stop)
-        slots = np.where(wanted, rows[..., None] * self._columns + columns, self._task.spec.slots)
+        slots = np.where(wanted, self._firsts[rows][..., None] + columns, self._task.spec.slots)
         return Step(rows, columns, wanted, self._tensor(slots))
 
     def _limits(self) -> tuple[np.ndarray, np.ndarray]:
         """For each row (B, rows), the column before which it may be run, and whether it is run at all."""
-        limits, started = np.full_like(self._done, self._length), np.ones(self._done.shape, dtype=bool)
-        limits[:, 1:] = np.minimum(self._done[:, :-1] + self._ahead, self._length)
-        started[:, 1:] = self._done[:, :-1] >= max(1, self._start - self._ahead)
+        above, lengths = self._done[:, :-1], np.tile(self._lengths, (len(self._done), 1))
+        limits, started = lengths.copy(), np.ones(self._done.shape, dtype=bool)
+        started[:, 1:] = above >= np.maximum(1, self._needs - self._ahead)[1:]
+        whole = above == lengths[:, :-1]
+        limits[:, 1:] = np.where(whole, lengths[:, 1:], np.minimum(above + self._ahead[1:], lengths[:, 1:]))
         return limits, started & (self._done < limits)
 
     def _above_of(self, rows: np.ndarray) -> np.ndarray:
-        """How many tokens the rows above `rows` (B, A) have; above the first, all of a row."""
-        return np.where(rows > 0, np.take_along_axis(self._done, np.maximum(rows - 1, 0), 1), self._length)
+        """How many tokens the rows above `rows` (B, A) have; where they have all of theirs, or there is none, so many
+        as a row of `rows` itself may have.
+        """
+        before = np.maximum(rows - 1, 0)
+        above = np.take_along_axis(self._done, before, 1)
+        return np.where((rows == 0) | (above == self._lengths[before]), self._lengths[rows], above)
 
     def _room(self, step: Step) -> np.ndarray:
         """How many tokens of each row of a step may be committed (B, A)."""
-        above = self._above_of(step.rows)
-        return np.where(above >= self._start, np.maximum(above - step.columns[..., 0], 0), 0)
+        above = np.take_along_axis(self._done, np.maximum(step.rows - 1, 0), 1)
+        left = np.maximum(self._above_of(step.rows) - step.columns[..., 0], 0)
+        return np.where(above >= self._needs[step.rows], left, 0)
 
     def propose(self) -> Block:
-        active, slots, columns = self._limits()[1], self._task.spec.slots, self._columns
+        active, slots = self._limits()[1], self._task.spec.slots
         rows = np.argsort(~active, axis=1, kind="stable")[:, : active.sum(1).max()]
         self._step = step = self._plan(rows, width=self._width)
         final = np.zeros((len(rows), slots + self.extra), dtype=bool)
         final[:, :slots] = self.committed
         seen = self._tensor(final)
         self._guess(step, seen[:, : slots + 1])
-        fed = rows[..., None] * columns + step.columns - 1  # the slot before each, which gives its law
+        fed = self._firsts[rows][..., None] + step.columns - 1  # the slot before each, which gives its law
         above = self._above_of(rows)
-        early = step.wanted & (step.columns == 0) & (above < self._length)[..., None]
-        newest = fed if self._task.spec.newline is not None else ((rows - 1) * columns + above - 1)[..., None]
+        early = step.wanted & (step.columns == 0) & (above < self._lengths[rows])[..., None]
+        newest = fed if self._task.spec.newline is not None else (self._firsts[rows - 1] + above - 1)[..., None]
         known = step.wanted & ~early  # what is run at its own slot
         top = 1 + max(fed[known].max(initial=-1), np.flatnonzero(final.any(0))[-1])  # behind all slots in use
         places = top + np.arange(rows.shape[1])[:, None]  # for what stands in for the end of a row
@@ -145,10 +160,10 @@ class Abreast(RasterSampler):
         A row's newest token is run for the law behind it. Where there is none, at its end or while it waits, others see
         it all the same; so is a newline. All of them count as run from here on.
         """
-        stop, columns = np.where(self._done == self._length, self._columns, self._done), np.arange(self._columns)
-        late = (columns >= self._run[..., None]) & (columns < stop[..., None])
-        late[:, -1] = False  # nobody comes behind the last row
-        late = np.pad(late.reshape(len(late), -1), ((0, 0), (0, 1)))  # -1 in `fed` is nobody's
+        stop = np.where(self._done == self._lengths, self._whole, self._done)
+        late = (self._column >= self._run[:, self._row]) & (self._column < stop[:, self._row])
+        late[:, self._firsts[-1] :] = False  # nobody comes behind the last row
+        late = np.pad(late, ((0, 0), (0, 1)))  # -1 in `fed` is nobody's
         np.put_along_axis(late, np.where(fed < 0, late.shape[1] - 1, fed).reshape(len(late), -1), False, axis=1)
         self._run = stop
         out = np.tile(nothing[:, None, None], (1, len(late), late.sum(1).max()))
@@ -164,7 +179,7 @@ class Abreast(RasterSampler):
         """
         query = self._tensor(fed)[..., None]
         key = torch.arange(final.shape[1], device=query.device)
-        own = self._tensor(place < top)[..., None] & (key >= query - query % self._columns)
+        own = self._tensor(place < top)[..., None] & (key >= self._tensor(self._firsts[self._row[fed]])[..., None])
         return ((final[:, None] | own) & (key <= query)) | (key == self._tensor(place)[..., None])
 
     def accept(self, logits: Tensor) -> None:
@@ -191,3 +206,9 @@ class Abreast(RasterSampler):
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._task.device)
+
+
+def _rows(grids: tuple[Grid, ...]) -> tuple[list[int], list[int]]:
+    """The first slot and the columns of each row of all grids."""
+    firsts = [grid.first + row * grid.columns for grid in grids for row in range(grid.rows)]
+    return firsts, [grid.columns for grid in grids for _ in range(grid.rows)]

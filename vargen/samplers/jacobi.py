@@ -8,7 +8,7 @@ drafts.
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from vargen.samplers.contract import Task
 from vargen.samplers.width import WidthPolicy
 from vargen.samplers.window import Window
 
-Guess = Literal["uniform", "left", "above", "sample-left", "sample-above"]
+Guess = Literal["uniform", "left", "above", "preview", "sample-left", "sample-above", "sample-preview"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class WindowSettings:
     """The settings of every Jacobi method."""
 
     window: int | Literal["auto"] = "auto"  # drafts per forward; auto: measured, plain decoding included
-    guess: Guess = "uniform"  # first draft of a slot: uniform, or copied or sampled from the slot to the left or above
+    # First draft of a slot: uniform, or copied or sampled from the slot to the left or above, or from the preview's.
+    guess: Guess = "uniform"
 
     def __post_init__(self) -> None:
         if self.window != "auto" and self.window < 1:
@@ -57,6 +58,11 @@ class JacobiWindow(Window):
         sampled = settings.guess.startswith("sample-")
         shape = (*self._buffer.shape, task.spec.vocabulary)
         self._laws = task.seeds.new_zeros(shape, dtype=torch.float32) if sampled else None
+
+    @classmethod
+    def check(cls, settings: WindowSettings, spec: Any) -> None:
+        if settings.guess.endswith("preview") and not spec.previews:
+            raise ValueError(f"got guess {settings.guess} for a model that draws no preview")
 
     @classmethod
     def block_width(cls, settings: WindowSettings) -> int | None:
@@ -131,12 +137,7 @@ class JacobiWindow(Window):
         tokens, law = self._ids[(u * len(self._ids)).long()], self._flat
         if self._settings.guess == "uniform":
             return tokens, law
-        step = 1 if self._settings.guess.endswith("left") else self._task.spec.columns
-        # The nearest slot to the left or above that already holds a token or a draft: one or more steps back.
-        source = slots - step * ((slots - self._pointers - self._known) // step + 1)
-        if step == 1:  # a newline is copied to nowhere
-            source = source - self._task.spec.ends(source.clamp(min=0)).long()
-        inside, source = source >= 0, source.clamp(min=0)
+        inside, source = self._source(slots)
         if self._laws is None:
             copied = self._buffer.gather(1, source)
             peak = law.new_zeros(*slots.shape, law.shape[-1]).scatter_(2, copied[..., None], 1.0)
@@ -144,6 +145,22 @@ class JacobiWindow(Window):
             peak = self._laws.gather(1, source[..., None].expand(-1, -1, law.shape[-1]))
             copied = rules.draw(peak, u)
         return torch.where(inside, copied, tokens), torch.where(inside[..., None], peak, law)
+
+    def _source(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """(inside, source), both (B, w): the slots that first drafts of `slots` come from, where there are any.
+
+        To the left or above it is the nearest slot of the same grid that already holds a token or a draft.
+        """
+        spec, guess, edge = self._task.spec, self._settings.guess, self._pointers + self._known
+        if guess.endswith("preview"):
+            source = spec.previewed(slots)
+            return (source >= 0) & (source < edge), source.clamp(min=0)
+        first, columns = spec.around(slots)
+        step = 1 if guess.endswith("left") else columns
+        source = slots - step * ((slots - edge) // step + 1)
+        if guess.endswith("left"):  # a newline is copied to nowhere
+            source = source - spec.ends(source.clamp(min=0)).long()
+        return source >= first, source.clamp(min=0)
 
     def _newlines(self, slots: Tensor, tokens: Tensor, law: Tensor) -> tuple[Tensor, Tensor]:
         """First drafts (B, w) and their laws, certain where a row ends."""

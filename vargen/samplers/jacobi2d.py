@@ -64,8 +64,9 @@ class Jacobi2D(Abreast):
         u_guess, *self._u = self._uniform(at, self._steps, 3)
         tokens = self._ids[(u_guess * len(self._ids)).long()]
         if self._copies:
-            above = (at - self._columns).clamp(min=0)
-            there, copied = final.gather(1, above) & (at >= self._columns), self._buffer.gather(1, above)
+            first, columns = self._task.spec.around(at)
+            above, inside = (at - columns).clamp(min=0), at - columns >= first
+            there, copied = final.gather(1, above) & inside, self._buffer.gather(1, above)
             tokens = torch.where(there, copied, tokens)
             law = torch.where(there[..., None], torch.zeros_like(law).scatter_(2, copied[..., None], 1.0), law)
         fresh = where < 0

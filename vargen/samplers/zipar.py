@@ -55,7 +55,7 @@ class AdaptiveZipAR(ZipAR):
 
     def _decide(self, scores: Tensor, step: Step) -> tuple[Tensor, np.ndarray]:
         drawn, moved, rows = self._plain_draw(scores, step), step.wanted.sum(-1), step.rows
-        early = step.wanted[..., 0] & (step.columns[..., 0] == 0) & (self._above_of(rows) < self._length)
+        early = step.wanted[..., 0] & (step.columns[..., 0] == 0) & (self._above_of(rows) < self._lengths[rows])
         self._steps += 1
         if not early.any():
             return drawn, moved

@@ -43,6 +43,7 @@ class Card:
     model: str
     sizes: tuple[tuple[int, int], ...]  # height and width in pixels; the first is drawn unless another is asked for
     drafts: bool  # whether a drafter is there for the methods that want one
+    sketches: bool = True  # whether images on their way are shown
 
 
 @dataclass(frozen=True)

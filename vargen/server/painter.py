@@ -37,7 +37,8 @@ def described(name: str, pipe: Pipeline) -> Card:
     """A model's card."""
     preset = pipe.preset
     ships = preset.head if preset.drafter == "eagle" else pocket.WEIGHTS / f"{preset.drafter}.safetensors"
-    return Card(name, pipe.sizes, pipe.drafter is not None or (ships is not None and ships.exists()))
+    drafts = pipe.drafter is not None or (ships is not None and ships.exists())
+    return Card(name, pipe.sizes, drafts, pipe.sketches)
 
 
 @dataclass
@@ -165,7 +166,7 @@ def _read(pipe: Pipeline, order: Order) -> int:
 
 def _final(partial: Partial, row: int, order: Order) -> bytes:
     """An image that is done: decoded alone, so that its last bits do not hang on how many are decoded together."""
-    image = partial.pipeline.decode(partial.tokens[row : row + 1], "pil", partial.image_size)[0]
+    image = partial.of([row]).images()[0]
     told = texts(partial.trace, row, alone=True)  # of its company, who asked for it learns nothing
     return encode(image, told, order.kind, order.quality)
 
@@ -175,9 +176,7 @@ def _shown(partial: Partial, index: int, work: Work, slots: int) -> Iterator[Sho
     due = list(work.due(partial.settled, slots))
     if not due:
         return
-    rows = [work.rows[image] for image in due]
-    features = None if partial.features is None else partial.features[rows]
-    pictures = replace(partial, tokens=partial.tokens[rows], features=features).images()
+    pictures = partial.of([work.rows[image] for image in due]).images()
     for image, picture in zip(due, pictures, strict=True):
         yield Shown(index, image, work.numbers[image], encode(picture, {}, work.order.kind, work.order.quality))
         work.numbers[image] += 1

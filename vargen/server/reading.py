@@ -46,7 +46,7 @@ def read(body: ImageRequest, cards: Mapping[str, Card], options: Options) -> Ord
     )
     return replace(
         order,
-        partials=_partials(body, options),
+        partials=_partials(body, options, drawer),
         negative=_negative(asked["negative_prompt"] or "", preset, options),
         **_file(body),
     )
@@ -171,7 +171,7 @@ def _file(body: ImageRequest) -> dict[str, Any]:
     return {"kind": kind.upper(), "quality": None if kind == "png" else quality}
 
 
-def _partials(body: ImageRequest, options: Options) -> int:
+def _partials(body: ImageRequest, options: Options, drawer: Card) -> int:
     """How many pictures of each image on its way are sent."""
     wanted = body.partial_images
     if not body.stream:
@@ -184,4 +184,8 @@ def _partials(body: ImageRequest, options: Options) -> int:
         raise Refusal(
             400, f"got partial_images {wanted}, expected at most {options.max_partials}", param="partial_images"
         )
+    if not drawer.sketches:
+        if wanted:
+            raise Refusal(400, f"{drawer.model} shows no images on their way", param="partial_images")
+        return 0
     return min(2, options.max_partials) if wanted is None else wanted

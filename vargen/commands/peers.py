@@ -1,0 +1,159 @@
+"""The peer beside our methods in `vargen bench --peer`: which one it is, what its row says, and models to run it on.
+
+A peer of transformers needs weights of several gigabytes; `--synthetic janus` or `emu3` makes small ones with random
+weights instead, of 24 x 24 tokens as Janus has them. Those say what a step costs, and nothing of how many drafts are
+kept.
+"""
+
+import argparse
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vargen.commands import drawing, flags
+from vargen.core import registry
+from vargen.core.preset import PLAIN_METHODS
+from vargen.core.version import __version__
+from vargen.eval.authors import LlamaGenPeer, MARPeer, VARPeer
+from vargen.eval.peers import Emu3Peer, GlmImagePeer, JanusPeer, Peer
+from vargen.models.emu3 import Emu3
+from vargen.models.glm_image import GlmImage
+from vargen.models.janus import Janus
+from vargen.models.llamagen import LlamaGen
+from vargen.models.lumina_mgpt import LuminaMGPT
+from vargen.models.mar import MAR
+from vargen.models.var import VAR
+from vargen.pipelines import request
+from vargen.pipelines.loading import find_device, usual_dtype
+from vargen.pipelines.prompted import PromptedPipeline
+
+BUILT = {Janus: JanusPeer, Emu3: Emu3Peer, GlmImage: GlmImagePeer}
+CHECKOUTS = {LlamaGen: LlamaGenPeer, VAR: VARPeer, MAR: MARPeer}
+UNKNOWN = ("acceptance", "images_equal_to_ar", "cache_bytes", "peak_memory_bytes")  # of a peer
+SYNTHETIC = {"janus": "janus-pro-1b", "emu3": "emu3-gen"}  # whose presets they have
+LAYERS, WIDTH, SIDE = 4, 256, 24
+PROMPT = 16  # tokens
+
+
+def beside(options: argparse.Namespace, pipe: Any, methods: list[str]) -> Peer:
+    """The peer that draws by the law and settings of our plain method. ValueError where there is none."""
+    plain = PLAIN_METHODS[pipe.preset.plan]
+    spec = next((each for each in methods if each.split(":")[0] == plain), plain)
+    recipe = pipe.preset.choose(options.preset)
+    law = request.asked(spec, recipe, flags.law(options), {}, pipe.transformer.spec).described
+    kind, name = type(pipe.transformer), pipe.preset.name
+    if pipe.quantize is not None:
+        raise ValueError(f"got weights in {pipe.quantize}, but a peer takes them as they are: leave --quantize out")
+    if kind in BUILT:
+        if options.peer_path is not None:
+            raise ValueError(f"the peer of {name} is transformers' generate, which takes no --peer-path")
+        return BUILT[kind](pipe, law)
+    if kind in CHECKOUTS:
+        if options.peer_path is None:
+            raise ValueError(f"the peer of {name} is the code of {CHECKOUTS[kind].what}: give --peer-path, a checkout")
+        return CHECKOUTS[kind](pipe, law, options.peer_path)
+    if issubclass(kind, LuminaMGPT):
+        why = "transformers' Chameleon rules out every image token, so that its generate draws no image"
+        raise ValueError(f"{name} has no peer: {why}")
+    raise ValueError(f"{name} has no peer: there are peers of Janus, Emu3, GLM-Image, LlamaGen, VAR and MAR")
+
+
+def told(rows: list[dict[str, Any]], peer: Peer, same: str) -> list[dict[str, Any]]:
+    """Rows that say whose they are, how they stand to the peer's in seconds, and whether that draws the same."""
+    (its,) = (row for row in rows if row["method"] == peer.name)
+    out = []
+    for row in rows:
+        against = {"over_peer": round(its["seconds_per_image"] / row["seconds_per_image"], 3)}
+        if row is its:
+            out.append({"by": peer.by, **row, **dict.fromkeys(UNKNOWN), **against, "same": same})
+        else:
+            out.append({"by": f"vargen {__version__}", **row, **against})
+    return out
+
+
+def same(peer: Peer, pipe: Any, chosen: list[Any], count: int) -> str:
+    """Whether the peer draws a batch as we do; see `Peer.same`."""
+    return peer.same(drawing.inputs(pipe, chosen)([i % len(chosen) for i in range(count)]), count)
+
+
+class RandomPipeline(PromptedPipeline):
+    """A pipeline of random weights, which reads prompts as so many numbers: it has no text tokenizer."""
+
+    def encode_prompt(self, prompt: Any, image: Any = None) -> tuple[Tensor, Tensor]:
+        """Ids (B, 2, T) of nothing, with the id that begins an image last, and their mask."""
+        generator, model = torch.Generator().manual_seed(0), self.transformer
+        ids = torch.randint(8, 60, (len(prompt), 2, PROMPT), generator=generator)
+        if isinstance(model, Janus):
+            ids[:, 1] = model.nothing
+            ids[..., 0], ids[..., -1] = model.start, model.begin
+        return ids, torch.ones_like(ids, dtype=torch.bool)
+
+
+def name(options: argparse.Namespace) -> None:
+    """Name the model and a prompt for what `--synthetic` asks for. ValueError where it is none of these."""
+    if options.synthetic not in SYNTHETIC:
+        raise ValueError(f"got --synthetic {options.synthetic} with --peer, expected {' or '.join(SYNTHETIC)}")
+    options.model, options.prompt = SYNTHETIC[options.synthetic], options.prompt or ["a boat"]
+
+
+def model(options: argparse.Namespace) -> str:
+    """What the result calls the model."""
+    if options.synthetic is None:
+        return options.model
+    return f"{options.synthetic} of {LAYERS} layers, width {WIDTH}, random weights"
+
+
+def pipeline(options: argparse.Namespace) -> Any:
+    """The pipeline that the flags ask for; with `--synthetic`, of random weights, the same ones every time."""
+    if options.synthetic is None:
+        made = flags.load(options)
+    else:
+        place, make = find_device(options.device), {"janus": _janus, "emu3": _emu3}[options.synthetic]
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(0)
+            found = make()
+        for parameter in found.parameters():
+            if parameter.dim() > 1:  # laws that are neither flat nor certain
+                parameter.data.mul_(2 / (parameter.std() * parameter.shape[-1] ** 0.5))
+        dtype = usual_dtype(place) if options.dtype is None else getattr(torch, options.dtype)
+        found = found.to(place, dtype).eval().requires_grad_(False)
+        made = RandomPipeline(found, None, preset=registry.preset(options.model))
+        made.fast = options.fast
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def _text(words: int, **more: Any) -> dict[str, Any]:
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    shape = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_hidden_layers": LAYERS}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 2048}
+    return {"vocab_size": words, **shape, **heads, **ids, **more}
+
+
+def _janus() -> Janus:
+    from transformers import JanusConfig, JanusModel
+
+    vision = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 2 * SIDE,
+        "patch_size": 2,
+    }
+    vision |= {"projection_dim": WIDTH, "depth": 2, "num_image_tokens": SIDE**2}
+    images = {"num_embeddings": 16384, "base_channels": 32, "latent_channels": 32}
+    images |= {"projection_dim": WIDTH, "image_token_embed_dim": WIDTH, "num_res_blocks": 1}
+    text = {"model_type": "llama", **_text(64)}
+    config = JanusConfig(text_config=text, vision_config=vision, vq_config=images)
+    return Janus(JanusModel(config), begin=4, start=1, nothing=0)
+
+
+def _emu3() -> Emu3:
+    from transformers import Emu3TextConfig, Emu3TextModel
+
+    codes, first = 32768, 64
+    config = Emu3TextConfig(**_text(first + codes, num_key_value_heads=2))
+    head = torch.nn.Linear(WIDTH, first + codes, bias=False)
+    ids, size = torch.tensor([*range(first, first + codes), 5]), (8 * SIDE, 8 * SIDE)
+    return Emu3(Emu3TextModel(config), head, ids, size=size, sizes=(size,))

@@ -1,0 +1,198 @@
+"""GLM-Image's first stage through transformers' classes: a small preview grid of codes, then the full grid, one by one.
+
+A prompt ends in both grids, `<sop>32 32<eop><sop>16 16<eop>`, and the token that starts an image. What is drawn stands
+in three-part positions: text counts (p, p, p); a grid begins at q, where the text or the grid before it ended, and its
+cell (r, c) has (q, q + r, q + c); what follows begins at q + max(rows, columns). There is no guidance.
+
+Codes alone are drawn. The head also knows the ids that start and end an image, and some that mean nothing; but the
+diffusion transformer wants all codes of the full grid, and an image that ended early would be of no use to it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vargen.core.described import as_dataclass
+from vargen.core.specs import RasterSpec
+from vargen.core.types import KVCache
+from vargen.models.prompted import padded
+from vargen.models.wrapped import Wrapped, as_json, rebuilt
+
+FACTOR = 32  # pixels per code of the full grid along one side
+PREVIEW = FACTOR // 2  # codes along one side of a square preview
+SIZE = (1152, 768)  # the processor's own, height first
+AREA = (512**2, 2048**2)  # pixels of an image, least and most
+ASPECT = 4  # of the longer side to the shorter one, at most
+SHOWN = 48  # tokens at the end of a prompt, in which its grids are
+
+
+def preview(rows: int, columns: int) -> tuple[int, int]:
+    """The preview grid of a full grid, rounded as transformers' processor does."""
+    ratio = rows / columns
+    return int(math.sqrt(ratio) * PREVIEW), int(math.sqrt(1 / ratio) * PREVIEW)
+
+
+def spec_of(size: tuple[int, int], codes: int) -> RasterSpec:
+    """The layout of an image of `size` pixels, height first."""
+    rows, columns = size[0] // FACTOR, size[1] // FACTOR
+    return RasterSpec(rows, columns, codes, 0, previews=(preview(rows, columns),))
+
+
+def sizes() -> tuple[tuple[int, int], ...]:
+    """All sizes (height, width) that it draws: multiples of 32 within `AREA`, no longer than `ASPECT` to one."""
+    least, most = (area // FACTOR**2 for area in AREA)
+    sides = range(1, math.isqrt(most * ASPECT) + 1)
+    fit = ((h, w) for h in sides for w in sides if least <= h * w <= most and max(h, w) <= ASPECT * min(h, w))
+    return tuple((h * FACTOR, w * FACTOR) for h, w in fit)
+
+
+def cells(spec: RasterSpec) -> Tensor:
+    """Where each slot stands behind the text: (3, slots), of what transformers calls time, height and width."""
+    parts, begin = [], 0
+    for grid in spec.grids:
+        cell = torch.arange(grid.rows * grid.columns, device="cpu")
+        parts.append(begin + torch.stack([torch.zeros_like(cell), cell // grid.columns, cell % grid.columns]))
+        begin += max(grid.rows, grid.columns)
+    return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a model is made of beside its weights: transformers' config of the text model, how many codes there are, the
+    id that starts an image, rows of the head; sizes in pixels, height first.
+    """
+
+    language: dict
+    codes: int
+    start: int
+    head: int
+    size: tuple[int, int]
+    sizes: tuple[tuple[int, int], ...]
+
+
+class GlmImage(Wrapped):
+    """GLM-Image's language model under the raster contract."""
+
+    guides: ClassVar[bool] = False
+    cells: Tensor
+
+    def __init__(
+        self,
+        language: nn.Module,
+        head: nn.Linear,
+        *,
+        codes: int,
+        start: int,
+        size: tuple[int, int],
+        sizes: tuple[tuple[int, int], ...],
+        spec: RasterSpec | None = None,
+    ) -> None:
+        """transformers' GlmImageTextModel and its head, of which ids below `codes` are image codes, in both alike.
+
+        `spec` has other grids than an image of `size` would.
+        """
+        config: Any = language.config
+        super().__init__(language, config.max_position_embeddings)
+        self.head, self.codes, self.start, self.size, self.sizes = head, codes, start, size, sizes
+        self.spec = spec_of(size, codes) if spec is None else spec
+        self.register_buffer("cells", cells(self.spec).to(head.weight.device), persistent=False)
+
+    def described(self) -> dict[str, Any]:
+        """What `rebuilt` makes it of, without weights."""
+        shapes = (as_json(self.about), self.codes, self.start, self.head.out_features, self.size, self.sizes)
+        return asdict(Shapes(*shapes))
+
+    @classmethod
+    def rebuilt(cls, about: Any) -> "GlmImage":
+        """The model without weights."""
+        from transformers import GlmImageTextModel
+
+        found = as_dataclass(Shapes, about)
+        language = rebuilt(GlmImageTextModel, found.language)
+        if not found.codes <= found.head or not found.start < language.config.vocab_size:
+            raise ValueError("codes or a start token beyond its vocabulary")
+        head = nn.Linear(language.config.hidden_size, found.head, bias=False, device="meta")
+        how: Any = {"codes": found.codes, "start": found.start, "size": found.size, "sizes": found.sizes}
+        made = cls(language, head, **how)
+        made.cells = cells(made.spec)
+        return made
+
+    def at(self, size: tuple[int, int]) -> "GlmImage":
+        return self.drawing(spec_of(size, self.codes))
+
+    def drawing(self, spec: RasterSpec) -> "GlmImage":
+        """The same weights, drawing any grids of codes."""
+        size = (spec.rows * FACTOR, spec.columns * FACTOR)
+        how: Any = {"codes": self.codes, "start": self.start, "size": size, "sizes": self.sizes, "spec": spec}
+        return GlmImage(self.language, self.head, **how)
+
+    def tokenize(self, prompts: Sequence[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
+        """Of the prompt, of both grids and of what starts an image; guidance is against nothing, since there is none.
+
+        ValueError where a prompt says a grid itself, or holds image codes.
+        """
+        marks, said = (tokenizer.grid_bos_token, tokenizer.grid_eos_token), scaffold(self.size, tokenizer)
+        rows = []
+        for prompt in prompts:
+            if any(mark in prompt for mark in marks):
+                raise ValueError(f"got a prompt with {' or '.join(marks)} in it: give height and width instead")
+            if min(_read(prompt, tokenizer), default=self.words) < self.head.out_features:
+                raise ValueError("got a prompt with image tokens in it, expected words")
+            rows.append([list(tokenizer(f"{prompt}{said}")["input_ids"]), []])
+        return padded(rows)
+
+    def said_size(self, ids: Tensor, tokenizer: Any) -> tuple[int, int]:
+        """By the grids at its end. ValueError where there are none."""
+        given = ids[-SHOWN:].tolist()
+        for size in (self.size, *self.sizes):
+            said = _read(scaffold(size, tokenizer), tokenizer)
+            if given[-len(said) :] == said:
+                return size
+        raise ValueError("got prompt_embeds that do not end in the grids of an image: take them from encode_prompt")
+
+    def text_of(self, ids: Tensor, tokenizer: Any) -> str:
+        """The words of a prompt's ids (T,), without what is behind them."""
+        behind = len(_read(scaffold(self.size, tokenizer), tokenizer))
+        return tokenizer.decode(ids[:-behind].tolist(), skip_special_tokens=True)
+
+    def checked(self, ids: Any, mask: Any) -> tuple[Tensor, Tensor]:
+        found, words = super().checked(ids, mask)
+        last = found[:, 0].gather(1, words[:, 0].sum(-1, keepdim=True) - 1)
+        if (last != self.start).any():
+            raise ValueError(
+                "got prompt_embeds that do not end in the token which starts an image: take them from encode_prompt"
+            )
+        return found, words
+
+    def opening(self) -> list[int]:
+        return []  # `tokenize` has it
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.embed_words(tokens)
+
+    def places(self, positions: Tensor, cache: KVCache) -> Tensor:
+        """Three-part positions (3, R, n) of those (R, n) that count a row's tokens from its first one on."""
+        words = cache.front if cache.shift is None else cache.front - cache.shift[: len(positions)]
+        slots = positions - words
+        drawn = words + self.cells[:, slots.clamp(min=0)]
+        return torch.where(slots < 0, positions, drawn)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Of the codes alone."""
+        return F.linear(states, self.head.weight[: self.codes]).float()
+
+
+def scaffold(size: tuple[int, int], tokenizer: Any) -> str:
+    """What follows a prompt for an image of `size` pixels: its full grid, its preview, and what starts an image."""
+    full, (small,) = (size[0] // FACTOR, size[1] // FACTOR), spec_of(size, 0).previews
+    grids = (f"{tokenizer.grid_bos_token}{rows} {columns}{tokenizer.grid_eos_token}" for rows, columns in (full, small))
+    return f"{''.join(grids)}{tokenizer.bos_token}"
+
+
+def _read(text: str, tokenizer: Any) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,251 @@
+"""GLM-Image from text to picture: our loop draws both grids of codes, diffusers' own pipeline paints from the full one.
+
+What paints is a `GlmImagePipeline` of diffusers without its first stage: a diffusion transformer that is given codes
+(`prior_token_ids`) and the words in quotes of the prompt. It paints images one by one, since its batches mix up prompts
+with words of different lengths (huggingface/diffusers#13587).
+"""
+
+import copy
+import warnings
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vargen.core import pretrained
+from vargen.core.preset import Preset
+from vargen.core.types import Trace
+from vargen.models.glm_image import GlmImage
+from vargen.pipelines import sized, values
+from vargen.pipelines.options import GlmImageOptions, Options, takes
+from vargen.pipelines.partial import Partial
+from vargen.pipelines.prompted import PromptedPipeline
+from vargen.pipelines.request import Request
+
+FIRST = ("vision_language_encoder", "processor")  # of diffusers' pipeline, in whose place our loop is
+PAINTER = "painter"  # the folder of the rest in a saved pipeline
+
+
+def read_painter(folder: Path, dtype: torch.dtype) -> Any:
+    """diffusers' pipeline in a folder, without its first stage. Only safetensors are read, and no code is run.
+
+    ValueError where it cannot be had.
+    """
+    try:
+        from diffusers import GlmImagePipeline as Painter
+    except ImportError:
+        raise ValueError("this release of diffusers has no GlmImagePipeline: install 0.37 or a later one") from None
+    how: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, **dict.fromkeys(FIRST)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # of all releases
+        return pretrained.load(Painter, folder, "the diffusion transformer", torch_dtype=dtype, **how)
+
+
+@dataclass(frozen=True)
+class Painting:
+    """How pictures are painted; the defaults are diffusers' own."""
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 1.5
+
+    def __post_init__(self) -> None:
+        values.whole(self.num_inference_steps, "num_inference_steps", least=1, most=1000)
+        if not 0 <= values.number(self.guidance_scale, "guidance scale") <= 1000:
+            raise ValueError(f"got guidance scale {self.guidance_scale}, expected a number from 0 to 1000")
+
+
+class GlmImagePipeline(PromptedPipeline):
+    """Draws what prompts say with GLM-Image. `painter` makes the pictures; without it there are codes alone."""
+
+    options_type: ClassVar[type[Options]] = GlmImageOptions
+    sketches: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        transformer: Any,
+        tokenizer: Any = None,
+        text_encoder: Any = None,
+        text_tokenizer: Any = None,
+        *,
+        painter: Any = None,
+        preset: Preset | Mapping[str, Any] | None = None,
+    ) -> None:
+        """`painter` is diffusers' GlmImagePipeline, whose `vision_language_encoder` is not used."""
+        super().__init__(transformer, tokenizer, text_encoder, text_tokenizer, preset=preset)
+        self.painter, self.painting, self._offloads = painter, Painting(), False
+
+    @takes(GlmImageOptions)
+    def __call__(self, class_labels: Any = None, **given: Any) -> Any:
+        """Draw `num_images_per_prompt` images of each prompt, each from codes of its own; see `RasterPipeline`.
+
+        `guidance_scale` and `num_inference_steps` are of the diffusion transformer: codes are drawn without guidance.
+        With `output_type` latent the tokens (B, slots) of both grids are given, the preview's first;
+        `pipe.transformer.spec.split(tokens)` has them apart.
+        """
+        return super().__call__(class_labels, **given)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        return {**super().components, "painter": self.painter}
+
+    def write_beside(self, folder: Path) -> None:
+        """The painter's parts, without a first stage, which the transformer is."""
+        if self.painter is not None:
+            without = {name: None for name in FIRST if getattr(self.painter, name) is not None}
+            painter = type(self.painter)(**{**self.painter.components, **without})
+            painter.save_pretrained(folder / PAINTER)
+
+    @classmethod
+    def read_beside(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        return {"painter": read_painter(folder / PAINTER, dtype).to(device)} if (folder / PAINTER).is_dir() else {}
+
+    def to(self, *arguments: Any, **options: Any) -> Any:
+        """Move to a device, the painter as well; a dtype is the transformer's alone. See `Pipeline.to`."""
+        super().to(*arguments, **options)
+        places = [value for value in arguments if not isinstance(value, torch.dtype)]
+        if self.painter is not None and (places or options.get("device") is not None):
+            self.painter.to(*places, **options)
+        return self
+
+    def enable_model_cpu_offload(self, *_: Any, **__: Any) -> None:
+        """Keep on the device what works alone: the transformer while codes are drawn, the painter's parts in turn.
+
+        ValueError where there is nothing that paints, or no device beside the CPU.
+        """
+        device = self.transformer.device
+        if device.type == "cpu":
+            raise ValueError("the transformer is on the CPU already: there is nothing to offload it from")
+        self.image_tokenizer.enable_model_cpu_offload(device=device)
+        self._offloads = True
+
+    def at(self, height: int | None = None, width: int | None = None) -> "GlmImagePipeline":
+        """This pipeline, with the same weights, for images of another size in pixels. ValueError names near ones."""
+        size = self._size(height, width, self.transformer.sizes)
+        if size == self.transformer.size:
+            return self
+
+        def make() -> GlmImagePipeline:
+            parts = (self.tokenizer, None, self.text_tokenizer)
+            return GlmImagePipeline(self.transformer.at(size), *parts, painter=self.painter, preset=self.preset)
+
+        found = sized.at(self, size, make, lambda drafter: drafter.at(size) if isinstance(drafter, GlmImage) else None)
+        found.painter, found.painting, found._offloads = self.painter, self.painting, self._offloads
+        return found
+
+    def _at(self, wanted: Any) -> "GlmImagePipeline":
+        given = {"num_inference_steps": wanted.num_inference_steps, "guidance_scale": wanted.guidance_scale}
+        out = copy.copy(self.at(wanted.height, wanted.width))
+        out.painting = replace(self.painting, **{key: value for key, value in given.items() if value is not None})
+        return out
+
+    def _request(self, wanted: Any, settings: dict[str, Any]) -> Request:
+        return super()._request(replace(wanted, guidance_scale=None), settings)
+
+    def _begin(self, method: Any, seeds: list[int]) -> Trace:
+        trace = super()._begin(method, seeds)
+        trace.settings |= vars(self.painting)
+        return trace
+
+    @property
+    def image_tokenizer(self) -> Any:
+        """What makes pictures of codes. ValueError where there is nothing that does."""
+        if self.painter is None:
+            raise ValueError(
+                f"{self.preset.name} has no diffusion transformer here, which paints from its codes: load the whole "
+                "repository, or ask for output_type latent"
+            )
+        return self.painter
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        tokens: Tensor,
+        output_type: str = "pil",
+        image_size: int | None = None,
+        *,
+        prompt: str | list[str] = "",
+        seed: Any = 0,
+    ) -> Any:
+        """Images of the tokens (B, slots) of both grids, or (B, rows, columns) of the full one.
+
+        Of a `prompt`, for all or for each, the painter reads words in quotes; `seed` is of its noise, as in a call.
+        """
+        full, texts = self._full(tokens), values.prompts(prompt)
+        if len(texts) not in (1, len(full)):
+            raise ValueError(f"got {len(texts)} prompts for {len(full)} images, expected one, or one each")
+        seeds = values.seeds(len(full), seed, None)
+        return self._painted(full, texts * (len(full) // len(texts)), seeds, output_type, image_size)
+
+    def shown(self, partial: Partial, output_type: str) -> Any:
+        texts = [bytes(row[row > 0].tolist()).decode() for row in partial.inputs[2]]
+        how = (texts, list(partial.seeds), output_type, partial.image_size)
+        return self._painted(self._full(partial.tokens), *how)
+
+    def _inputs(self, wanted: Any) -> tuple[Tensor, ...]:
+        """Prompts as the model takes them, and as the painter does: UTF-8 (B, bytes), with zeros behind."""
+        ids, mask = super()._inputs(wanted)
+        if wanted.prompt is not None:
+            given = values.prompts(wanted.prompt)
+            texts = [text for text in given for _ in range(len(ids) // len(given))]
+        else:
+            texts = [self._words(row[there]) for row, there in zip(ids[:, 0], mask[:, 0], strict=True)]
+        read = [torch.tensor([*text.replace("\0", " ").encode()], dtype=torch.uint8) for text in texts]
+        return ids, mask, torch.nn.utils.rnn.pad_sequence(read, batch_first=True)
+
+    def _words(self, ids: Tensor) -> str:
+        """The words of a prompt that came as ids."""
+        return "" if self.text_tokenizer is None else self.transformer.text_of(ids, self.text_tokenizer)
+
+    def _decode(
+        self, method: Any, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
+    ) -> Generator[Partial, None, None]:
+        for partial in super()._decode(method, inputs[:2], seeds, image_size):
+            yield replace(partial, inputs=inputs)
+
+    def _full(self, tokens: Any) -> Tensor:
+        """The full grid (B, rows, columns) of tokens. ValueError where they are none."""
+        spec = self.transformer.spec
+        shapes = ((spec.slots,), (spec.rows, spec.columns))
+        if not isinstance(tokens, Tensor) or tuple(tokens.shape[1:]) not in shapes or not len(tokens):
+            found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise ValueError(f"got tokens {found}, expected (B, {spec.slots}) or (B, {spec.rows}, {spec.columns})")
+        if tokens.dtype != torch.int64 or int(tokens.min()) < 0 or int(tokens.max()) >= spec.vocabulary:
+            raise ValueError(f"got tokens that are no ids, expected whole numbers from 0 to {spec.vocabulary - 1}")
+        return spec.split(tokens)[-1] if tokens.dim() == 2 else tokens
+
+    def _painted(
+        self, full: Tensor, texts: list[str], seeds: list[int], output_type: str, image_size: int | None
+    ) -> Any:
+        painter, place = self.image_tokenizer, self.transformer.device
+        painter.set_progress_bar_config(**self._bar())
+        if self._offloads:
+            self._moved(torch.device("cpu"))
+        try:
+            with torch.inference_mode(False), torch.no_grad():  # what the painter keeps of a call is the user's as well
+                images = [self._paint(painter, *each) for each in zip(full, texts, seeds, strict=True)]
+        finally:
+            if self._offloads:
+                self._moved(place)
+        return self._given(torch.cat(images), output_type, image_size, normalised=False)
+
+    def _moved(self, device: torch.device) -> None:
+        self._runners.clear()
+        self.transformer.to(device)
+
+    def _paint(self, painter: Any, codes: Tensor, text: str, seed: int) -> Tensor:
+        """One image (1, 3, H, W) in [0, 1] of the codes (rows, columns) of its full grid."""
+        prior = codes.repeat_interleave(2, 0).repeat_interleave(2, 1).flatten()[None]
+        height, width = self.size
+        out = painter(
+            prompt=text,
+            height=height,
+            width=width,
+            prior_token_ids=prior.to(painter._execution_device).clone(),
+            generator=torch.Generator().manual_seed(seed),
+            output_type="pt",
+            **vars(self.painting),
+        )
+        return out.images
