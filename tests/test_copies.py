@@ -8,6 +8,7 @@ import torch
 from every_kind import ASKED
 from small import pipeline
 
+import vargen
 from vargen.core import registry
 from vargen.core.preset import custom
 from vargen.engine.runners import Runners
@@ -45,6 +46,16 @@ def test_tensors_are_as_all_others(name, tmp_path):
     assert out.images.mul_(0).sum() == out.tokens.mul_(0).sum() == 0
     if "prompt" in asked:
         assert not any(part.is_inference() for part in pipe.encode_prompt("a boat"))
+
+
+def test_what_is_loaded_within_inference_mode_is_as_all_others(tmp_path):
+    with torch.inference_mode():
+        pipe, images = vargen.load("pocket-llamagen", device="cpu"), vargen.load_tokenizer("pocket-vq", device="cpu")
+    assert not any(part.is_inference() for part in (*pipe.transformer.parameters(), *images.parameters()))
+    layer, width = "layers.0.attention.wqkv.lora", pipe.transformer.config.width
+    pipe.load_lora_weights({f"{layer}_A.weight": torch.ones(1, width), f"{layer}_B.weight": torch.ones(3 * width, 1)})
+    pipe.transformer.load_state_dict(pipe.transformer.state_dict())
+    pipe.to(torch.bfloat16).save_pretrained(tmp_path / "saved")
 
 
 def test_every_preset_can_be_sent_to_another_process():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -226,3 +227,24 @@ def test_configs_that_ask_for_another_merge(config, why, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=why):
         pipeline().load_lora_weights(tmp_path)
+
+
+def test_names_and_patterns_without_end_take_no_longer_than_to_read_them(tmp_path, monkeypatch):
+    """Both were minutes, of files of some hundred kilobytes."""
+    pipe, front = pipeline(), "model." * 200_000
+    layers = [f"layers.{i}.{part}" for i in range(2) for part in ("attention.wo", "attention.wqkv")]
+    weights: dict[str, Any] = {}
+    for layer in layers:
+        weights |= named(layer, (WIDTH * (3 if layer.endswith("wqkv") else 1), WIDTH), front)[0]
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    patterns = {f"layer{i}": 1 for i in range(5000)} | {"wo": 9}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 3, "alpha_pattern": patterns}))
+    looked, fullmatch = [], re.fullmatch
+    monkeypatch.setattr(re, "fullmatch", lambda *arguments: looked.append(1) or fullmatch(*arguments))
+    before = {layer: pipe.transformer.state_dict()[f"{layer}.weight"].clone() for layer in layers}
+    pipe.load_lora_weights(tmp_path)
+    assert len(looked) < 2 * len(patterns)
+    for layer in layers:
+        up, down = (weights[f"{front}{layer}.lora_{side}.weight"] for side in "BA")
+        change = (3 if layer.endswith("wo") else 1) * up @ down
+        assert torch.allclose(pipe.transformer.state_dict()[f"{layer}.weight"], before[layer] + change, atol=1e-4)

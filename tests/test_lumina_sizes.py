@@ -1,6 +1,7 @@
 """Pictures in prompts, sizes that the model chooses, and vocabularies that cannot be."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,46 @@ def test_a_size_is_made_once():
     )  # its widths are measured once
     assert len(pipe.at(32, 96)._costs) == 1
     assert pipe.at(32, 96).transformer.decoder is pipe.transformer.decoder
+
+
+def another_model(pipe):
+    pipe.transformer = lumina(seed=5)
+
+
+def another_decoder(pipe):
+    pipe.transformer.decoder = lumina(seed=5).decoder
+
+
+def another_template(pipe):
+    pipe.transformer.template = "{prompt} by the sea"
+
+
+def another_recipe(pipe):
+    hot = {name: replace(recipe, temperature=3.0) for name, recipe in pipe.preset.recipes.items()}
+    pipe.preset = replace(pipe.preset, recipes=hot)
+
+
+@pytest.mark.parametrize("change", [another_model, another_decoder, another_template, another_recipe])
+def test_what_is_changed_counts_at_every_size(change):
+    pipe, fresh = pipeline(lumina()), pipeline(lumina())
+    asked = {"prompt": "a red boat", "method": "ar", "height": 32, "width": 96, "output_type": "latent", "seed": 0}
+    asked["guidance_scale"] = 20.0
+    before = pipe(**asked)
+    for each in (pipe, fresh):
+        change(each)
+    after, wanted = pipe(**asked), fresh(**asked)
+    assert torch.equal(after.tokens, wanted.tokens)
+    assert after.trace.drawn["weights"] == wanted.trace.drawn["weights"]
+    assert not torch.equal(after.tokens, before.tokens)
+
+
+def test_another_drafter_of_the_same_name_counts_at_every_size():
+    pipe, draft = pipeline(lumina()), {"prompt": "sea", "method": "speculative", "output_type": "latent", "seed": 0}
+    for seed in (5, 6):
+        pipe.drafter = pipe.drafters["small"] = lumina(seed=seed)
+        pipe(**draft, height=32, width=96)
+        drafted: Any = pipe.at(32, 96).drafter
+        assert drafted.decoder is pipe.drafter.decoder
 
 
 def test_bad_vocabularies():

@@ -2,12 +2,14 @@
 
 import copy
 import gc
+import threading
 
 import pytest
 import torch
 from every_kind import ASKED
 from small import llamagen, pipeline
 from torch import nn
+from traced import Traced
 
 from vargen.engine import packed
 from vargen.engine.packed import PackedLinear
@@ -67,24 +69,40 @@ def in_other_numbers(model):
     model.to(torch.bfloat16)
 
 
-@pytest.mark.parametrize("change", [times_two, loaded, replaced, another_layer, in_other_numbers])
+def past_autograd(model):  # as averages of weights are written in training
+    for value in model.parameters():
+        value.data.mul_(2)
+
+
+def by_numpy(model):
+    for value in model.parameters():
+        value.numpy()[...] *= 2
+
+
+def one_number(model):
+    model.layers[0].attention.wo.weight.data[3, 5] = 1e4
+
+
+def by_attribute(model):
+    for layer in model.layers:
+        layer.attention_norm.eps = 10.0
+
+
+def by_method(model):
+    decode = model.decode
+    model.decode = lambda *arguments: 3 * decode(*arguments)
+
+
+CHANGES = [times_two, loaded, replaced, another_layer, in_other_numbers, past_autograd, by_numpy, one_number]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, by_attribute, by_method])
 def test_a_change_is_seen(change):
     pipe, asked = pipeline(), {"class_labels": [1, 2], "method": "ar"}
     first = drawn(pipe, "auto", asked)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         change(pipe.transformer)
-    after = drawn(pipe, "auto", asked)
-    assert torch.equal(after, drawn(pipe, "off", asked))
-    assert not torch.equal(after, first)
-
-
-def test_a_change_that_is_not_told_is_seen_behind_to():
-    pipe, asked = pipeline(), {"class_labels": [1, 2], "method": "ar"}
-    first = drawn(pipe, "auto", asked)
-    for value in pipe.transformer.parameters():
-        value.data.mul_(2)
-    pipe.to("cpu")
     after = drawn(pipe, "auto", asked)
     assert torch.equal(after, drawn(pipe, "off", asked))
     assert not torch.equal(after, first)
@@ -111,10 +129,7 @@ def test_nothing_is_held_when_the_model_is_gone():
 def test_what_stays_as_it_is(monkeypatch):
     model = llamagen()
     assert Runners().of("model", model, "off") is model
-    with torch.inference_mode():
-        untold = nn.Linear(4, 4)  # it does not say when it is changed
-    others = [untold, nn.Linear(4, 4).half(), nn.Linear(4, 4, device="meta")]
-    assert packed.fitting(nn.ModuleList(others)) == []
+    assert packed.fitting(nn.ModuleList([nn.Linear(4, 4).half(), nn.Linear(4, 4, device="meta")])) == []
     monkeypatch.setattr(packed, "total_memory", lambda device: 1000)
     assert packed.packed(model) is model
 
@@ -145,7 +160,16 @@ def by_forward(part, listener):
     part.forward = forward
 
 
-@pytest.mark.parametrize("listen", [by_hook, by_pre_hook, by_forward])
+def by_class(part, listener):
+    class Attention(type(part.attention)):
+        def forward(self, *arguments):
+            self.listener.hear()
+            return super().forward(*arguments)
+
+    part.attention.__class__, part.attention.listener = Attention, listener
+
+
+@pytest.mark.parametrize("listen", [by_hook, by_pre_hook, by_forward, by_class])
 def test_who_listens_hears(listen):
     """Also who begins after a call, and by a method, whose object a copy of the model would have a copy of."""
     pipe, listener = pipeline(), Listener()
@@ -156,8 +180,48 @@ def test_who_listens_hears(listen):
     assert listener.heard > 1
 
 
-def test_fast_off_gives_it_up():
+@pytest.mark.parametrize("listen", [by_hook, by_pre_hook, by_forward])
+def test_graphs_do_not_pass_by_who_listens(listen):
+    pipe, listener = pipeline(), Listener()
+    pipe._runners = Runners(Traced())
+    asked = {"class_labels": [1], "method": "ar", "seed": 2, "output_type": "latent"}
+    first = [pipe(**asked) for _ in range(3)][-1]
+    assert first.trace.kernels["decode"] == "graph"
+    listen(pipe.transformer.layers[0], listener)
+    assert torch.equal(pipe(**asked).tokens, first.tokens)
+    assert listener.heard > 1
+
+
+class Remembering(type(llamagen())):
+    """A model of somebody's own, which keeps something from one call to the next."""
+
+    def class_condition(self, labels, *, guided):
+        self.factor = 1 + labels.float().mean()
+        return super().class_condition(labels, guided=guided)
+
+    def decode(self, block, cache):
+        return super().decode(block, cache) * self.factor
+
+
+def test_a_model_that_remembers_is_run_itself():
+    pipe, asked = pipeline(), {"class_labels": [4, 4], "method": "ar"}
+    pipe.transformer.__class__ = Remembering
+    assert torch.equal(drawn(pipe, "auto", asked), drawn(pipe, "off", asked))
+
+
+def test_what_cannot_be_copied_is_run_as_it_is():
+    pipe, asked = pipeline(), {"class_labels": [4], "method": "ar"}
+    before = drawn(pipe, "auto", asked)
+    pipe.transformer.lock = threading.Lock()
+    assert torch.equal(drawn(pipe, "auto", asked), before)
+    assert "linear" not in pipe(**asked, seed=2, output_type="latent").trace.kernels
+
+
+def test_the_trace_says_it_of_the_model_alone():
     runners, model = Runners(), llamagen()
-    assert runners.of("model", model, "auto") is runners.of("model", model, "auto") is not model
+    assert runners.of("model", model, "auto") is not model
+    assert runners.notes == {"linear": "onednn"}
+    assert runners.of("drafter", model, "off") is model
+    assert runners.notes
     assert runners.of("model", model, "off") is model
-    assert not runners._packed
+    assert not runners.notes

@@ -204,7 +204,7 @@ def test_int4_wants_what_its_kernel_can_do(monkeypatch):
 
 def test_int4_wants_groups_that_divide(monkeypatch):
     monkeypatch.setattr(quantize, "_torchao", lambda: None)
-    words = "groups of 128 weights, which do not divide the width 32 of layers.0.attention.wqkv"
+    words = "groups of 128 weights, which do not divide the width 32 of layers.0.attention.qkv"
     with pytest.raises(ValueError, match=re.escape(words)):
         quantize.apply(pipeline().transformer, "int4")
     with pytest.raises(ValueError, match="Linear cannot be quantised: no layers were found"):

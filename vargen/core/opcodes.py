@@ -4,6 +4,7 @@ What weights never need is refused: calls beside those that rebuild tensors, key
 doubled references takes longer than anyone's life to hash), deep nesting, tensors larger than what is stored of them.
 """
 
+import math
 import pickletools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from vargen.core.messages import shown
 
 MOST_BYTES, MOST_OPCODES, DEEPEST = 64 << 20, 4_000_000, 100
+TIMES, MOST_BESIDE = 4, 1 << 30  # how often a byte may be in tensors (of tied weights, say), and bytes beside that
 BYTES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1}
 BYTES |= {"Bool": 1, "ComplexDouble": 16, "ComplexFloat": 8, "Untyped": 1, "QInt8": 1, "QUInt8": 1, "QInt32": 4}
 KEYS = (str, bytes, int, float, type(None))
@@ -71,7 +73,7 @@ class Scan:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[Any, Storage] = {}
-        self.copied, self.check = 0, check
+        self.copied, self.spread, self.check = 0, 0, check
 
     def run(self, data: bytes | IO[bytes]) -> Any:
         """What stands at the end."""
@@ -84,6 +86,8 @@ class Scan:
             if step is None:
                 raise Refused(f"asks for {opcode.name}, which weights do not need: it was refused")
             step(self, argument)
+        if self.spread > TIMES * sum(storage.size for storage in self.storages.values()) + MOST_BESIDE:
+            raise Refused(f"has tensors of {self.spread} bytes in all, of far fewer that are stored: it was refused")
         return self.stack.pop()
 
     def skip(self, _: Any) -> None:
@@ -216,6 +220,7 @@ class Scan:
         last = offset + sum((n - 1) * by for n, by in zip(size, strides, strict=True))
         if all(size) and (last + 1) * each > storage.size:
             raise RuntimeError(f"it has a tensor {size}, of which only {storage.size} bytes are there")
+        self.spread += math.prod(size) * each
         return Shape(size)
 
     STEPS: ClassVar[dict[str, Callable[["Scan", Any], None]]] = {

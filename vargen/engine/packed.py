@@ -1,11 +1,13 @@
 """Weights of linear layers as oneDNN reads them on a CPU: put in order once, not anew in every product.
 
 What runs is a copy of the model that shares all weights but has these layers replaced, so that the model itself is as
-it was: whoever saves, moves or changes it sees nothing. What is in order is held beside the weights, which takes their
-memory once more, and is therefore done only where that is little of what the machine has.
+it was: whoever saves, moves or changes it sees nothing. It is made for a batch and then gone, so that it has whatever
+was set on the model before. What is in order is held beside the weights, which takes their memory once more, and is
+therefore done only where that is little of what the machine has; it is good while the weights are the same numbers.
 """
 
 import copy
+import zlib
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,7 +19,8 @@ from vargen.models.joined import Projection
 
 SHARE = 0.25  # of the machine's memory that weights in order may take
 ROWS = 32  # of a product, for which oneDNN chooses the order; others are right as well
-Stamp = tuple[int, int, torch.dtype]
+OURS = ("vargen", "torch", "transformers")  # whose modules keep nothing for themselves that a copy would have alone
+Stamp = tuple[torch.dtype, torch.Size, int]
 _ordered: WeakKeyDictionary[nn.Linear, tuple[Stamp, Tensor]] = WeakKeyDictionary()  # models of many sizes share layers
 
 
@@ -48,14 +51,18 @@ def packed(model: nn.Module) -> nn.Module:
         return model
     shared: dict[int, Any] = {id(value): value for value in (*model.parameters(), *model.buffers())}
     ours: dict[int, Any] = {id(layer): PackedLinear(layer) for layer in layers}
-    return copy.deepcopy(model, shared | ours)
+    try:
+        return copy.deepcopy(model, shared | ours)
+    except Exception:  # it has something that cannot be copied, such as a lock
+        return model
 
 
 def fitting(model: nn.Module) -> list[nn.Linear]:
     """The layers of a model whose weights gain by being put in order; none where memory is short, or where somebody
-    looks at what its modules do: a copy of a hook would tell a copy of whoever listens.
+    looks at what its modules do, or wrote one of them: a copy would tell a copy of whoever listens.
     """
-    if not torch.backends.mkldnn.is_available() or any(map(_watched, model.modules())):
+    ours = all(type(part).__module__.split(".")[0] in OURS for part in model.modules())
+    if not torch.backends.mkldnn.is_available() or not ours or watched(model):
         return []
     half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     dtypes = (torch.float32, torch.bfloat16) if half else (torch.float32,)
@@ -66,26 +73,25 @@ def fitting(model: nn.Module) -> list[nn.Linear]:
 
 
 def forget() -> None:
-    """Put weights in order anew where they are asked for again: after changes that PyTorch does not tell."""
+    """Give up what is in order."""
     _ordered.clear()
 
 
-def stamps(model: nn.Module) -> tuple[Stamp, ...]:
-    """What changes whenever a weight does that would be put in order."""
-    return tuple(_stamp(layer) for layer in fitting(model))
-
-
 def _plain(layer: nn.Linear, dtypes: tuple[torch.dtype, ...]) -> bool:
-    """Whether it is one of `dtypes` on a CPU, not quantised, and says when it changes."""
+    """Whether it is one of `dtypes` on a CPU, and not quantised."""
     weight = layer.weight
-    known = type(weight) is nn.Parameter and weight.is_cpu and weight.dtype in dtypes and not weight.is_inference()
-    return known and weight.numel() > 0
+    return type(weight) is nn.Parameter and weight.is_cpu and weight.dtype in dtypes and weight.numel() > 0
 
 
-def _watched(part: nn.Module) -> bool:
-    """Whether a module has hooks, or a `forward` of its own."""
-    return bool(part._forward_hooks or part._forward_pre_hooks) or "forward" in vars(part)
+def watched(model: nn.Module) -> bool:
+    """Whether a module of it has hooks, or a method of its own: somebody looks at what it does, or changes it."""
+    return any(
+        part._forward_hooks or part._forward_pre_hooks or any(callable(getattr(type(part), name, None)) for name in own)
+        for part, own in ((each, vars(each)) for each in model.modules())
+    )
 
 
 def _stamp(layer: nn.Linear) -> Stamp:
-    return layer.weight.data_ptr(), layer.weight._version, layer.weight.dtype
+    """Of the numbers themselves: PyTorch does not tell what is written through `.data` or by NumPy."""
+    weight = layer.weight.detach().contiguous()
+    return weight.dtype, weight.shape, zlib.crc32(weight.view(torch.uint8).numpy().data)

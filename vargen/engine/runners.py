@@ -21,7 +21,7 @@ from vargen.core.specs import ContinuousSpec, ScaleSpec
 from vargen.core.types import Condition, Denoising, DenoisingPath, Group, KVCache
 from vargen.engine.caches import Replaying
 from vargen.engine.graphs import Capture, Capturing, Recorder, Tensors, weights
-from vargen.engine.packed import forget, packed, stamps
+from vargen.engine.packed import forget, packed, watched
 from vargen.engine.replayed import Replayed
 from vargen.models.contract import ContinuousModel, NextScaleModel
 from vargen.models.diffusion import DiffusionHead
@@ -162,7 +162,7 @@ class Runners:
         """`capture`, where it is given, is for any device."""
         self._capture = capture
         self._kept: dict[str, tuple[Any, Any]] = {}  # by role, with what the graphs were made of
-        self._packed: dict[str, tuple[Any, Any]] = {}  # the same of models with weights in order
+        self._packed = False  # whether the model last ran with weights in order
 
     def __reduce__(self) -> Any:
         """A copy, in this process or in another, starts without graphs: they read weights where those are."""
@@ -172,9 +172,10 @@ class Runners:
         """What runs the forwards of a model: itself, graphs of it, or a copy with weights in order."""
         if model.device.type == "cpu" and self._capture is None and fast == "auto" and isinstance(model, nn.Module):
             return self._ordered(role, model)
-        self._packed.pop(role, None)
+        self._packed &= role != "model"
         made = _made(model)
-        if fast == "off" or made is None or (model.device.type != "cuda" and self._capture is None):
+        here = model.device.type == "cuda" or self._capture is not None
+        if fast == "off" or made is None or not here or watched(model):  # a graph would pass hooks by
             self._kept.pop(role, None)
             return model
         stands = (model, weights(model))  # graphs read them where they are
@@ -183,17 +184,16 @@ class Runners:
         return self._kept[role][1]
 
     def _ordered(self, role: str, model: nn.Module) -> nn.Module:
-        """A model with weights in order, made anew where any has changed."""
-        stands = (model, weights(model), stamps(model))
-        if role not in self._packed or self._packed[role][0] != stands:
-            self._packed[role] = (stands, packed(model))
-        return self._packed[role][1]
+        """A model with weights in order, as it is now."""
+        made = packed(model)
+        if role == "model":
+            self._packed = made is not model
+        return made
 
     @property
     def notes(self) -> dict[str, str]:
         """What a trace says of how the model is run, beside what the loops note."""
-        stands, runner = self._packed.get("model", ((None,), None))
-        return {} if runner is stands[0] else {"linear": "onednn"}
+        return {"linear": "onednn"} if self._packed else {}
 
     def release(self) -> None:
         """Give up caches that nobody uses."""
@@ -203,7 +203,6 @@ class Runners:
     def clear(self) -> None:
         """Give up all graphs, and the caches that they read, unless they are in use; and weights in order."""
         self._kept.clear()
-        self._packed.clear()
         forget()
 
 

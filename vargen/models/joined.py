@@ -27,12 +27,13 @@ def published(module: nn.Module, name: str, rows: Mapping[str, int]) -> None:
     Rows(name, tuple(rows), tuple(rows.values())).hook(module)
 
 
-def paired(module: nn.Module, name: str, heads: int) -> None:
+def paired(module: nn.Module, name: str, theirs: str, heads: int) -> None:
     """The rows of queries and keys in the parameter `name` of `module`, (3 H D, d), pair neighbours in its state.
 
-    Here channels i and i + D / 2 of a head are turned together, there 2 i and 2 i + 1.
+    Here channels i and i + D / 2 of a head are turned together, there 2 i and 2 i + 1. The state has another name for
+    it, `theirs`, so that nobody takes the one for the other.
     """
-    Pairs(name, (name,), heads).hook(module)
+    Pairs(name, (theirs,), heads).hook(module)
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,54 @@ class Hook(ABC):
     def join(self, parts: list[Tensor]) -> Tensor:
         """The parameter, of what a state has of it."""
 
+    @abstractmethod
+    def shapes(self, own: torch.Size) -> list[tuple[int, ...]]:
+        """Of what a state has of a parameter whose shape is `own`."""
+
     def hook(self, module: nn.Module) -> None:
         module.register_state_dict_post_hook(Told(self))
         module.register_load_state_dict_pre_hook(self.taken)
 
-    def taken(self, _: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
-        keys = [prefix + each for each in self.theirs]
-        if all(key in state and not is_traceable_wrapper_subclass(state[key]) for key in keys):
-            state[prefix + self.name] = self.join([state.pop(key) for key in keys])
+    def taken(
+        self,
+        module: nn.Module,
+        state: dict[str, Any],
+        prefix: str,
+        _: dict[str, Any],
+        __: bool,
+        missing: list[str],
+        ___: list[str],
+        errors: list[str],
+    ) -> None:
+        """Join what is there with what the module has of the rest, and say what is missing or misshapen."""
+        own, keys = module.get_parameter(self.name), [prefix + each for each in self.theirs]
+        there = [key for key in keys if key in state]
+        if not there or not all(_plain(state[key]) for key in there):
+            return
+        wrong = [
+            f"size mismatch for {key}: got {tuple(state[key].shape)}, expected {shape}"
+            for key, shape in zip(keys, self.shapes(own.shape), strict=True)
+            if key in there and state[key].shape != shape
+        ]
+        if wrong:
+            errors += wrong
+            joined = own.detach()
+        elif there == keys:
+            joined = self.join([state[key] for key in keys])
+        elif own.is_meta or not _plain(own):
+            return  # there is no rest
+        else:
+            missing += [key for key in keys if key not in there]
+            rest = dict(zip(keys, self.split(own.detach()).values(), strict=True))
+            joined = self.join([state.get(key, part).to(part) for key, part in rest.items()])
+        for key in there:
+            del state[key]
+        state[prefix + self.name] = joined
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is a tensor, and no quantised one."""
+    return isinstance(value, Tensor) and not is_traceable_wrapper_subclass(value)
 
 
 class Told:
@@ -88,6 +129,9 @@ class Rows(Hook):
     def join(self, parts: list[Tensor]) -> Tensor:
         return torch.cat(parts)
 
+    def shapes(self, own: torch.Size) -> list[tuple[int, ...]]:
+        return [(count, *own[1:]) for count in self.counts]
+
 
 @dataclass(frozen=True)
 class Pairs(Hook):
@@ -96,10 +140,13 @@ class Pairs(Hook):
     heads: int
 
     def split(self, value: Tensor) -> dict[str, Tensor]:
-        return {self.name: self._turned(value, 2, -1)}
+        return {self.theirs[0]: self._turned(value, 2, -1)}
 
     def join(self, parts: list[Tensor]) -> Tensor:
         return self._turned(parts[0], -1, 2)
+
+    def shapes(self, own: torch.Size) -> list[tuple[int, ...]]:
+        return [tuple(own)]
 
     def _turned(self, value: Tensor, *shape: int) -> Tensor:
         turning, values = value.tensor_split([2 * len(value) // 3])

@@ -94,12 +94,12 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
         self.heads, self.dim = config.heads, config.head_dim
-        self.wqkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.wo = nn.Linear(config.width, config.width, bias=False)
-        paired(self, "wqkv.weight", config.heads)
+        paired(self, "qkv.weight", "wqkv.weight", config.heads)
 
     def forward(self, x: Tensor, step: "Step", layer: int) -> Tensor:
-        qkv = self.wqkv(x).unflatten(-1, (3, self.heads, self.dim))  # (R, n, 3, H, D)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.dim))  # (R, n, 3, H, D)
         if step.sight is None:
             return self.wo(self._taught(qkv, step, layer).flatten(2))
         assert isinstance(step.cache, KVCache)

@@ -27,6 +27,7 @@ from vargen.pipelines.options import Options
 from vargen.pipelines.partial import Partial
 from vargen.pipelines.pictures import Pictures, joined
 from vargen.pipelines.request import Request
+from vargen.pipelines.sized import Sized
 
 
 class Pipeline(Pictures, Kept):
@@ -66,7 +67,7 @@ class Pipeline(Pictures, Kept):
         self._progress_bar_config: dict[str, Any] = {}  # as diffusers' `set_progress_bar_config` leaves it
         self.fingerprints: dict[bool, tuple[Any, str]] = {}  # of the weights, with and without the text encoder's
         self._runners = Runners()
-        self._sized: dict[tuple[int, int], Any] = {}  # pipelines with the same weights, by size
+        self._sized: dict[tuple[int, int], Sized] = {}  # with the same weights, by size
         self._costs: dict[Any, dict[int, float]] = {}  # measured seconds per step, by all that they depend on
 
     @property

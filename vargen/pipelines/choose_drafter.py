@@ -91,7 +91,7 @@ def load_head(pipe: Any, path: Path | None) -> EagleHead:
     with torch.device("meta"):
         head = EagleHead(target.config)
     checkpoints.load_into(head, path, dtype=target.dtype, device=target.device)
-    about = weight_files.metadata(path)
+    about = {"previews": "()"} | weight_files.metadata(path)  # of which heads that were trained before say nothing
     for what, wanted in described(pipe).items():
         if about.get(what) != wanted:
             raise ValueError(f"the head {path} cannot draft here: {what} {shown(about.get(what))} instead of {wanted}")

@@ -17,6 +17,7 @@ from vargen.pipelines import choose_drafter, keywords, named, saving, values
 from vargen.pipelines.base import Pipeline
 
 
+@torch.inference_mode(False)  # weights that may be changed, whoever loads them
 def load(
     name: str | Path,
     *,
@@ -103,6 +104,7 @@ def _built(name: Any, given: Sources, device: torch.device, dtype: torch.dtype) 
     return preset.build(given, device, dtype)
 
 
+@torch.inference_mode(False)
 def load_tokenizer(
     name: str,
     *,

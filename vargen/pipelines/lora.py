@@ -28,7 +28,8 @@ from vargen.models.xar import XAR
 from vargen.pipelines import values
 
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # peft's, diffusers'
-FRONT = re.compile(r"(base_model\.model|base_model|model|transformer|language_model|text_model|decoder|language|llm)\.")
+FRONT = re.compile(r"((base_model|model|transformer|language_model|text_model|decoder|language|llm)\.)*")
+DEEPEST = 32  # parts of a layer's name that a pattern is compared with
 PART = re.compile(r"(.*)\.lora_?(A|B|down|up)(?:\.\w+)?\.weight")
 LAYOUTS: dict[type, Layout] = {
     LlamaGen: llamagen.LAYOUT,
@@ -135,9 +136,7 @@ def _targets(transformer: nn.Module) -> tuple[nn.Module, dict[str, Any], dict[st
 
 
 def _bare(name: str) -> str:
-    while match := FRONT.match(name):
-        name = name[match.end() :]
-    return name
+    return FRONT.sub("", name, count=1)
 
 
 def _find(name: str, targets: Mapping[str, Any], transformer: nn.Module) -> tuple[Parts, tuple[int, ...]]:
@@ -186,13 +185,9 @@ def _scaling(name: str, pair: Pair, config: Mapping[str, Any]) -> float:
     assert pair.down is not None
     rank, alpha = max(1, len(pair.down)), pair.alpha
     if alpha is None:
-        patterns = config.get("alpha_pattern") or {}
-        if wrong := [key for key in patterns if not re.fullmatch(r"[\w.-]+", key)]:
-            raise ValueError(
-                f"got alpha_pattern {quoted(wrong[0])}, expected names of layers and no regular expression"
-            )
-        hits = [value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?{re.escape(key)}", name)]
-        alpha = hits[0] if hits else config.get("lora_alpha")
+        patterns, parts = config.get("alpha_pattern") or {}, name.split(".")[-DEEPEST:]
+        hits = patterns.keys() & {".".join(parts[first:]) for first in range(len(parts))}
+        alpha = patterns[next(key for key in patterns if key in hits)] if hits else config.get("lora_alpha")
     if alpha is None:
         return 1.0
     return values.number(alpha, "lora_alpha") / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -226,6 +221,8 @@ def _read(place: Any, weight_name: str | None) -> tuple[Mapping[str, Tensor], Ma
     kind = "DoRA" if config.get("use_dora") else kind
     if kind != "LORA" or not isinstance(patterns, dict):
         raise ValueError(f"{path} holds {quoted(kind)} weights, expected LoRA's")
+    if wrong := [key for key in patterns if not re.fullmatch(r"[\w.-]+", key)]:
+        raise ValueError(f"got alpha_pattern {quoted(wrong[0])}, expected names of layers and no regular expression")
     for key, plain in PLAINLY.items():
         if (said := config.get(key)) not in plain:
             raise ValueError(f"{path} was trained with {key} {quoted(said)}, which is not merged here")
