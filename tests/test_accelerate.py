@@ -223,7 +223,8 @@ def test_methods_and_things_are_checked_at_once(made):
     assert "generate" not in vars(model)
     for thing in (None, "janus", torch.nn.Linear(2, 2), model.model):
         for change in (vargen.accelerate, vargen.release):
-            with pytest.raises(ValueError, match=f"got a .*, expected one of transformers' {', '.join(KINDS)}"):
+            kinds = f"one of transformers' or diffusers' {', '.join(KINDS)}"
+            with pytest.raises(ValueError, match=f"got a .*, expected {kinds}"):
                 change(thing)
 
 

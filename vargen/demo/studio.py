@@ -198,9 +198,8 @@ class Run:
             return [Image.new("RGB", pipe.size[::-1], GREY) for _ in range(self.order.images)]
         if not self.done:
             return self.partial.images()
-        if self._finished is None:
-            self._finished = self.partial.images()
-        return [image.copy() for image in self._finished]
+        finished = self._finished = self._finished or self.partial.images()
+        return [image.copy() for image in finished]
 
     def shown(self, most: int = 256) -> list[Image.Image]:
         """The pictures about so large; what is not settled shows faintly where it is a draft, and else not at all."""

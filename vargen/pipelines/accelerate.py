@@ -1,4 +1,4 @@
-"""Models of transformers that people already hold: `vargen.accelerate` gives them back with images drawn faster."""
+"""Models of transformers that people hold, and pipelines around them: `vargen.accelerate` has them draw faster."""
 
 from typing import Any
 
@@ -8,11 +8,14 @@ KINDS = {  # classes of transformers -> what stands in the place of their `gener
     "JanusForConditionalGeneration": "vargen.pipelines.accelerated:JanusImages",
     "Emu3ForConditionalGeneration": "vargen.pipelines.accelerated:Emu3Images",
     "ChameleonForConditionalGeneration": "vargen.pipelines.accelerated:ChameleonImages",
+    "GlmImageForConditionalGeneration": "vargen.pipelines.accelerated_glm:GlmImages",
+    "GlmImagePipeline": "vargen.pipelines.accelerated_glm:GlmPipelines",
 }
 
 
 def accelerate(thing: Any, method: str | None = None, *, fast: str = "auto") -> Any:
-    """The same model of transformers, whose `generate` draws images by `method`, from its own weights.
+    """The same model of transformers, whose `generate` draws images by `method`, from its own weights; or the same
+    pipeline of diffusers around such a one.
 
     `thing` is one of
 
@@ -21,7 +24,11 @@ def accelerate(thing: Any, method: str | None = None, *, fast: str = "auto") -> 
       codes with a newline behind each row, and single tokens behind it, gives prompts and all that follows (B, T);
     - ChameleonForConditionalGeneration, with which transformers itself draws no images:
       `generate(..., generation_mode="image")`, behind a prompt that ends in the token that begins an image, gives the
-      prompt, the codes and the token that ends it (B, T).
+      prompt, the codes and the token that ends it (B, T);
+    - GlmImageForConditionalGeneration: `generate(..., image_grid_thw=...)`, with pictures or without, gives prompts,
+      codes of all grids and the token that ends an image (B, T); only codes are drawn;
+    - GlmImagePipeline, of diffusers: its first stage as above, each image from codes of its own, with the seed of its
+      own generator where there are several.
 
     Arguments and results are as in transformers, and so is the law, that of the call's GenerationConfig: by an exact
     method, greedy decoding gives the same tokens in float32, and sampling draws from the same law, with a seed for each
@@ -34,28 +41,20 @@ def accelerate(thing: Any, method: str | None = None, *, fast: str = "auto") -> 
     of thing or a method that does not draw with it, and by name, before anything is drawn, for what a call cannot carry
     over: logits processors and stopping criteria of one's own, beams, assistants, penalties, min-p, scores and others.
     """
-    name = _kind(thing)
-    held = vars(thing).get("generate")
-    made = registry.resolve(KINDS[name])
-    before = held.before if isinstance(held, made) else held
-    thing.generate = made(thing, method, fast, before)
+    registry.resolve(KINDS[_kind(thing)]).put(thing, method, fast)
     return thing
 
 
 def release(thing: Any) -> Any:
     """The same model as it was before `accelerate`. ValueError where it is not accelerated."""
     name = _kind(thing)
-    held = vars(thing).get("generate")
-    if not isinstance(held, registry.resolve(KINDS[name])):
+    if not registry.resolve(KINDS[name]).off(thing):
         raise ValueError(f"this {name} is not accelerated: vargen.release undoes what vargen.accelerate did")
-    del thing.generate
-    if held.before is not None:
-        thing.generate = held.before
     return thing
 
 
 def _kind(thing: Any) -> str:
     name = type(thing).__name__
-    if name not in KINDS or not type(thing).__module__.startswith("transformers."):
-        raise ValueError(f"got a {name}, expected one of transformers' {', '.join(KINDS)}")
+    if name not in KINDS or not type(thing).__module__.startswith(("transformers.", "diffusers.")):
+        raise ValueError(f"got a {name}, expected one of transformers' or diffusers' {', '.join(KINDS)}")
     return name

@@ -29,6 +29,23 @@ class Accelerated(ABC):
 
     takes: ClassVar[tuple[str, ...]]  # arguments beside prompts and settings
 
+    @classmethod
+    def put(cls, thing: Any, method: str | None, fast: str) -> None:
+        """Stand in the place of a model's `generate`."""
+        held = vars(thing).get("generate")
+        thing.generate = cls(thing, method, fast, held.before if isinstance(held, cls) else held)
+
+    @classmethod
+    def off(cls, thing: Any) -> bool:
+        """Put back what was there before; whether there was anything to undo."""
+        held = vars(thing).get("generate")
+        if not isinstance(held, cls):
+            return False
+        del thing.generate
+        if held.before is not None:
+            thing.generate = held.before
+        return True
+
     def __init__(self, model: Any, method: str | None, fast: str, before: Any = None) -> None:
         """`before` stood in the place of the class's `generate`. ValueError where method or model do not fit."""
         self.model, self.before = model, before
@@ -82,27 +99,40 @@ class Accelerated(ABC):
         if len(places) > 1 or torch.device("meta") in places:
             raise ValueError(f"got a {name} on {len(places)} devices or offloaded, expected it whole on one")
 
-    def _tokens(self, key: Any, make: Callable[[], Any], inputs: tuple[Tensor, Tensor], asked: Asked) -> Tensor:
-        """Codes (B, rows, columns) of inputs (B, 2, T), by the model that `make` gives; `key` says which it is."""
+    def _pipeline(self, made: Any) -> PromptedPipeline:
+        """What draws with a model of ours."""
+        return PromptedPipeline(made, None)
+
+    def _tokens(
+        self, key: Any, make: Callable[[], Any], inputs: tuple[Tensor, Tensor], asked: Asked, **told: Any
+    ) -> Tensor:
+        """Codes (B, rows, columns) of inputs (B, 2, T), by the model that `make` gives; `key` says which it is.
+
+        `told` is set on the pipeline.
+        """
         language, head = self.parts()
         self._check(language, head)
         place, count = next(language.parameters()).device, len(inputs[0])
         key = (key, id(language), id(head), str(place), language.training)
         if self._made is None or self._made[0] != key:
-            pipe = PromptedPipeline(make(), None)
+            pipe = self._pipeline(make())
             pipe.set_progress_bar_config(disable=True)
             self._made = (key, pipe)
         pipe = self._made[1]
+        vars(pipe).update(told)
         # Layers of somebody's own, adapters say, may have switches that a copy or a graph of them would not see.
         known = all(type(part).__module__.startswith(KNOWN) for part in language.modules())
         pipe.fast = self.fast if known or self.fast != "auto" else "off"
-        # One seed for each image, from torch's own generator, which greedy decoding leaves alone.
-        seeds = torch.randint(1 << 62, (count,), device="cpu").tolist() if asked.drawn else list(range(count))
+        seeds = self._seeds(count, asked)
         ids, mask = inputs
         how = {"method": self.method, "seed": seeds, "batch_size": count, "output_type": "latent", **asked.law}
         out = pipe(prompt_embeds=ids, prompt_attention_mask=mask, **how)
         self.trace: Trace | None = out.trace
         return out.tokens.to(asked.ids.device)
+
+    def _seeds(self, count: int, asked: Asked) -> list[int]:
+        """One for each image, from torch's own generator, which greedy decoding leaves alone."""
+        return torch.randint(1 << 62, (count,), device="cpu").tolist() if asked.drawn else list(range(count))
 
     def _answer(self, asked: Asked, sequences: Tensor) -> Any:
         sequences = sequences.to(asked.ids.dtype)
@@ -111,6 +141,21 @@ class Accelerated(ABC):
         from transformers.generation import GenerateDecoderOnlyOutput
 
         return GenerateDecoderOnlyOutput(sequences=sequences)  # pyright: ignore[reportArgumentType]
+
+    def _most(self, asked: Asked) -> int:
+        """New tokens at most, as `generate` has it: 20 where nobody says."""
+        config, given, length = asked.config, asked.given, asked.ids.shape[1]
+        if config.max_new_tokens is not None:
+            return config.max_new_tokens
+        passed = given.get("generation_config")
+        said = (given.get("max_length"), passed and passed.max_length, self.model.generation_config.max_length)
+        if not any(said):
+            return config.max_length
+        if config.max_length <= length:
+            raise ValueError(
+                f"got max_length {config.max_length}, expected more than the {length} tokens of the prompt"
+            )
+        return config.max_length - length
 
     def _prompts(self, asked: Asked) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, T), a row for each image."""
@@ -220,21 +265,6 @@ class Emu3Images(Guided):
                 "got a prefix_allowed_tokens_fn with several grids, expected one for all prompts of a call"
             )
         return said[0], grids[0]
-
-    def _most(self, asked: Asked) -> int:
-        """New tokens at most, as `generate` has it: 20 where nobody says."""
-        config, given, length = asked.config, asked.given, asked.ids.shape[1]
-        if config.max_new_tokens is not None:
-            return config.max_new_tokens
-        passed = given.get("generation_config")
-        said = (given.get("max_length"), passed and passed.max_length, self.model.generation_config.max_length)
-        if not any(said):
-            return config.max_length
-        if config.max_length <= length:
-            raise ValueError(
-                f"got max_length {config.max_length}, expected more than the {length} tokens of the prompt"
-            )
-        return config.max_length - length
 
 
 class ChameleonImages(Guided):

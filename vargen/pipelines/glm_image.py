@@ -215,12 +215,9 @@ class GlmImagePipeline(PromptedPipeline):
         self, method: Any, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
     ) -> Generator[Partial, None, None]:
         ids, mask, _, which = inputs
-        grids = (
-            [[tuple(source.codes.shape) for source in self.sources[prompt]] for prompt in which.tolist()]
-            if self.sources
-            else []
-        )
-        for partial in super()._decode(method, (ids, mask, grids), seeds, image_size):
+        shown = [self.sources[prompt] for prompt in which.tolist()] if self.sources else []
+        read: Any = (ids, mask, [[tuple(source.codes.shape) for source in some] for some in shown])
+        for partial in super()._decode(method, read, seeds, image_size):
             yield replace(partial, inputs=inputs)
 
     def _full(self, tokens: Any) -> Tensor:

@@ -20,9 +20,9 @@ SIDES = (512, 2048)  # pixels of a side, as transformers' image processor bounds
 
 @dataclass(frozen=True)
 class Source:
-    """A picture as the painter takes it, and its codes (h, w)."""
+    """A picture as the painter takes it, where one paints, and its codes (h, w)."""
 
-    picture: Image.Image
+    picture: Image.Image | None
     codes: Tensor
 
 
