@@ -14,7 +14,7 @@ import pytest
 
 from vargen.core import registry
 from vargen.core.types import Trace
-from vargen.pipelines.options import ContinuousOptions, Options, RasterOptions, ScaleOptions, table
+from vargen.pipelines.options import ContinuousOptions, GlmImageOptions, Options, RasterOptions, ScaleOptions, table
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -114,7 +114,8 @@ def test_pages_say_all():
 
 def test_options_are_those_of_the_code():
     page = (ROOT / "docs" / "options.md").read_text()
-    assert all(table(kind) in page for kind in (Options, RasterOptions, ScaleOptions, ContinuousOptions))
+    kinds = (Options, RasterOptions, GlmImageOptions, ScaleOptions, ContinuousOptions)
+    assert all(table(kind) in page for kind in kinds)
 
 
 def test_links_lead_somewhere():

@@ -45,7 +45,7 @@ def result(tmp_path, *argv) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize(("name", "calls"), [("janus", 16), ("emu3", 40)])
+@pytest.mark.parametrize(("name", "calls"), [("janus", 16), ("emu3", 40), ("glm-image", 4 * 4 + 16 * 16)])
 def test_transformers_beside_our_methods(name, calls, tmp_path, monkeypatch, capsys):
     for key, value in (("LAYERS", 1), ("WIDTH", 32), ("SIDE", 4)):
         monkeypatch.setattr(peers, key, value)
@@ -55,7 +55,8 @@ def test_transformers_beside_our_methods(name, calls, tmp_path, monkeypatch, cap
     assert [row["method"] for row in rows] == ["ar", "sjd-exact:window=4", "transformers generate"]
     assert ours["by"].startswith("vargen ")
     assert theirs["by"].startswith("transformers 5.")
-    assert theirs["same"] == "32 of 32 greedy tokens equal"
+    count = 2 * (calls if name == "glm-image" else 16)
+    assert theirs["same"] == f"{count} of {count} greedy tokens equal"
     assert theirs["forwards_per_image"] == calls  # guidance of Emu3 is a forward of its own
     times = [theirs["seconds_per_image"] / row["seconds_per_image"] for row in rows]
     assert [row["over_peer"] for row in rows] == pytest.approx(times, rel=0.01)
@@ -64,6 +65,23 @@ def test_transformers_beside_our_methods(name, calls, tmp_path, monkeypatch, cap
     shown = capsys.readouterr().out
     assert "tokens alone" in shown
     assert f"| {theirs['by']} | transformers generate | {calls}.0 |" in shown
+
+
+def test_what_a_step_settles_can_be_imposed(tmp_path, monkeypatch):
+    for key, value in (("LAYERS", 1), ("WIDTH", 32), ("SIDE", 4)):
+        monkeypatch.setattr(peers, key, value)
+    argv = ["--peer", "--synthetic", "glm-image", "--methods", "ar,sjd-exact:window=8", "--num-images", 1]
+    found = result(tmp_path, *argv, "--tokens-per-forward", 2.5)
+    ours, jacobi, _ = found["rows"]
+    slots = 4 * 4 + 16 * 16
+    assert ours["forwards_per_image"] == slots
+    assert jacobi["forwards_per_image"] == 1 + -(-(slots - 1) * 2 // 5)
+    assert found["model"].endswith("2.5 tokens a forward of drafts imposed")
+    for wrong in (["--tokens-per-forward", 0.5], ["--tokens-per-forward", "nan"]):
+        with pytest.raises(ValueError, match="expected 1 or more"):
+            result(tmp_path, *argv, *wrong)
+    with pytest.raises(ValueError, match="without --synthetic"):
+        result(tmp_path, "--model", "pocket-llamagen", "--tokens-per-forward", 3)
 
 
 def wrapped(name):
@@ -197,7 +215,7 @@ def test_names_that_others_have_are_put_back(tmp_path, monkeypatch):
         ("small", None, {}, ("--peer",), "give --peer-path, a checkout"),
         ("pocket-lumina", None, {}, ("--peer",), "pocket-lumina has no peer: transformers' Chameleon rules out"),
         (None, "VAR", {}, ("--synthetic", "janus"), "transformers' generate, which takes no --peer-path"),
-        (None, None, {}, ("--peer", "--synthetic", "var-d30"), "var-d30 with --peer, expected janus or emu3"),
+        (None, None, {}, ("--peer", "--synthetic", "var-d30"), "var-d30 with --peer, expected one of janus, emu3"),
         (None, None, {}, ("--peer", "--synthetic", "janus", "--guidance-scale", "1"), "wants more than 1"),
         (None, None, {}, ("--peer", "--synthetic", "emu3", "--cfg-interval", "3"), "generate has none"),
     ],

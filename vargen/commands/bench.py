@@ -40,6 +40,10 @@ def command(argv: list[str]) -> None:
         from vargen.commands import peers
 
         peers.name(options)
+    elif options.tokens_per_forward is not None:
+        raise ValueError(
+            "got --tokens-per-forward without --synthetic: the drafts of real weights are worth what they are"
+        )
     preset = flags.preset(options)
     methods = _methods(options, preset)
     flags.check(options, [(name, {}) for name in methods])
@@ -47,7 +51,7 @@ def command(argv: list[str]) -> None:
     written = [] if options.json is None else [options.json, options.json.with_suffix(".png")]
     if len(set(written)) < len(written):
         raise ValueError(f"got --json {options.json}, but the chart takes that name: use .json")
-    for name in methods:
+    for name in methods if options.synthetic is None else []:
         flags.check_memory(options, name, options.num_images)
     check_writable(written)
     result = measured(options, chosen, methods, argv)
@@ -119,7 +123,12 @@ def parser() -> flags.Parser:
     beside.add_argument(
         "--peer",
         action="store_true",
-        help="its own code: transformers' generate, or --peer-path; with --synthetic: janus, emu3",
+        help="its own code: transformers' generate, or --peer-path; with --synthetic: janus, emu3, glm-image",
+    )
+    beside.add_argument(
+        "--tokens-per-forward",
+        type=float,
+        help="with --synthetic, settled by every step of a Jacobi method: random weights keep hardly a draft",
     )
     words = "your checkout of LlamaGen, VAR or MAR: the code in it is run"
     beside.add_argument("--peer-path", type=Path, metavar="FOLDER", help=words)

@@ -1,12 +1,13 @@
 """The peer beside our methods in `vargen bench --peer`: which one it is, what its row says, and models to run it on.
 
-A peer of transformers needs weights of several gigabytes; `--synthetic janus` or `emu3` makes small ones with random
-weights instead, of 24 x 24 tokens as Janus has them. Those say what a step costs, and nothing of how many drafts are
-kept.
+A peer of transformers needs weights of several gigabytes; `--synthetic janus`, `emu3` or `glm-image` makes small ones
+with random weights instead, of 24 x 24 tokens as Janus has them. Those say what a step costs, and nothing of how many
+drafts are kept, unless `--tokens-per-forward` imposes it.
 """
 
 import argparse
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from vargen.core.version import __version__
 from vargen.eval.authors import LlamaGenPeer, MARPeer, VARPeer
 from vargen.eval.peers import Emu3Peer, GlmImagePeer, JanusPeer, Peer
 from vargen.models.emu3 import Emu3
-from vargen.models.glm_image import GlmImage
+from vargen.models.glm_image import FACTOR, GlmImage
 from vargen.models.janus import Janus
 from vargen.models.llamagen import LlamaGen
 from vargen.models.lumina_mgpt import LuminaMGPT
@@ -27,11 +28,12 @@ from vargen.models.var import VAR
 from vargen.pipelines import request
 from vargen.pipelines.loading import find_device, usual_dtype
 from vargen.pipelines.prompted import PromptedPipeline
+from vargen.samplers.jacobi import JacobiWindow
 
 BUILT = {Janus: JanusPeer, Emu3: Emu3Peer, GlmImage: GlmImagePeer}
 CHECKOUTS = {LlamaGen: LlamaGenPeer, VAR: VARPeer, MAR: MARPeer}
 UNKNOWN = ("acceptance", "images_equal_to_ar", "cache_bytes", "peak_memory_bytes")  # of a peer
-SYNTHETIC = {"janus": "janus-pro-1b", "emu3": "emu3-gen"}  # whose presets they have
+SYNTHETIC = {"janus": "janus-pro-1b", "emu3": "emu3-gen", "glm-image": "glm-image"}  # whose presets they have
 LAYERS, WIDTH, SIDE = 4, 256, 24
 PROMPT = 16  # tokens
 
@@ -80,6 +82,8 @@ def same(peer: Peer, pipe: Any, chosen: list[Any], count: int) -> str:
 class RandomPipeline(PromptedPipeline):
     """A pipeline of random weights, which reads prompts as so many numbers: it has no text tokenizer."""
 
+    imposed: float | None = None  # tokens that a step of drafts settles
+
     def encode_prompt(self, prompt: Any, image: Any = None) -> tuple[Tensor, Tensor]:
         """Ids (B, 2, T) of nothing, with the id that begins an image last, and their mask."""
         generator, model = torch.Generator().manual_seed(0), self.transformer
@@ -87,13 +91,38 @@ class RandomPipeline(PromptedPipeline):
         if isinstance(model, Janus):
             ids[:, 1] = model.nothing
             ids[..., 0], ids[..., -1] = model.start, model.begin
-        return ids, torch.ones_like(ids, dtype=torch.bool)
+        words = torch.ones_like(ids, dtype=torch.bool)
+        if isinstance(model, GlmImage):
+            ids[:, 0, -1], words[:, 1] = model.start, False
+        return ids, words
+
+    def _decode(self, method: Any, *given: Any) -> Any:
+        if self.imposed is not None and issubclass(method.sampler, JacobiWindow):
+            sampler = type("Imposed", (Imposed, method.sampler), {"each": self.imposed})
+            method = replace(method, sampler=sampler)
+        return super()._decode(method, *given)
+
+
+class Imposed:
+    """In front of a Jacobi method: each step settles so many tokens, whatever its drafts are worth."""
+
+    each: ClassVar[float]
+    _taken = 0
+
+    def _advance(self: Any, revised: Tensor, moved: Tensor) -> None:
+        count = int((self._taken + 1) * self.each) - int(self._taken * self.each)
+        self._taken += 1
+        count = min(count, revised.shape[1])
+        super()._advance(revised, torch.full_like(moved, count))
 
 
 def name(options: argparse.Namespace) -> None:
     """Name the model and a prompt for what `--synthetic` asks for. ValueError where it is none of these."""
+    tokens = options.tokens_per_forward
+    if tokens is not None and not 1 <= tokens < float("inf"):
+        raise ValueError(f"got tokens per forward {tokens}, expected 1 or more")
     if options.synthetic not in SYNTHETIC:
-        raise ValueError(f"got --synthetic {options.synthetic} with --peer, expected {' or '.join(SYNTHETIC)}")
+        raise ValueError(f"got --synthetic {options.synthetic} with --peer, expected one of {', '.join(SYNTHETIC)}")
     options.model, options.prompt = SYNTHETIC[options.synthetic], options.prompt or ["a boat"]
 
 
@@ -101,7 +130,9 @@ def model(options: argparse.Namespace) -> str:
     """What the result calls the model."""
     if options.synthetic is None:
         return options.model
-    return f"{options.synthetic} of {LAYERS} layers, width {WIDTH}, random weights"
+    imposed = options.tokens_per_forward
+    kept = "" if imposed is None else f", {imposed:g} tokens a forward of drafts imposed"
+    return f"{options.synthetic} of {LAYERS} layers, width {WIDTH}, random weights{kept}"
 
 
 def pipeline(options: argparse.Namespace) -> Any:
@@ -109,7 +140,8 @@ def pipeline(options: argparse.Namespace) -> Any:
     if options.synthetic is None:
         made = flags.load(options)
     else:
-        place, make = find_device(options.device), {"janus": _janus, "emu3": _emu3}[options.synthetic]
+        makers = {"janus": _janus, "emu3": _emu3, "glm-image": _glm_image}
+        place, make = find_device(options.device), makers[options.synthetic]
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(0)
             found = make()
@@ -119,7 +151,7 @@ def pipeline(options: argparse.Namespace) -> Any:
         dtype = usual_dtype(place) if options.dtype is None else getattr(torch, options.dtype)
         found = found.to(place, dtype).eval().requires_grad_(False)
         made = RandomPipeline(found, None, preset=registry.preset(options.model))
-        made.fast = options.fast
+        made.fast, made.imposed = options.fast, options.tokens_per_forward
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -157,3 +189,15 @@ def _emu3() -> Emu3:
     head = torch.nn.Linear(WIDTH, first + codes, bias=False)
     ids, size = torch.tensor([*range(first, first + codes), 5]), (8 * SIDE, 8 * SIDE)
     return Emu3(Emu3TextModel(config), head, ids, size=size, sizes=(size,))
+
+
+def _glm_image() -> GlmImage:
+    from transformers import GlmImageTextConfig, GlmImageTextModel
+
+    codes = 16384
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 3, 3]}
+    heads = {"num_attention_heads": WIDTH // 32, "num_key_value_heads": min(2, WIDTH // 32)}
+    more = {**heads, "attention_bias": True, "rope_parameters": rope, "vision_vocab_size": codes}
+    config = GlmImageTextConfig(**_text(codes + 64, **more))
+    head, size = torch.nn.Linear(WIDTH, codes, bias=False), (FACTOR * SIDE, FACTOR * SIDE)
+    return GlmImage(GlmImageTextModel(config), head, codes=codes, start=codes, size=size, sizes=(size,))

@@ -191,10 +191,10 @@ class GlmImage(Wrapped):
     def said_size(self, ids: Tensor, tokenizer: Any) -> tuple[int, int]:
         """By the grids at its end. ValueError where there are none."""
         given = ids[-SHOWN:].tolist()
-        for size in (self.size, *self.sizes):
-            said = _read(scaffold(self._spec(size), tokenizer), tokenizer)
+        for size in (None, *self.sizes):
+            said = _read(scaffold(self.spec if size is None else self._spec(size), tokenizer), tokenizer)
             if given[-len(said) :] == said:
-                return size
+                return size or self.size
         raise ValueError("got prompt_embeds that do not end in the grids of an image: take them from encode_prompt")
 
     def text_of(self, ids: Tensor, tokenizer: Any) -> str:
