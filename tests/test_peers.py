@@ -80,6 +80,9 @@ def test_what_a_step_settles_can_be_imposed(tmp_path, monkeypatch):
     for wrong in (["--tokens-per-forward", 0.5], ["--tokens-per-forward", "nan"]):
         with pytest.raises(ValueError, match="expected 1 or more"):
             result(tmp_path, *argv, *wrong)
+    assert "64 codes" in result(tmp_path, *argv, "--codes", 64)["model"]
+    with pytest.raises(ValueError, match="expected 64 to 16384"):
+        result(tmp_path, *argv, "--codes", 3)
     with pytest.raises(ValueError, match="without --synthetic"):
         result(tmp_path, "--model", "pocket-llamagen", "--tokens-per-forward", 3)
 

@@ -7,6 +7,7 @@ drafts are kept, unless `--tokens-per-forward` imposes it.
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +36,7 @@ CHECKOUTS = {LlamaGen: LlamaGenPeer, VAR: VARPeer, MAR: MARPeer}
 UNKNOWN = ("acceptance", "images_equal_to_ar", "cache_bytes", "peak_memory_bytes")  # of a peer
 SYNTHETIC = {"janus": "janus-pro-1b", "emu3": "emu3-gen", "glm-image": "glm-image"}  # whose presets they have
 LAYERS, WIDTH, SIDE = 4, 256, 24
+CODES = 16384  # of Janus and GLM-Image
 PROMPT = 16  # tokens
 
 
@@ -121,6 +123,8 @@ def name(options: argparse.Namespace) -> None:
     tokens = options.tokens_per_forward
     if tokens is not None and not 1 <= tokens < float("inf"):
         raise ValueError(f"got tokens per forward {tokens}, expected 1 or more")
+    if options.codes is not None and (options.synthetic != "glm-image" or not 64 <= options.codes <= CODES):
+        raise ValueError(f"got --codes {options.codes}, expected 64 to {CODES}, of glm-image")
     if options.synthetic not in SYNTHETIC:
         raise ValueError(f"got --synthetic {options.synthetic} with --peer, expected one of {', '.join(SYNTHETIC)}")
     options.model, options.prompt = SYNTHETIC[options.synthetic], options.prompt or ["a boat"]
@@ -132,7 +136,8 @@ def model(options: argparse.Namespace) -> str:
         return options.model
     imposed = options.tokens_per_forward
     kept = "" if imposed is None else f", {imposed:g} tokens a forward of drafts imposed"
-    return f"{options.synthetic} of {LAYERS} layers, width {WIDTH}, random weights{kept}"
+    codes = "" if options.codes is None else f", {options.codes} codes"
+    return f"{options.synthetic} of {LAYERS} layers, width {WIDTH}{codes}, random weights{kept}"
 
 
 def pipeline(options: argparse.Namespace) -> Any:
@@ -140,7 +145,7 @@ def pipeline(options: argparse.Namespace) -> Any:
     if options.synthetic is None:
         made = flags.load(options)
     else:
-        makers = {"janus": _janus, "emu3": _emu3, "glm-image": _glm_image}
+        makers = {"janus": _janus, "emu3": _emu3, "glm-image": partial(_glm_image, options.codes or CODES)}
         place, make = find_device(options.device), makers[options.synthetic]
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(0)
@@ -174,7 +179,7 @@ def _janus() -> Janus:
         "patch_size": 2,
     }
     vision |= {"projection_dim": WIDTH, "depth": 2, "num_image_tokens": SIDE**2}
-    images = {"num_embeddings": 16384, "base_channels": 32, "latent_channels": 32}
+    images = {"num_embeddings": CODES, "base_channels": 32, "latent_channels": 32}
     images |= {"projection_dim": WIDTH, "image_token_embed_dim": WIDTH, "num_res_blocks": 1}
     text = {"model_type": "llama", **_text(64)}
     config = JanusConfig(text_config=text, vision_config=vision, vq_config=images)
@@ -191,10 +196,9 @@ def _emu3() -> Emu3:
     return Emu3(Emu3TextModel(config), head, ids, size=size, sizes=(size,))
 
 
-def _glm_image() -> GlmImage:
+def _glm_image(codes: int) -> GlmImage:
     from transformers import GlmImageTextConfig, GlmImageTextModel
 
-    codes = 16384
     rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 3, 3]}
     heads = {"num_attention_heads": WIDTH // 32, "num_key_value_heads": min(2, WIDTH // 32)}
     more = {**heads, "attention_bias": True, "rope_parameters": rope, "vision_vocab_size": codes}

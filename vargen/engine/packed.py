@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vargen.core.machine import total_memory
@@ -19,6 +20,7 @@ from vargen.models.joined import Projection
 
 SHARE = 0.25  # of the machine's memory that weights in order may take
 ROWS = 32  # of a product, for which oneDNN chooses the order; others are right as well
+LEAST, ALONE = 1 << 17, 1 << 20  # weights of a layer that gains, for several rows at once, and for one alone
 OURS = ("vargen", "torch", "transformers")  # whose modules keep nothing for themselves that a copy would have alone
 Stamp = tuple[torch.dtype, torch.Size, int]
 _ordered: WeakKeyDictionary[nn.Linear, tuple[Stamp, Tensor]] = WeakKeyDictionary()  # models of many sizes share layers
@@ -38,6 +40,8 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
         bias = self.bias if bias is None else bias
+        if input.numel() == self.in_features and self.weight.numel() < ALONE:
+            return F.linear(input, self.weight, bias)
         return torch.ops.mkldnn._linear_pointwise(input, self._ordered, bias, "none", [], "")
 
 
@@ -80,7 +84,7 @@ def forget() -> None:
 def _plain(layer: nn.Linear, dtypes: tuple[torch.dtype, ...]) -> bool:
     """Whether it is one of `dtypes` on a CPU, and not quantised."""
     weight = layer.weight
-    return type(weight) is nn.Parameter and weight.is_cpu and weight.dtype in dtypes and weight.numel() > 0
+    return type(weight) is nn.Parameter and weight.is_cpu and weight.dtype in dtypes and weight.numel() >= LEAST
 
 
 def watched(model: nn.Module) -> bool:

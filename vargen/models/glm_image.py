@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vargen.core.described import as_dataclass
@@ -232,7 +231,7 @@ class GlmImage(Wrapped):
 
     def logits(self, states: Tensor) -> Tensor:
         """Of the codes alone."""
-        return F.linear(states, self.head.weight[: self.codes]).float()
+        return self.head(states)[..., : self.codes].float()
 
 
 def scaffold(spec: RasterSpec, tokenizer: Any) -> str:

@@ -19,6 +19,7 @@ from vargen.core.messages import shown
 from vargen.core.pretrained import load_model
 from vargen.core.types import KVCache
 from vargen.kernels.attention import Sight
+from vargen.models import lean
 from vargen.models.prompted import Prompted
 from vargen.tokenizers.contract import ImageTokenizer
 
@@ -102,13 +103,17 @@ class Wrapped(Prompted, ABC):
         return embed(ids)
 
     def layers(self, x: Tensor, positions: Tensor, sight: Sight, cache: KVCache) -> Tensor:
+        places = self.places(positions.expand(len(x), -1), cache)
+        return (lean.run if lean.fits(self.language) else self._whole)(self.language, x, places, sight, cache)
+
+    def _whole(self, language: Any, x: Tensor, places: Tensor, sight: Sight, cache: KVCache) -> Tensor:
+        """By transformers' own forward."""
         mask, stop = sight.mask, sight.stop
         if mask is None:  # transformers would make one of its own
             mask = x.new_zeros(1, 1, x.shape[1], stop).expand(len(x), -1, -1, -1)
-        places = self.places(positions.expand(len(x), -1), cache)
         inputs = {"inputs_embeds": x, "position_ids": places, "attention_mask": mask.to(x.dtype)}
         given = {self._cache_name: Slots(cache, sight.rows, stop)}
-        return self.language(**inputs, **given, use_cache=False).last_hidden_state
+        return language(**inputs, **given, use_cache=False).last_hidden_state
 
     def places(self, positions: Tensor, cache: KVCache) -> Tensor:
         """Positions (R, n), which count a row's tokens, as the layers take them."""
