@@ -122,6 +122,7 @@ class KVCache:
     padding: Tensor | None = None  # of the condition, see `Condition`; set by the prefill
     places: Tensor | None = None  # likewise
     shift: Tensor | None = None  # (R, 1): padded rows in front, where positions count from the first that is not
+    layers: Any = None  # those that are run over it, where a model knows that for all steps
     front: int = 0  # rows of the condition, where the model takes conditions of any length; set with the cache
 
     def __init__(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vargen.core.described import as_dataclass
 from vargen.core.specs import RasterSpec
 from vargen.core.types import Condition, KVCache
+from vargen.kernels.rope import Halves
 from vargen.models.prompted import padded
 from vargen.models.wrapped import Wrapped, as_json, rebuilt
 
@@ -60,6 +61,12 @@ def cells(spec: RasterSpec) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+def shares(config: Any) -> Tensor:
+    """Which part of a position each frequency of the rotary embedding takes, (frequencies,)."""
+    sections = config.rope_parameters.get("mrope_section", [8, 12, 12])
+    return torch.tensor([index % 3 for index, count in enumerate(sections) for _ in range(count)], device="cpu")
+
+
 @dataclass(frozen=True)
 class Shapes:
     """What a model is made of beside its weights: transformers' config of the text model, how many codes there are, the
@@ -79,6 +86,7 @@ class GlmImage(Wrapped):
 
     guides: ClassVar[bool] = False
     cells: Tensor
+    shares: Tensor
 
     def __init__(
         self,
@@ -100,6 +108,7 @@ class GlmImage(Wrapped):
         self.head, self.codes, self.start, self.size, self.sizes = head, codes, start, size, sizes
         self.spec = spec_of(size, codes) if spec is None else spec
         self.register_buffer("cells", cells(self.spec).to(head.weight.device), persistent=False)
+        self.register_buffer("shares", shares(config).to(head.weight.device), persistent=False)
 
     def described(self) -> dict[str, Any]:
         """What `rebuilt` makes it of, without weights."""
@@ -118,7 +127,7 @@ class GlmImage(Wrapped):
         head = nn.Linear(language.config.hidden_size, found.head, bias=False, device="meta")
         how: Any = {"codes": found.codes, "start": found.start, "size": found.size, "sizes": found.sizes}
         made = cls(language, head, **how)
-        made.cells = cells(made.spec)
+        made.cells, made.shares = cells(made.spec), shares(language.config)
         return made
 
     def at(self, size: tuple[int, int]) -> "GlmImage":
@@ -228,6 +237,15 @@ class GlmImage(Wrapped):
             )
             begin, text = shown[:, :, -1:] + 1, shown.gather(2, rows.expand(3, -1, -1))
         return torch.where(slots < 0, text, begin + self.cells[:, slots.clamp(min=0)])
+
+    def turns(self, x: Tensor, places: Tensor) -> Halves:
+        """The frequencies are shared out among the three parts of `places` (3, R, n), in order."""
+        rope: Any = self.language.rotary_emb
+        if rope.rope_type != "default":
+            return super().turns(x, places)
+        angles = places[self.shares].movedim(0, -1) * rope.inv_freq  # (R, n, frequencies)
+        cos, sin = (part.to(x.dtype).float()[:, :, None] for part in (angles.cos(), angles.sin()))
+        return Halves(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1))
 
     def logits(self, states: Tensor) -> Tensor:
         """Of the codes alone."""

@@ -4,7 +4,7 @@ A small forward is a question of how many operations it has. What is computed is
 layer is none of those known here, or somebody listens to it or has changed it, their own `forward` runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,18 @@ KNOWN = {  # a layer's class, and whether attention and feed-forward are normali
 }
 NORMS = ("LlamaRMSNorm", "Emu3RMSNorm", "GlmImageRMSNorm")  # which normalise in float32, cast down, then multiply
 ATTENTION = ("sdpa", "eager")  # whose numbers are these, but for rounding
+Product = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a layer of transformers has: its norms, in order, and products of queries, keys, values and so on."""
+
+    norms: tuple[Any, ...]
+    qkv: tuple[Product, ...]
+    out: Product
+    up: tuple[Product, ...]  # gate and up, or both in one
+    down: Product
 
 
 @dataclass(frozen=True)
@@ -47,12 +59,14 @@ class Step:
         return torch.cat([self.turns.turn(x[..., :some]), x[..., some:]], dim=-1)
 
 
-def fits(language: Any) -> bool:
-    """Whether `run` does what the layers of a decoder of transformers do by themselves."""
+def layers(language: Any) -> list[Layer] | None:
+    """The layers of a decoder of transformers, for one cache; None where their own `forward` has to run."""
     config = language.config
     if config._attn_implementation not in ATTENTION or config.hidden_act != "silu":
-        return False
-    return all(map(_plain, _parts(language))) and not (language.training and config.attention_dropout)
+        return None
+    if not all(map(_plain, _parts(language))) or (language.training and config.attention_dropout):
+        return None
+    return [_layer_of(layer) for layer in language.layers]
 
 
 def _parts(language: Any) -> Iterator[nn.Module]:
@@ -65,39 +79,60 @@ def _parts(language: Any) -> Iterator[nn.Module]:
 
 def _plain(part: nn.Module) -> bool:
     """Whether a module is transformers' own, of a kind that is known, and nobody listens to it."""
-    name, watched = type(part).__name__, part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
-    known = name in KNOWN or name in NORMS or name.removesuffix("Attention") != name or name.removesuffix("MLP") != name
-    return known and not watched and type(part).__module__.startswith("transformers.")
+    name = type(part).__name__
+    known = name in KNOWN or name in NORMS or name.endswith(("Attention", "MLP"))
+    return known and not _watched(part) and type(part).__module__.startswith("transformers.")
 
 
-def run(language: Any, x: Tensor, places: Tensor, sight: Sight, cache: KVCache) -> Tensor:
-    """States (R, n, d) of tokens `x` at `places`, as transformers' rotary module takes them, normalised at the end."""
+def _watched(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+
+
+def _layer_of(layer: Any) -> Layer:
+    attention, feed = layer.self_attn, layer.mlp
+    behind = KNOWN[type(layer).__name__]
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms += [layer.post_self_attn_layernorm, layer.post_mlp_layernorm] if behind else []
+    up = (feed.gate_up_proj,) if behind else (feed.gate_proj, feed.up_proj)
+    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+    products = (tuple(map(_product, qkv)), _product(attention.o_proj), tuple(map(_product, up)))
+    return Layer(tuple(norms), *products, _product(feed.down_proj))
+
+
+def _product(part: nn.Module) -> Product:
+    """A linear layer, or whatever stands in its place, called as directly as may be."""
+    return part.forward if isinstance(part, nn.Linear) and not _watched(part) else part
+
+
+def rotations(language: Any, x: Tensor, places: Tensor) -> Halves:
+    """Those of tokens at `places`, which are as transformers' rotary module takes them."""
     cos, sin = (part.float()[:, :, None] for part in language.rotary_emb(x, places))
     half = cos.shape[-1] // 2
-    turns = Halves(cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1))
-    dim = language.layers[0].self_attn.head_dim
-    step = Step(turns, sight, cache, cache.flat(sight.rows), dim)
-    for index, layer in enumerate(language.layers):
+    return Halves(cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1))
+
+
+def run(language: Any, parts: list[Layer], x: Tensor, turns: Halves, sight: Sight, cache: KVCache) -> Tensor:
+    """States (R, n, d) of tokens `x`, normalised at the end."""
+    step = Step(turns, sight, cache, cache.flat(sight.rows), language.layers[0].self_attn.head_dim)
+    for index, layer in enumerate(parts):
         x = _layer(layer, x, step, index)
     return step.norm(language.norm, x)
 
 
-def _layer(layer: Any, x: Tensor, step: Step, index: int) -> Tensor:
-    both = KNOWN[type(layer).__name__]
-    y = _attention(layer.self_attn, step.norm(layer.input_layernorm, x), step, index)
-    x = x + (step.norm(layer.post_self_attn_layernorm, y) if both else y)
-    y = _feed_forward(layer.mlp, step.norm(layer.post_attention_layernorm, x), joined=both)
-    return x + (step.norm(layer.post_mlp_layernorm, y) if both else y)
+def _layer(layer: Layer, x: Tensor, step: Step, index: int) -> Tensor:
+    first, second, *behind = layer.norms
+    y = _attention(layer, step.norm(first, x), step, index)
+    x = x + (step.norm(behind[0], y) if behind else y)
+    y = step.norm(second, x)
+    gate, up = layer.up[0](y).chunk(2, dim=-1) if behind else (each(y) for each in layer.up)
+    y = layer.down(F.silu(gate) * up)
+    return x + (step.norm(behind[1], y) if behind else y)
 
 
-def _attention(part: Any, x: Tensor, step: Step, index: int) -> Tensor:
-    q, k, v = (each(x).unflatten(-1, (-1, step.dim)) for each in (part.q_proj, part.k_proj, part.v_proj))
-    turned = step.turned(torch.cat([q, k], dim=2)).to(v.dtype)
-    q, k = turned.split([q.shape[2], k.shape[2]], dim=2)
-    k, v = step.cache.write(index, step.flat, k, v, step.sight.stop)
-    return part.o_proj(attend(q, k, v, step.sight).flatten(2))
-
-
-def _feed_forward(part: Any, x: Tensor, *, joined: bool) -> Tensor:
-    gate, up = part.gate_up_proj(x).chunk(2, dim=-1) if joined else (part.gate_proj(x), part.up_proj(x))
-    return part.down_proj(F.silu(gate) * up)
+def _attention(layer: Layer, x: Tensor, step: Step, index: int) -> Tensor:
+    shape = (*x.shape[:2], -1, step.dim)
+    q, k, v = (each(x).view(shape) for each in layer.qkv)
+    heads, turned = q.shape[2], step.turned(torch.cat([q, k], dim=2))
+    turned = turned if turned.dtype == v.dtype else turned.to(v.dtype)
+    k, v = step.cache.write(index, step.flat, turned[:, :, heads:], v, step.sight.stop)
+    return layer.out(attend(turned[:, :, :heads], k, v, step.sight).flatten(2))

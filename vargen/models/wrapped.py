@@ -19,6 +19,7 @@ from vargen.core.messages import shown
 from vargen.core.pretrained import load_model
 from vargen.core.types import KVCache
 from vargen.kernels.attention import Sight
+from vargen.kernels.rope import Halves
 from vargen.models import lean
 from vargen.models.prompted import Prompted
 from vargen.tokenizers.contract import ImageTokenizer
@@ -104,16 +105,18 @@ class Wrapped(Prompted, ABC):
 
     def layers(self, x: Tensor, positions: Tensor, sight: Sight, cache: KVCache) -> Tensor:
         places = self.places(positions.expand(len(x), -1), cache)
-        return (lean.run if lean.fits(self.language) else self._whole)(self.language, x, places, sight, cache)
-
-    def _whole(self, language: Any, x: Tensor, places: Tensor, sight: Sight, cache: KVCache) -> Tensor:
-        """By transformers' own forward."""
+        if cache.layers is not None:
+            return lean.run(self.language, cache.layers, x, self.turns(x, places), sight, cache)
         mask, stop = sight.mask, sight.stop
         if mask is None:  # transformers would make one of its own
             mask = x.new_zeros(1, 1, x.shape[1], stop).expand(len(x), -1, -1, -1)
         inputs = {"inputs_embeds": x, "position_ids": places, "attention_mask": mask.to(x.dtype)}
         given = {self._cache_name: Slots(cache, sight.rows, stop)}
-        return language(**inputs, **given, use_cache=False).last_hidden_state
+        return self.language(**inputs, **given, use_cache=False).last_hidden_state
+
+    def turns(self, x: Tensor, places: Tensor) -> Halves:
+        """How heads of tokens `x` at `places` are turned."""
+        return lean.rotations(self.language, x, places)
 
     def places(self, positions: Tensor, cache: KVCache) -> Tensor:
         """Positions (R, n), which count a row's tokens, as the layers take them."""
@@ -121,7 +124,9 @@ class Wrapped(Prompted, ABC):
 
     def empty_cache(self, batch: int, rows: int) -> KVCache:
         c = self.config
-        return KVCache(c.layers, batch, rows, c.kv_heads, c.head_dim, dtype=self.dtype, device=self.device)
+        cache = KVCache(c.layers, batch, rows, c.kv_heads, c.head_dim, dtype=self.dtype, device=self.device)
+        cache.layers = lean.layers(self.language)
+        return cache
 
 
 class Worded(Wrapped, ABC):
