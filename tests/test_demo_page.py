@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import threading
+import time
 
 import pytest
 from PIL import Image
@@ -9,6 +11,8 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the demo is an extra: pip install 'vargen[demo]'")
 
 from demo_served import serving, waited
+
+from vargen.demo.studio import Run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
@@ -147,9 +151,18 @@ def test_race_ends_under_a_slider(visit):
     page.wait_for_function(f"{large} === 2")  # both under the slider
 
 
-def test_stop_ends_a_decode_midway_and_the_next_one_begins(visit, served):
+def test_stop_ends_a_decode_midway_and_the_next_one_begins(visit, served, monkeypatch):
     studio, _ = served
-    page = visit()
+    page, step, held = visit(), Run.step, threading.Event()
+
+    def until_stopped(run):
+        """Midway a decode waits, so that it cannot end before somebody has pressed Stop."""
+        if held.is_set() or run.forwards < 20:
+            return step(run)
+        time.sleep(0.05)
+        return True
+
+    monkeypatch.setattr(Run, "step", until_stopped)
     choose(page, "Method", "ar · exact")
     page.get_by_label("Slow motion").first.check()
     press(page, "Draw")
@@ -158,6 +171,7 @@ def test_stop_ends_a_decode_midway_and_the_next_one_begins(visit, served):
     press(page, "Stop")
     waited(lambda: not studio.running)
     page.get_by_text("Stopped.").wait_for()
+    held.set()
     forwards = page.locator(f"{DRAW} dd").first.inner_text()
     assert 0 < int(forwards.split()[0]) < 256
     page.get_by_label("Slow motion").first.uncheck()

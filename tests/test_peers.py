@@ -80,9 +80,12 @@ def test_what_a_step_settles_can_be_imposed(tmp_path, monkeypatch):
     for wrong in (["--tokens-per-forward", 0.5], ["--tokens-per-forward", "nan"]):
         with pytest.raises(ValueError, match="expected 1 or more"):
             result(tmp_path, *argv, *wrong)
-    assert "64 codes" in result(tmp_path, *argv, "--codes", 64)["model"]
-    with pytest.raises(ValueError, match="expected 64 to 16384"):
-        result(tmp_path, *argv, "--codes", 3)
+    assert "2 layers, width 64, 128 codes" in result(tmp_path, *argv, "--shape", "2x64x128")["model"]
+    for wrong in ("3", "0x32x64", "1x33x64", "1x32x3", "1x32x99999"):
+        with pytest.raises(ValueError, match="expected such as 4x256x1024"):
+            result(tmp_path, *argv, "--shape", wrong)
+    with pytest.raises(ValueError, match="which glm-image alone has"):
+        result(tmp_path, "--peer", "--synthetic", "janus", "--shape", "1x32x64")
     with pytest.raises(ValueError, match="without --synthetic"):
         result(tmp_path, "--model", "pocket-llamagen", "--tokens-per-forward", 3)
 

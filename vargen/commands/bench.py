@@ -40,8 +40,8 @@ def command(argv: list[str]) -> None:
         from vargen.commands import peers
 
         peers.name(options)
-    elif options.tokens_per_forward is not None or options.codes is not None:
-        raise ValueError("got --tokens-per-forward or --codes without --synthetic: a model has its own")
+    elif options.tokens_per_forward is not None or options.shape is not None:
+        raise ValueError("got --tokens-per-forward or --shape without --synthetic: a model has its own")
     preset = flags.preset(options)
     methods = _methods(options, preset)
     flags.check(options, [(name, {}) for name in methods])
@@ -123,7 +123,8 @@ def parser() -> flags.Parser:
         action="store_true",
         help="its own code: transformers' generate, or --peer-path; with --synthetic: janus, emu3, glm-image",
     )
-    beside.add_argument("--codes", type=int, help="with --synthetic glm-image: ids of an image (default: as published)")
+    words = "with --synthetic glm-image: layers, width and ids of an image (default: 4x256x16384)"
+    beside.add_argument("--shape", metavar="LxWxC", help=words)
     beside.add_argument(
         "--tokens-per-forward",
         type=float,

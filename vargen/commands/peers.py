@@ -6,6 +6,7 @@ drafts are kept, unless `--tokens-per-forward` imposes it.
 """
 
 import argparse
+import re
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -123,8 +124,9 @@ def name(options: argparse.Namespace) -> None:
     tokens = options.tokens_per_forward
     if tokens is not None and not 1 <= tokens < float("inf"):
         raise ValueError(f"got tokens per forward {tokens}, expected 1 or more")
-    if options.codes is not None and (options.synthetic != "glm-image" or not 64 <= options.codes <= CODES):
-        raise ValueError(f"got --codes {options.codes}, expected 64 to {CODES}, of glm-image")
+    if options.shape is not None and options.synthetic != "glm-image":
+        raise ValueError(f"got --shape {options.shape}, which glm-image alone has")
+    shape(options)
     if options.synthetic not in SYNTHETIC:
         raise ValueError(f"got --synthetic {options.synthetic} with --peer, expected one of {', '.join(SYNTHETIC)}")
     options.model, options.prompt = SYNTHETIC[options.synthetic], options.prompt or ["a boat"]
@@ -136,8 +138,22 @@ def model(options: argparse.Namespace) -> str:
         return options.model
     imposed = options.tokens_per_forward
     kept = "" if imposed is None else f", {imposed:g} tokens a forward of drafts imposed"
-    codes = "" if options.codes is None else f", {options.codes} codes"
-    return f"{options.synthetic} of {LAYERS} layers, width {WIDTH}{codes}, random weights{kept}"
+    layers, width, codes = shape(options)
+    ids = "" if options.shape is None else f", {codes} codes"
+    return f"{options.synthetic} of {layers} layers, width {width}{ids}, random weights{kept}"
+
+
+def shape(options: argparse.Namespace) -> tuple[int, int, int]:
+    """Layers, width and codes of a model of random weights. ValueError where the flag says none."""
+    if options.shape is None:
+        return LAYERS, WIDTH, CODES
+    found = re.fullmatch(r"([0-9]{1,3})x([0-9]{1,5})x([0-9]{1,5})", options.shape)
+    layers, width, codes = map(int, found.groups()) if found else (0, 0, 0)
+    if layers < 1 or width < 32 or width % 32 or not 64 <= codes <= CODES:
+        raise ValueError(
+            f"got --shape {options.shape}, expected such as 4x256x1024: a width in 32s, 64 to {CODES} codes"
+        )
+    return layers, width, codes
 
 
 def pipeline(options: argparse.Namespace) -> Any:
@@ -145,7 +161,7 @@ def pipeline(options: argparse.Namespace) -> Any:
     if options.synthetic is None:
         made = flags.load(options)
     else:
-        makers = {"janus": _janus, "emu3": _emu3, "glm-image": partial(_glm_image, options.codes or CODES)}
+        makers = {"janus": _janus, "emu3": _emu3, "glm-image": partial(_glm_image, *shape(options))}
         place, make = find_device(options.device), makers[options.synthetic]
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(0)
@@ -196,12 +212,13 @@ def _emu3() -> Emu3:
     return Emu3(Emu3TextModel(config), head, ids, size=size, sizes=(size,))
 
 
-def _glm_image(codes: int) -> GlmImage:
+def _glm_image(layers: int, width: int, codes: int) -> GlmImage:
     from transformers import GlmImageTextConfig, GlmImageTextModel
 
     rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 3, 3]}
-    heads = {"num_attention_heads": WIDTH // 32, "num_key_value_heads": min(2, WIDTH // 32)}
+    heads = {"num_attention_heads": width // 32, "num_key_value_heads": min(2, width // 32)}
+    heads |= {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
     more = {**heads, "attention_bias": True, "rope_parameters": rope, "vision_vocab_size": codes}
     config = GlmImageTextConfig(**_text(codes + 64, **more))
-    head, size = torch.nn.Linear(WIDTH, codes, bias=False), (FACTOR * SIDE, FACTOR * SIDE)
+    head, size = torch.nn.Linear(width, codes, bias=False), (FACTOR * SIDE, FACTOR * SIDE)
     return GlmImage(GlmImageTextModel(config), head, codes=codes, start=codes, size=size, sizes=(size,))
