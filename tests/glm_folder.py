@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from glm import CASE, CODES, END, PAD, START, theirs
+from PIL import Image
 from small import randomised
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -18,8 +19,11 @@ from transformers import (
     T5EncoderModel,
 )
 
+import vargen
+
 WORDS = ["<sop>", "<eop>", "a", "red", "boat", "sea", "night", *map(str, range(10))]
 FIRST_WORD = 80
+ASKED = {"height": 128, "width": 192, "num_inference_steps": 2, "method": "sjd-exact:window=16"}
 TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
     "<|dit_token_64|><|image|><|dit_token_65|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
@@ -107,3 +111,16 @@ def saved(folder: Path) -> Path:
     """The repository in a folder."""
     pipeline().save_pretrained(folder)
     return folder
+
+
+def load(folder: Path, **how: Any) -> Any:
+    """Our pipeline of it."""
+    pipe = vargen.load("glm-image", checkpoint=folder, **how)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Of coloured squares, (width, height) pixels."""
+    rows = torch.randint(0, 256, (size[1] // 32, size[0] // 32, 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(rows.to(torch.uint8).numpy()).resize(size)

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from glm_folder import pipeline, saved
+from glm_folder import ASKED, load, picture, pipeline, saved
 from PIL import Image
 
 import vargen
@@ -17,8 +17,6 @@ from vargen.pipelines.glm_sources import fit
 from vargen.server.orders import Batch, Done, Order
 from vargen.server.painter import Painter
 
-ASKED = {"height": 128, "width": 192, "num_inference_steps": 2, "method": "sjd-exact:window=16"}
-
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
@@ -28,12 +26,6 @@ def repository(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(glm_image, "AREA", (128 * 192, 512 * 512))
-
-
-def load(folder, **how):
-    pipe = vargen.load("glm-image", checkpoint=folder, **how)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def test_a_picture_is_what_diffusers_paints_of_the_same_codes(repository):
@@ -239,11 +231,6 @@ def drawn_by_transformers(theirs, prompt, pictures, high, wide):
     count = high * wide // 32**2
     model = theirs.vision_language_encoder
     return model.generate(**read, max_new_tokens=count + 1, do_sample=False)[0, read["input_ids"].shape[1] :][:count]
-
-
-def picture(seed, size):
-    rows = torch.randint(0, 256, (size[1] // 32, size[0] // 32, 3), generator=torch.Generator().manual_seed(seed))
-    return Image.fromarray(rows.to(torch.uint8).numpy()).resize(size)
 
 
 def test_pictures_are_edited(repository):

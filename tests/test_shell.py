@@ -151,7 +151,7 @@ PIPE = SimpleNamespace(
 
 def said(trace, plain=None, **options):
     return report.report(
-        trace, "a.png", PIPE, argparse.Namespace(**{"batch_size": 1, "verbose": False, **options}), plain
+        trace, "a.png", PIPE, argparse.Namespace(**{"batch_size": 1, "verbose": False, "image": None, **options}), plain
     )
 
 

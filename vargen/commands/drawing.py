@@ -145,11 +145,14 @@ def inputs(
     """A call's arguments for some of the `chosen` classes or prompts, by their numbers in that list.
 
     `image` goes with every prompt, `negative` against each. Prompts are all encoded now, and the text encoder's memory
-    is given back before the first image is drawn.
+    is given back before the first image is drawn; where a call alone knows all that is drawn of them, they are checked.
     """
     if pipe.transformer.spec.classes:
         return lambda some: {"class_labels": [chosen[i] for i in some]}
     pictures = {} if image is None else {"image": [image] * len(chosen)}
+    if not pipe.reads_ahead:
+        pipe.read_prompts(chosen, negative_prompt=negative)  # which says what is wrong with one
+        return lambda some: {"prompt": [chosen[i] for i in some], "image": image and [image] * len(some)}
     states, mask = pipe.read_prompts(chosen, negative_prompt=negative, **pictures)
     pipe.release_text_encoder()
     return lambda some: {"prompt_embeds": states[some], "prompt_attention_mask": mask[some]}

@@ -76,6 +76,8 @@ def read(path: Path, options: argparse.Namespace) -> Told:
 
 
 def _read(texts: dict[str, str], options: argparse.Namespace) -> Told:
+    from vargen.pipelines import values
+
     preset, settings = registry.preset(texts["model"]), safe_json.parse(texts["settings"])
     if "free_size" in texts or not isinstance(settings, dict):
         raise ValueError("its size was chosen by the model" if "free_size" in texts else "its settings are no object")
@@ -93,6 +95,8 @@ def _read(texts: dict[str, str], options: argparse.Namespace) -> Told:
         options.image_size = _whole(side, "image size")
     work = company(texts, preset)
     work.arguments |= own
+    if (steps := settings.get("num_inference_steps")) is not None:
+        work.arguments["num_inference_steps"] = values.whole(steps, "num_inference_steps", least=1, most=1000)
     options.batch_size = work.batch_size
     size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", texts.get("size", ""))
     if size and preset.kind == "raster" and not preset.classes:

@@ -1,6 +1,7 @@
 """What `vargen sample` says of a run: what was saved, whether the law is the same, and why not more."""
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from vargen.core import registry
@@ -12,7 +13,7 @@ from vargen.core.types import Trace
 def report(trace: Trace, out: str, pipe: Any, options: argparse.Namespace, plain: Trace | None = None) -> str:
     """One sentence on a run, against plain decoding if that was drawn beside it; notes on lines of their own."""
     is_plain = trace.method.split(":")[0] in PLAIN_METHODS.values()
-    usual = plain.forwards_per_image if plain else None if is_plain else of_plain(pipe.transformer.spec)
+    usual = plain.forwards_per_image if plain else None if is_plain else of_plain(_spec(pipe, options))
     seconds = trace.seconds["total"] / trace.images
     saved = [f"{trace.forwards_per_image:.0f} forwards" + ("" if usual is None else f" instead of {usual:.0f}")]
     if plain is not None:
@@ -27,6 +28,12 @@ def report(trace: Trace, out: str, pipe: Any, options: argparse.Namespace, plain
     if options.verbose:
         lines += [blocks(trace), f"{trace.tokens_per_forward:.2f} tokens per forward"]
     return "\n".join(lines)
+
+
+def _spec(pipe: Any, options: argparse.Namespace) -> Any:
+    """The layout of what was drawn: behind a picture there is no preview."""
+    spec = pipe.transformer.spec
+    return replace(spec, previews=()) if options.image and isinstance(spec, RasterSpec) else spec
 
 
 def of_plain(spec: Any) -> int | None:

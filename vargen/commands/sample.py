@@ -26,8 +26,9 @@ def command(argv: list[str]) -> None:
     preset = flags.preset(options)
     chosen = flags.subjects(options, preset)
     arguments = {**flags.law(options), **flags.repainting(options)}
-    if options.negative_prompt is not None:
-        arguments["negative_prompt"] = options.negative_prompt
+    for name in ("negative_prompt", "num_inference_steps"):
+        if (given := getattr(options, name)) is not None:
+            arguments[name] = given
     count = options.num_images or 2 * len(chosen)
     options.batch_size = options.batch_size or batch_size(options, preset.kind)
     flags.check_memory(options, options.method, count)
@@ -53,6 +54,7 @@ def parser(method: str = "") -> flags.Parser:
     flags.add_options(made, "negative_prompt")
     made.add_argument("--num-images", type=int, help="in all; classes or prompts take turns (default: two of each)")
     flags.add_options(made, "height", "width", "image_size", "image", "mask_image")
+    made.add_argument("--num-inference-steps", type=int, metavar="N", help="of what denoises, where something does")
     made.add_argument("--like", type=Path, help="a picture to draw again, from what its file says")
     made.add_argument("--compare", action="store_true", help="draw by plain decoding too, and say what was saved")
     made.add_argument("--out", default="out/sample.png", help="the grid, images beside it; DIR/; {model}-{seed}.jpg")

@@ -33,7 +33,7 @@ def of(pipe: Any, method: Any, wanted: Any, inputs: tuple[Tensor, ...]) -> dict[
         "weights": _fingerprint(pipe, method.sampler, method.settings, text=False),
         "batch_size": min(wanted.batch_size, rows),
     }
-    if pipe.tokenizer is not None:
+    if pipe.decodes:
         found["size"] = "{1}x{0}".format(*pipe.size)
     others = {"image_size": wanted.image_size, "negative_prompt": _one(wanted.negative_prompt)}
     others |= {"fast": None if pipe.fast == "auto" else pipe.fast, "free_size": wanted.free_size or None}

@@ -17,6 +17,7 @@ from torch import Tensor
 from vargen.core.image_processor import listed
 from vargen.core.preset import Preset
 from vargen.core.types import Trace
+from vargen.engine.runners import Runners
 from vargen.models.glm_image import GlmImage
 from vargen.pipelines import sized, values
 from vargen.pipelines.glm_painting import FIRST, PAINTER, Painting, paint, read_painter
@@ -32,6 +33,7 @@ class GlmImagePipeline(PromptedPipeline):
 
     options_type: ClassVar[type[Options]] = GlmImageOptions
     sketches: ClassVar[bool] = False
+    reads_ahead: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -50,7 +52,6 @@ class GlmImagePipeline(PromptedPipeline):
         super().__init__(transformer, tokenizer, text_encoder, text_tokenizer, preset=preset)
         self.painter, self.reader, self.painting, self._offloads = painter, reader, Painting(), False
         self.sources: list[list[Source]] = []  # of each prompt of a call
-        self._editing: GlmImagePipeline | None = None
 
     @takes(GlmImageOptions)
     def __call__(self, class_labels: Any = None, **given: Any) -> Any:
@@ -122,10 +123,12 @@ class GlmImagePipeline(PromptedPipeline):
         """This pipeline, with pictures in its prompts."""
         if self.reader is None:
             raise ValueError(f"{self.preset.name} has nothing here that reads pictures: load the whole repository")
-        if self._editing is None:
-            self._editing = self._with(self.transformer.editing())
-        found = copy.copy(self._told(self._editing))
-        found.sources = [[self.reader.read(one) for one in some] for some in listed(image, prompts)]
+        each = listed(image, prompts)
+        if not all(each):
+            raise ValueError("got a prompt without a picture beside an image, expected one or several for each")
+        found = copy.copy(self)
+        found.transformer, found._runners = self.transformer.editing(), Runners()
+        found.sources = [[self.reader.read(one) for one in some] for some in each]
         return found
 
     def _at(self, wanted: Any) -> "GlmImagePipeline":
@@ -145,9 +148,13 @@ class GlmImagePipeline(PromptedPipeline):
         return trace
 
     @property
+    def decodes(self) -> bool:
+        return self.painter is not None
+
+    @property
     def image_tokenizer(self) -> Any:
         """What makes pictures of codes. ValueError where there is nothing that does."""
-        if self.painter is None:
+        if not self.decodes:
             raise ValueError(
                 f"{self.preset.name} has no diffusion transformer here, which paints from its codes: load the whole "
                 "repository, or ask for output_type latent"
@@ -182,7 +189,7 @@ class GlmImagePipeline(PromptedPipeline):
         return self._painted(self._full(partial.tokens), *how)
 
     def _read(self, wanted: Any) -> tuple[Tensor, Tensor]:
-        if wanted.image is None:
+        if not self.sources:  # nor is an image dropped in silence
             return super()._read(wanted)
         shown = [[source.codes for source in some] for some in self.sources]
         self.encode_prompt(wanted.prompt)  # which says what is wrong with it
@@ -240,8 +247,8 @@ class GlmImagePipeline(PromptedPipeline):
         output_type: str,
         image_size: int | None,
     ) -> Any:
-        painter, place = self.image_tokenizer, self.transformer.device
-        painter.set_progress_bar_config(**self._bar())
+        place = self.transformer.device
+        self.image_tokenizer.set_progress_bar_config(**self._bar())
         if self._offloads:
             self._moved(torch.device("cpu"))
         try:

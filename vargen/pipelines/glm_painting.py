@@ -1,5 +1,6 @@
 """Pictures of GLM-Image's codes: diffusers' GlmImagePipeline without its first stage, one image at a time."""
 
+import copy
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,8 @@ def paint(
 
     Of `text` the painter reads words in quotes; `seed` is of its noise; `sources` are the pictures of the prompt.
     """
-    place = painter._execution_device
+    painter, place = copy.copy(painter), painter._execution_device
+    painter.scheduler = copy.deepcopy(painter.scheduler)  # which counts steps: other threads have theirs
     out = painter(
         prompt=text,
         height=size[0],

@@ -17,14 +17,20 @@ class Pictures:
     """The part of a pipeline that knows its image tokenizer."""
 
     sketches: ClassVar[bool] = True  # whether pictures of images on their way cost little, and are shown
+    reads_ahead: ClassVar[bool] = True  # whether `read_prompts` knows all that is drawn of a prompt
     preset: Preset
     transformer: Any
     tokenizer: Any
 
     @property
+    def decodes(self) -> bool:
+        """Whether there is what makes pictures of tokens."""
+        return self.tokenizer is not None
+
+    @property
     def image_tokenizer(self) -> Any:
         """`tokenizer`, where it is wanted. ValueError where there is none."""
-        if self.tokenizer is None:
+        if not self.decodes:
             raise ValueError(f"{self.preset.name} has no image tokenizer here, which makes pictures of its tokens")
         return self.tokenizer
 
