@@ -1,6 +1,7 @@
 """GLM-Image as people hold it, in transformers' model and in diffusers' pipeline: the same calls, drawn by our loop."""
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -217,3 +218,43 @@ def test_offloaded_models_are_brought_to_their_device(pipe):
     model._hf_hook = Hook()
     vargen.accelerate(model, "sjd").generate(**call(pipe, "sea"))
     assert brought == [model]
+
+
+def test_a_pipeline_whose_first_stage_is_gone_or_another(pipe):
+    """Codes that are there are painted without it, as diffusers does; another first stage draws as its class does."""
+    prior = torch.zeros(1, 96, dtype=torch.int64)
+    how = {"prompt": "sea", "prior_token_ids": prior, **ASKED}
+    wanted = pipe(generator=torch.Generator().manual_seed(1), **how).images
+    vargen.accelerate(pipe)
+    vargen.release(pipe.vision_language_encoder)
+    assert copy.deepcopy(pipe).vision_language_encoder is not None
+    pipe.vision_language_encoder = None
+    assert (pipe(generator=torch.Generator().manual_seed(1), **how).images == wanted).all()
+    assert copy.deepcopy(pipe).vision_language_encoder is None
+
+
+def test_whoever_looks_at_a_call_sees_diffusers_own(pipe):
+    own = inspect.signature(type(pipe).__call__)
+    with pytest.raises(ValueError, match="`prompt` has to be") as plain:
+        pipe(prompt=5, **ASKED)
+    vargen.accelerate(pipe)
+    assert inspect.signature(type(pipe).__call__) == own
+    with pytest.raises(ValueError, match="`prompt` has to be") as found:
+        pipe(prompt=5, **ASKED)
+    assert str(found.value) == str(plain.value)
+
+
+def test_calls_at_the_same_time_have_pictures_of_their_own(pipe, monkeypatch):
+    """Another call comes in between, as a thread's may, with more pictures."""
+    model = pipe.vision_language_encoder
+    one, two = (call(pipe, "sea", pictures=[[Image.new("RGB", (640, 512))] * count]) for count in (1, 2))
+    held = vargen.accelerate(model, "ar").generate
+    wanted, seeds = model.generate(**one), held._seeds
+
+    def between(*asked):
+        monkeypatch.setattr(held, "_seeds", seeds)
+        model.generate(**two)
+        return seeds(*asked)
+
+    monkeypatch.setattr(held, "_seeds", between)
+    assert torch.equal(model.generate(**one), wanted)

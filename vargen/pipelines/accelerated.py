@@ -1,5 +1,6 @@
 """What stands in the place of `generate` on a model of transformers whose images are drawn by our loop."""
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -114,11 +115,11 @@ class Accelerated(ABC):
         self._check(language, head)
         place, count = next(language.parameters()).device, len(inputs[0])
         key = (key, id(language), id(head), str(place), language.training)
-        if self._made is None or self._made[0] != key:
-            pipe = self._pipeline(make())
-            pipe.set_progress_bar_config(disable=True)
-            self._made = (key, pipe)
-        pipe = self._made[1]
+        made = self._made
+        if made is None or made[0] != key:
+            made = self._made = key, self._pipeline(make())
+            made[1].set_progress_bar_config(disable=True)
+        pipe = copy.copy(made[1])  # other threads have theirs
         vars(pipe).update(told)
         # Layers of somebody's own, adapters say, may have switches that a copy or a graph of them would not see.
         known = all(type(part).__module__.startswith(KNOWN) for part in language.modules())

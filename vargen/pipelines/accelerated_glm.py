@@ -1,5 +1,6 @@
 """What stands in the place of GLM-Image's first stage, in transformers' model and in diffusers' pipeline around it."""
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -116,6 +117,7 @@ class GlmPipelines:
         if not issubclass(type(thing), _Seeded):
             own = type(thing)
             about = {"__module__": own.__module__, "__doc__": own.__doc__, "__reduce__": _reduced}
+            about["__call__"] = functools.wraps(own.__call__)(lambda self, *args, **kwargs: _call(self, args, kwargs))
             thing.__class__ = type(own.__name__, (_Seeded, own), about)
 
     @classmethod
@@ -136,32 +138,40 @@ def _reduced(thing: Any) -> Any:
 def _again(own: type, state: dict[str, Any]) -> Any:
     made: Any = object.__new__(own)
     vars(made).update(state)
-    held = vars(getattr(made, FIRST))["generate"]
-    GlmPipelines.put(made, held.method, held.fast)
+    if (held := _held(made)) is not None:
+        GlmPipelines.put(made, held.method, held.fast)
     return made
+
+
+def _held(thing: Any) -> GlmImages | None:
+    """What stands in the place of `generate` in a pipeline, whose first stage may be gone, or another by now."""
+    first = getattr(thing, FIRST)
+    held = None if first is None else vars(first).get("generate")
+    return held if isinstance(held, GlmImages) else None
 
 
 class _Seeded:
     """In front of a GlmImagePipeline: images of a prompt have codes of their own, and generators theirs."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        own: Any = super()
-        given = inspect.signature(own.__call__).bind(*args, **kwargs).arguments
-        prompt, first = given.get("prompt"), vars(getattr(self, FIRST)).get("generate")
-        if prompt is None or given.get("prior_token_ids") is not None or not isinstance(first, GlmImages):
-            return own.__call__(**given)
-        each = values.whole(given.get("num_images_per_prompt", 1), "num_images_per_prompt", least=1)
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if each > 1:
-            given["prompt"], given["num_images_per_prompt"] = [text for text in texts for _ in range(each)], 1
-            if (image := given.get("image")) is not None:
-                image = image if isinstance(image[0], list | tuple) else [image]
-                given["image"] = [some for some in image for _ in range(each)]
-        first.seeds = _seeds(given.get("generator"), len(texts) * each)
-        try:
-            return own.__call__(**given)
-        finally:
-            first.seeds = None
+
+def _call(pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    own: Any = super(_Seeded, pipe)
+    given = inspect.signature(own.__call__).bind(*args, **kwargs).arguments
+    prompt, first = given.get("prompt"), _held(pipe)
+    if not isinstance(prompt, str | list) or given.get("prior_token_ids") is not None or first is None:
+        return own.__call__(**given)
+    each = values.whole(given.get("num_images_per_prompt", 1), "num_images_per_prompt", least=1)
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if each > 1:
+        given["prompt"], given["num_images_per_prompt"] = [text for text in texts for _ in range(each)], 1
+        if image := given.get("image"):
+            image = image if isinstance(image[0], list | tuple) else [image]
+            given["image"] = [some for some in image for _ in range(each)]
+    first.seeds = _seeds(given.get("generator"), len(texts) * each)
+    try:
+        return own.__call__(**given)
+    finally:
+        first.seeds = None
 
 
 def _seeds(generator: Any, count: int) -> list[int] | None:
