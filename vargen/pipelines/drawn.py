@@ -48,7 +48,9 @@ def of(pipe: Any, method: Any, wanted: Any, inputs: tuple[Tensor, ...]) -> dict[
 
 def _against(negative: Any, rows: int) -> str | list[str] | None:
     """A negative prompt that is the same for all images, or a list of one each."""
-    texts = [negative] if negative is None or isinstance(negative, str) else list(negative)
+    if negative is None or isinstance(negative, str):
+        return negative
+    texts = list(negative)
     return texts[0] if len(set(texts)) == 1 else [text for text in texts for _ in range(rows // len(texts))]
 
 
