@@ -296,3 +296,17 @@ def test_pictures_that_are_none(repository, given, said):
 )
 def test_pictures_are_fitted(size, fitted):
     assert fit(Image.new("RGB", size)).size == fitted
+
+
+def test_a_diffusers_that_does_not_know_it(repository, monkeypatch):
+    real = __import__
+
+    def without(name, *given):
+        found = real(name, *given)
+        if name == "diffusers" and given and "GlmImagePipeline" in (given[2] or ()):
+            raise ImportError("cannot import name GlmImagePipeline")
+        return found
+
+    monkeypatch.setattr("builtins.__import__", without)
+    with pytest.raises(ValueError, match="has no GlmImagePipeline: install"):
+        load(repository)
