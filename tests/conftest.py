@@ -37,6 +37,18 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _kept_apart(tmp_path_factory):
+    """What is kept in the user's cache folder is of these tests alone, also in their processes."""
+    before = os.environ.get("VARGEN_CACHE")
+    os.environ["VARGEN_CACHE"] = str(tmp_path_factory.mktemp("kept"))
+    yield
+    if before is None:
+        del os.environ["VARGEN_CACHE"]
+    else:
+        os.environ["VARGEN_CACHE"] = before
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """A folder for what the evaluation keeps, shared by all tests."""

@@ -241,3 +241,17 @@ def test_what_is_drawn_behind_a_picture(method, rounded):
             pass
     assert torch.equal(sampler.tokens[0], RECORDED["edit_greedy"])
     assert not torch.equal(sampler.tokens[1], RECORDED["edit_greedy"])
+
+
+def test_a_transformers_that_calls_its_layers_otherwise():
+    """A later release may: that is said before anything is drawn."""
+    model = theirs()
+
+    class Later(type(model.model.language_model)):
+        def forward(self, inputs_embeds, memory=None):
+            return inputs_embeds
+
+    model.model.language_model.__class__ = Later
+    with pytest.raises(ValueError, match=r"of transformers \d.* takes neither cache nor past_key_values") as caught:
+        ours(model)
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import every_kind
 import pytest
 import torch
 from small import llamagen
@@ -23,13 +24,13 @@ class Counting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def of_a_step(pipe, method):
+def of_a_step(pipe, method, steps=20):
     asked = [3] if pipe.transformer.spec.classes else ["a red boat"]
-    steps = pipe.stream(asked, method=method, seed=0)
-    for _ in range(20):
-        next(steps)
+    drawn = pipe.stream(asked, method=method, seed=0)
+    for _ in range(steps):
+        next(drawn)
     with Counting() as counting:
-        next(steps)
+        next(drawn)
     return counting.count
 
 
@@ -66,3 +67,16 @@ def test_a_compiled_step_writes_the_cache():
             out.append((*(decode(block, cache) for block in blocks), cache.keys, cache.values))
     for plain, compiled in zip(*out, strict=True):
         assert torch.allclose(plain, compiled, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "a_layer"), [("emu", 30), ("janus", 30), ("glm", 35)])
+def test_operations_of_transformers_layers(family, a_layer):
+    """Their own forward takes 62, 59 and 82."""
+    pipe = vars(every_kind)[family]()
+    pipe.set_progress_bar_config(disable=True)
+    whole = of_a_step(pipe, "ar", steps=4)
+    held = pipe.transformer.language
+    layers = len(held.layers)
+    held.layers = torch.nn.ModuleList(list(held.layers)[: layers // 2])
+    half = of_a_step(pipe, "ar", steps=4)
+    assert (sum(whole.values()) - sum(half.values())) / (layers - layers // 2) <= a_layer, whole - half

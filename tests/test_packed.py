@@ -18,6 +18,13 @@ from vargen.engine.runners import Runners
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
 
 
+@pytest.fixture(autouse=True)
+def small_layers_too(monkeypatch):
+    """Those of the tests are smaller than what gains by it."""
+    monkeypatch.setattr(packed, "LEAST", 1)
+    monkeypatch.setattr(packed, "ALONE", 1)
+
+
 def drawn(pipe, fast, asked):
     pipe.fast = fast
     return pipe(**asked, seed=2, output_type="latent").tokens
@@ -225,3 +232,17 @@ def test_the_trace_says_it_of_the_model_alone():
     assert runners.notes
     assert runners.of("model", model, "off") is model
     assert not runners.notes
+
+
+def test_small_layers_stay_as_they_are(monkeypatch):
+    """Where handing a product to oneDNN takes longer than the product: all of few weights, and a lone row of more."""
+    monkeypatch.undo()
+    few, more = nn.Linear(128, 256), nn.Linear(512, 512)
+    assert packed.fitting(nn.Sequential(few, more)) == [more]
+    ordered, alone, several = PackedLinear(more), torch.randn(1, 1, 512), torch.randn(2, 1, 512)
+    asked = []
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *given: asked.append(given) or more(given[0]))
+    assert torch.equal(ordered(alone), more(alone))
+    assert not asked
+    ordered(several)
+    assert len(asked) == 1

@@ -6,6 +6,7 @@ import io
 import json
 import time
 import zipfile
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,10 +18,13 @@ pytest.importorskip("litserve", reason="the server is an extra: pip install 'var
 import httpx
 from served import IMAGES, ask, limits, pictures, pipes, play
 
+import vargen
 from vargen.core import registry
 from vargen.core.png import read_texts
 from vargen.server import logs
 from vargen.server.metrics import Histogram
+from vargen.server.orders import Batch, Done, Order
+from vargen.server.painter import Painter
 from vargen.server.threads import application
 
 
@@ -65,6 +69,24 @@ def test_an_image_does_not_hang_on_its_company():
     assert together[0].json()["method"] == "sjd-coupled:window=16"  # never auto
     for body, answer in list(zip(bodies, together, strict=True))[::5]:
         assert pictures(ask(body)[0]) == pictures(answer)
+
+
+def test_nobody_is_told_what_another_asked_for():
+    """Of a batch with negative prompts of several clients each file holds its own, as where it is drawn alone."""
+    painter = Painter({"pocket-lumina": vargen.load("pocket-lumina", device="cpu")})
+    asked = Order("pocket-lumina", "sjd-exact:window=16", None, (), None, None, "", (1,))
+    texts = [("a red boat", ""), ("a hut", "a secret"), ("a tree", "another")]
+    orders = [replace(asked, subject=text, negative=no) for text, no in texts]
+
+    def files(*orders):
+        events = painter.paint(Batch(orders, tuple(range(len(orders)))), lambda ticket: True)
+        return {event.order: event.pictures[0] for event in events if isinstance(event, Done)}
+
+    together = files(*orders)
+    for index, text in enumerate(texts):
+        said = read_texts(Image.open(io.BytesIO(together[index])))
+        assert (said["prompt"], said.get("negative_prompt", "")) == text
+    assert [files(order)[0] for order in orders[:2]] == [together[0], together[1]]
 
 
 def test_files():

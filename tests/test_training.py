@@ -1,5 +1,6 @@
 """Training: a resumed run equals an unbroken one, and a few steps learn something."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,17 @@ def test_transformer_loss_falls_and_measures(tmp_path):
         figures = transformer.measure(model, tokenizer, tmp_path, images=50, device=CPU)
     assert figures["nats_per_token"] < 2.6  # log 16 = 2.77
     assert CONFIG.classes != config.classes
+
+
+def test_no_run_goes_on_with_another_tokenizers_tokens(tmp_path):
+    """A finished run would be taken for trained on them, and ship a model of codes that are no more."""
+    model = llamagen(LlamaGenConfig(layers=1, heads=2, width=32, side=16, vocabulary=16, classes=10))
+    model, options = model.requires_grad_(True), {"name": "m", "steps": 1, "batch": 2, "seed": 0, "device": CPU}
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        ids = transformer.tokens(VQTokenizer(SMALL_VQ).eval(), tmp_path, 10, 0, CPU)
+        with pytest.raises(ValueError, match=r"m\.pt is of another run") if seed else nullcontext():
+            transformer.train(model, ids, tmp_path, **options)
 
 
 def test_disturbed_images_stay_images():

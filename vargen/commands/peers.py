@@ -99,11 +99,11 @@ class RandomPipeline(PromptedPipeline):
             ids[:, 0, -1], words[:, 1] = model.start, False
         return ids, words
 
-    def _decode(self, method: Any, *given: Any) -> Any:
+    def _decode(self, method: Any, inputs: Any, seeds: list[int], image_size: int | None) -> Any:
         if self.imposed is not None and issubclass(method.sampler, JacobiWindow):
             sampler = type("Imposed", (Imposed, method.sampler), {"each": self.imposed})
             method = replace(method, sampler=sampler)
-        return super()._decode(method, *given)
+        return super()._decode(method, inputs, seeds, image_size)
 
 
 class Imposed:
@@ -116,7 +116,8 @@ class Imposed:
         count = int((self._taken + 1) * self.each) - int(self._taken * self.each)
         self._taken += 1
         count = min(count, revised.shape[1])
-        super()._advance(revised, torch.full_like(moved, count))
+        behind: Any = super()
+        behind._advance(revised, torch.full_like(moved, count))
 
 
 def name(options: argparse.Namespace) -> None:

@@ -67,13 +67,21 @@ def versions(device: torch.device) -> dict[str, str]:
 
 def machine(trace: Trace) -> dict[str, Any]:
     """What the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
+    return {"cpu": processor(), "cores": os.cpu_count(), "system": platform.system(), **trace.versions}
+
+
+def cache_folder() -> Path:
+    """Where tables and measurements are kept: VARGEN_CACHE, or `vargen` in the user's cache folder."""
+    given = os.environ.get("VARGEN_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "vargen"
+
+
+def processor() -> str:
+    """What the CPU is called, as far as the system tells."""
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [
-            line.split(":")[1].strip()
-            for line in info.read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system(), **trace.versions}
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()

@@ -105,17 +105,27 @@ def texts(trace: "Trace", row: int | None = None, *, alone: bool = False) -> dic
     seeds, drawn, size = trace.seeds, dict(trace.drawn), trace.drawn.get("batch_size", 1)
     law = {"model": trace.model, "method": trace.method, "settings": dumps(trace.settings)}
     kind = next((kind for kind in ("class", "prompt") if kind in drawn), "")
-    subjects = drawn.pop(kind, [None] * len(seeds))
+    subjects, against = drawn.pop(kind, [None] * len(seeds)), drawn.pop("negative_prompt", None)
     texts = {key: value if isinstance(value, str) else dumps(value) for key, value in drawn.items()}
     told = {key: text for key, text in texts.items() if key != "batch_size"}
     first = 0 if row is None else row // size * size
     some = slice(first, len(seeds) if row is None else min(first + size, len(seeds)))
+    if against is not None:
+        told |= _against(against, slice(row, row + 1) if alone and row is not None else some)
     if len(seeds[some]) > 1 and kind and not alone:
         place = {"size": size} if row is None else {"index": row - first}
         told["batch"] = dumps({**place, "seeds": seeds[some], kind: subjects[some]})
     mine = [(seed, subject) for i, (seed, subject) in enumerate(zip(seeds, subjects, strict=True)) if row in (None, i)]
     told = {kind: str(mine[0][1]), **told} if kind and len(mine) == 1 else told
     return {"seed": ",".join(str(seed) for seed, _ in mine), **law, **told}
+
+
+def _against(texts: str | list[str], some: slice) -> dict[str, str]:
+    """The negative prompt of `some` images; where theirs differ, each as JSON, which nobody takes for a text."""
+    found = list(dict.fromkeys([texts] if isinstance(texts, str) else texts[some]))
+    if found == [""]:
+        return {}
+    return {"negative_prompt": found[0] if len(found) == 1 and not found[0].startswith("[") else dumps(found)}
 
 
 def check(data: bytes) -> None:

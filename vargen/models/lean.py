@@ -1,4 +1,4 @@
-"""transformers' decoder layers with a third of the operations: their weights, our norms, rotations, cache, attention.
+"""transformers' decoder layers with half the operations: their weights, our norms, rotations, cache and attention.
 
 A small forward is a question of how many operations it has. What is computed is what their `forward` does. Where a
 layer is none of those known here, or somebody listens to it or has changed it, their own `forward` runs.

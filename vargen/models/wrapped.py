@@ -148,9 +148,12 @@ class Worded(Wrapped, ABC):
 
     def logits(self, states: Tensor) -> Tensor:
         """Of the codes; a newline's is never looked at (`RasterSpec.given`)."""
-        weight, ids = self.head.weight, self.ids[: self._codes]
-        weight = weight[self._first : self._first + self._codes] if self._in_order else weight[ids]
-        return F.pad(F.linear(states, weight).float(), (0, len(self.ids) - self._codes))
+        weight, ids, stop = self.head.weight, self.ids[: self._codes], self._first + self._codes
+        if self._in_order and 2 * self._codes > len(weight):  # the whole head, which may be packed
+            found = self.head(states)[..., self._first : stop]
+        else:
+            found = F.linear(states, weight[self._first : stop] if self._in_order else weight[ids])
+        return F.pad(found.float(), (0, len(self.ids) - self._codes))
 
 
 def pretrained(kind: type, folder: Path) -> Any:

@@ -11,7 +11,6 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from vargen.core import quantize, registry
-from vargen.core.atomic import dumps
 from vargen.core.image_processor import as_mask, as_picture
 from vargen.pipelines import values
 from vargen.pipelines.choose_drafter import chosen
@@ -35,7 +34,7 @@ def of(pipe: Any, method: Any, wanted: Any, inputs: tuple[Tensor, ...]) -> dict[
     }
     if pipe.decodes:
         found["size"] = "{1}x{0}".format(*pipe.size)
-    others = {"image_size": wanted.image_size, "negative_prompt": _one(wanted.negative_prompt)}
+    others = {"image_size": wanted.image_size, "negative_prompt": _against(wanted.negative_prompt, rows)}
     others |= {"fast": None if pipe.fast == "auto" else pipe.fast, "free_size": wanted.free_size or None}
     others |= {name: digest(name, vars(wanted).get(name)) for name in PICTURES}
     found |= {key: value for key, value in others.items() if value is not None}
@@ -47,12 +46,12 @@ def of(pipe: Any, method: Any, wanted: Any, inputs: tuple[Tensor, ...]) -> dict[
     return found
 
 
-def _one(negative: Any) -> str | None:
-    """A negative prompt that is the same for all prompts, or each as JSON, which nobody takes for a text."""
-    texts = [negative] if negative is None or isinstance(negative, str) else list(dict.fromkeys(negative))
-    if len(texts) == 1 and not (texts[0] or "").startswith("["):
-        return texts[0]
-    return dumps(texts)
+def _against(negative: Any, rows: int) -> str | list[str] | None:
+    """A negative prompt that is the same for all images, or a list of one each."""
+    if negative is None or isinstance(negative, str):
+        return negative
+    texts = list(negative)
+    return texts[0] if len(set(texts)) == 1 else [text for text in texts for _ in range(rows // len(texts))]
 
 
 def digest(name: str, picture: Any) -> str | None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vargen.core.dispatch import Kernels
 from vargen.core.generation import Generation
-from vargen.engine import loops
+from vargen.core.machine import processor
+from vargen.engine import loops, timed
 from vargen.engine.replayed import Replayed
 from vargen.engine.threads import Threads
 from vargen.models import t5
@@ -209,6 +210,24 @@ class RasterPipeline(Pipeline):
             def fixed(width: int) -> RasterSampler:
                 return method.sampler(replace(method.settings, window=width), task)
 
-            asked = (model, condition, fixed, method.guidance, LADDER)
-            self._costs[key] = loops.step_costs(*asked, kernels=task.kernels, threads=Threads(self.transformer))
+            def measured() -> dict[int, float]:
+                asked = (model, condition, fixed, method.guidance, LADDER)
+                return loops.step_costs(*asked, kernels=task.kernels, threads=Threads(self.transformer))
+
+            self._costs[key] = timed.costs(self._timed(method, task, law, len(condition.embedding[0])), measured)
         return self._costs[key]
+
+    def _timed(self, method: Method, task: Task, law: tuple[Any, ...], front: int) -> dict[str, Any]:
+        """All that the seconds of a step depend on, for whoever keeps them."""
+        model, count = self.transformer, sum(value.numel() for value in self.transformer.parameters())
+        return {
+            "model": [type(model).__name__, repr(model.config), repr(model.spec), count],
+            "dtype": str(model.dtype),
+            "quantize": self.quantize,
+            "method": [method.sampler.__name__, repr(method.settings)],
+            "law": law,
+            "batch": task.batch,
+            "front": -(-front // PROMPTS),
+            "fast": self.fast,
+            "machine": [processor(), self.versions],
+        }

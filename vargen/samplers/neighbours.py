@@ -1,7 +1,6 @@
 """Nearest codes of every code of a codebook: built once, in blocks, and kept on disk under the codebook's hash."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +8,9 @@ import torch
 from torch import Tensor
 
 from vargen.core.atomic import write_atomically
+from vargen.core.machine import cache_folder
 
 BLOCK = 512  # codes whose distances to all others are held at a time
-
-
-def cache_folder() -> Path:
-    """Where tables are kept: VARGEN_CACHE, or `vargen` in the user's cache folder."""
-    given = os.environ.get("VARGEN_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(base) / "vargen"
 
 
 def table(codebook: Tensor, k: int, folder: Path | None = None) -> Tensor:

@@ -51,6 +51,12 @@ def encoded(
     return np.load(path)
 
 
+def described(batch: int, *encoded: Tensor) -> str:
+    """What `fit` tells runs by that train on `encoded` scenes: what another tokenizer makes of them are others."""
+    digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in encoded)).hexdigest()[:8]
+    return f"{sum(map(len, encoded))} scenes encoded to {digest}, batch {batch}"
+
+
 def psnr(decoded: Tensor, original: np.ndarray) -> list[float]:
     """In dB, of each of decoded images (B, 3, H, W), rounded to uint8, against uint8 (B, H, W, 3)."""
     levels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round()

@@ -16,7 +16,7 @@ from vargen.models.pocket import LUMINA_SIZES, WORDS, lumina, reader
 from vargen.scenes import CLASSES, draw
 from vargen.scenes.dataset import HELD_OUT
 from vargen.tokenizers.vq import VQTokenizer
-from vargen.training.data import CLASS_DROPOUT, pick, to_tensor
+from vargen.training.data import CLASS_DROPOUT, described, pick, to_tensor
 from vargen.training.fit import Schedule, fit
 
 BRIEF = 0.3  # share of captions that leave the clouds out
@@ -112,7 +112,7 @@ def train(
         return nats + 0.01 * sizes, {"nats": nats.item(), "sizes": sizes.item()}
 
     schedule = Schedule(steps=steps, rate=2e-3, weight_decay=0.05, warmup=100)
-    run = {"name": name, "data": f"{images} scenes, batch {batch}", "seed": seed}
+    run = {"name": name, "data": described(batch, *(ids for ids, _ in pools)), "seed": seed}
     fit(decoder, loss, schedule, checkpoint=folder / f"{name}.pt", device=device, **run)
 
 

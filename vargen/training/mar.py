@@ -17,7 +17,7 @@ from vargen.models.diffusion import DiffusionHead, cumulative, tables
 from vargen.models.mar import MAR
 from vargen.scenes.dataset import HELD_OUT, labels
 from vargen.tokenizers.kl import KLTokenizer
-from vargen.training.data import encoded, pick_labelled
+from vargen.training.data import described, encoded, pick_labelled
 from vargen.training.fit import Schedule, fit
 
 TIMES = 2  # at which every masked token is denoised in a step; published: 4
@@ -69,7 +69,7 @@ def train(
         return squared + variance, {"squared": squared.item(), "variance": variance.item()}
 
     schedule = Schedule(steps=steps, rate=1.5e-3, weight_decay=0.02, warmup=100)
-    run = {"name": name, "data": f"{images} scenes, batch {batch}", "seed": seed}
+    run = {"name": name, "data": described(batch, values), "seed": seed}
     fit(model, loss, schedule, checkpoint=folder / f"{name}.pt", device=device, **run)
 
 

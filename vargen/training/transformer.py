@@ -11,7 +11,7 @@ from vargen.models.llamagen import LlamaGen
 from vargen.scenes.dataset import HELD_OUT, labels
 from vargen.tokenizers.multiscale_vq import MultiScaleVQTokenizer
 from vargen.tokenizers.vq import VQTokenizer
-from vargen.training.data import encoded, pick_labelled
+from vargen.training.data import described, encoded, pick_labelled
 from vargen.training.fit import Schedule, fit
 
 
@@ -44,7 +44,7 @@ def train(
     device: torch.device,
 ) -> None:
     """Train in place on tokens `ids` (images, N) of `data.scenes`."""
-    images, classes = len(ids), labels(len(ids))
+    classes = labels(len(ids))
     initialise(model, seed)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -53,7 +53,7 @@ def train(
         return value, {"nats": value.item()}
 
     schedule = Schedule(steps=steps, rate=2e-3, weight_decay=0.05, warmup=100)
-    run = {"name": name, "data": f"{images} scenes, batch {batch}", "seed": seed}
+    run = {"name": name, "data": described(batch, ids), "seed": seed}
     fit(model, loss, schedule, checkpoint=folder / f"{name}.pt", device=device, **run)
 
 

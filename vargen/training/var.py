@@ -9,7 +9,7 @@ from torch import Tensor
 from vargen.models.var import VAR, Layer
 from vargen.scenes.dataset import HELD_OUT, labels
 from vargen.tokenizers.multiscale_vq import MultiScaleVQTokenizer
-from vargen.training.data import pick_labelled
+from vargen.training.data import described, pick_labelled
 from vargen.training.fit import Schedule, fit
 from vargen.training.transformer import tokens
 
@@ -62,7 +62,7 @@ def train(
         return value, {"coarse" if scales == COARSE else "nats": value.item()}
 
     schedule = Schedule(steps=steps, rate=2e-3, weight_decay=0.05, warmup=100)
-    run = {"name": name, "data": f"{images} scenes, batch {batch}", "seed": seed}
+    run = {"name": name, "data": described(batch, ids), "seed": seed}
     fit(model, loss, schedule, checkpoint=folder / f"{name}.pt", device=device, **run)
 
 
