@@ -50,6 +50,14 @@ def _kept_apart(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    """GLM-Image's whole repository, tiny and random; whoever changes it takes a copy."""
+    from glm_folder import saved
+
+    return saved(tmp_path_factory.mktemp("hub") / "GLM-Image")
+
+
+@pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """A folder for what the evaluation keeps, shared by all tests."""
     return tmp_path_factory.mktemp("cache")

@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from glm_folder import load, picture, pipeline, saved
+from glm_folder import load, picture, pipeline
 from PIL import Image
 
 from vargen.models import glm_image
 from vargen.pipelines.glm_sources import fit
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("hub") / "GLM-Image")
 
 
 @pytest.fixture(autouse=True)

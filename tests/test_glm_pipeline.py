@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from glm_folder import ASKED, load, pipeline, saved
+from glm_folder import ASKED, load, pipeline
 from PIL import Image
 
 import vargen
@@ -15,11 +15,6 @@ from vargen.pipelines.glm_image import GlmImagePipeline
 from vargen.pipelines.glm_painting import Painting
 from vargen.server.orders import Batch, Done, Order
 from vargen.server.painter import Painter
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("hub") / "GLM-Image")
 
 
 @pytest.fixture(autouse=True)

@@ -4,18 +4,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from glm_folder import ASKED, load, picture, saved
+from glm_folder import ASKED, load, picture
 from PIL import Image
 from shell import run
 
 from vargen.core import png
 from vargen.core.image_processor import open_picture
 from vargen.models import glm_image
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("hub") / "GLM-Image")
 
 
 @pytest.fixture(autouse=True)

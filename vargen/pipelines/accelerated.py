@@ -13,12 +13,12 @@ from vargen.core.dispatch import Kernels
 from vargen.core.messages import quoted
 from vargen.core.preset import DEFAULT_METHODS, Recipe
 from vargen.core.types import Trace
+from vargen.models.lean import ATTENTION
 from vargen.models.wrapped_chameleon import Chameleon
 from vargen.pipelines import asked_grid, asked_law, request
 from vargen.pipelines.asked_law import Asked
 from vargen.pipelines.prompted import PromptedPipeline
 
-ATTENTION = ("eager", "sdpa")  # implementations that take our masks
 KNOWN = ("torch.", "transformers.")  # whose layers do what their weights say
 
 
@@ -49,9 +49,8 @@ class Accelerated(ABC):
 
     def __init__(self, model: Any, method: str | None, fast: str, before: Any = None) -> None:
         """`before` stood in the place of the class's `generate`. ValueError where method or model do not fit."""
-        self.model, self.before = model, before
+        self.model, self.before, self.fast, self.trace = model, before, fast, None
         self.method = DEFAULT_METHODS["raster"] if method is None else _checked(method)
-        self.fast, self.trace = fast, None
         Kernels.of(fast)
         self._made: tuple[Any, PromptedPipeline] | None = None
         self._check(*self.parts())

@@ -16,7 +16,6 @@ from vargen.pipelines.asked_law import Asked
 from vargen.pipelines.glm_image import GlmImagePipeline
 from vargen.pipelines.glm_sources import Source
 
-FIRST = "vision_language_encoder"  # the first stage in diffusers' pipeline
 WHERE = "expected the grids that transformers' processor gives"
 
 
@@ -89,15 +88,12 @@ class GlmImages(Guided):
     ) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, T), a row for each image, with the codes of pictures where the prompts leave room."""
         ids, inner = asked.ids.clone(), self.model.model
-        room, count = (
-            ids == self.model.config.image_token_id,
-            sum(high * wide for some in sources for high, wide in some),
-        )
-        pixels = given.get("pixel_values")
+        room, pixels = ids == self.model.config.image_token_id, given.get("pixel_values")
+        shapes = [[1, high, wide] for some in sources for high, wide in some]
+        count = sum(high * wide for _, high, wide in shapes)
         if (pixels is None) != (not count) or int(room.sum()) != count:
             raise ValueError(f"got prompts with {int(room.sum())} places for codes of pictures, expected {count}")
         if pixels is not None:
-            shapes = [[1, high, wide] for some in sources for high, wide in some]
             grids = torch.tensor(shapes, device=given["image_grid_thw"].device)
             with torch.no_grad():
                 codes = inner.get_image_tokens(inner.get_image_features(pixels, grids).pooler_output)
@@ -111,9 +107,10 @@ class GlmPipelines:
     @classmethod
     def put(cls, thing: Any, method: str | None, fast: str) -> None:
         """Accelerate the first stage, and have each image drawn from codes of its own."""
-        if getattr(thing, FIRST) is None:
-            raise ValueError(f"got a {type(thing).__name__} without its {FIRST}, which is what would be accelerated")
-        GlmImages.put(getattr(thing, FIRST), method, fast)
+        if thing.vision_language_encoder is None:
+            what = "vision_language_encoder, which is what would be accelerated"
+            raise ValueError(f"got a {type(thing).__name__} without its {what}")
+        GlmImages.put(thing.vision_language_encoder, method, fast)
         if not issubclass(type(thing), _Seeded):
             own = type(thing)
             about = {"__module__": own.__module__, "__doc__": own.__doc__, "__reduce__": _reduced}
@@ -126,8 +123,9 @@ class GlmPipelines:
         if not issubclass(type(thing), _Seeded):
             return False
         thing.__class__ = type(thing).__mro__[2]
-        first = getattr(thing, FIRST)
-        return first is None or GlmImages.off(first) or True
+        if thing.vision_language_encoder is not None:
+            GlmImages.off(thing.vision_language_encoder)
+        return True
 
 
 def _reduced(thing: Any) -> Any:
@@ -145,7 +143,7 @@ def _again(own: type, state: dict[str, Any]) -> Any:
 
 def _held(thing: Any) -> GlmImages | None:
     """What stands in the place of `generate` in a pipeline, whose first stage may be gone, or another by now."""
-    first = getattr(thing, FIRST)
+    first = thing.vision_language_encoder
     held = None if first is None else vars(first).get("generate")
     return held if isinstance(held, GlmImages) else None
 

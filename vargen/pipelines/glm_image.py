@@ -70,8 +70,7 @@ class GlmImagePipeline(PromptedPipeline):
     def write_beside(self, folder: Path) -> None:
         """The painter's parts, without a first stage, which the transformer is."""
         if self.painter is not None:
-            without = {name: None for name in FIRST if getattr(self.painter, name) is not None}
-            painter = type(self.painter)(**{**self.painter.components, **without})
+            painter = type(self.painter)(**{**self.painter.components, **dict.fromkeys(FIRST)})
             painter.save_pretrained(folder / PAINTER)
 
     @classmethod
@@ -104,20 +103,13 @@ class GlmImagePipeline(PromptedPipeline):
             return self
 
         def make() -> GlmImagePipeline:
-            return self._with(self.transformer.at(size))
+            parts = (self.tokenizer, None, self.text_tokenizer)
+            return GlmImagePipeline(self.transformer.at(size), *parts, preset=self.preset)
 
         found = sized.at(self, size, make, lambda drafter: drafter.at(size) if isinstance(drafter, GlmImage) else None)
-        return self._told(found)
-
-    def _with(self, transformer: GlmImage) -> "GlmImagePipeline":
-        rest: dict[str, Any] = {"painter": self.painter, "reader": self.reader, "preset": self.preset}
-        return GlmImagePipeline(transformer, self.tokenizer, None, self.text_tokenizer, **rest)
-
-    def _told(self, other: "GlmImagePipeline") -> "GlmImagePipeline":
-        """Another pipeline of the same weights, with what was set on this one."""
-        other.painter, other.reader, other.painting = self.painter, self.reader, self.painting
-        other._offloads, other.fast, other.quantize = self._offloads, self.fast, self.quantize
-        return other
+        found.painter, found.reader, found.painting = self.painter, self.reader, self.painting
+        found._offloads = self._offloads
+        return found
 
     def _edits(self, image: Any, prompts: int) -> "GlmImagePipeline":
         """This pipeline, with pictures in its prompts."""
