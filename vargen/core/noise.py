@@ -118,9 +118,7 @@ class Table:
     `kind` is `uniform`, `gumbel` or `normal`.
     """
 
-    def __init__(
-        self, kind: Kind, seed: Tensor, purpose: int, *, size: int, reach: int = 1, ahead: int = 32
-    ) -> None:
+    def __init__(self, kind: Kind, seed: Tensor, purpose: int, *, size: int, reach: int = 1, ahead: int = 32) -> None:
         self.seed, self.purpose = seed, purpose
         self._kind, self._size, self._reach, self._ahead = kind, size, reach, ahead
         self._ring = reach + 2 * ahead
@@ -137,7 +135,8 @@ class Table:
             self._fill(stops)
         assert self._values is not None
         if self._reach == 1 and min(stops) == max(stops):  # the same slot in all rows
-            return self._values.narrow(1, (stops[0] - 1) % self._ring, 1)
+            place = (stops[0] - 1) % self._ring
+            return self._values[:, place : place + 1]
         found = self._values.flatten(0, 1).index_select(0, (slots % self._ring + self._rows).flatten())
         return found.unflatten(0, slots.shape)
 

@@ -35,6 +35,8 @@ def draw(logits: Tensor, warp: Warp, noise: Table, slots: Tensor, stops: Sequenc
 def _unfit(logits: Tensor, warp: Warp) -> str | None:
     if logits.shape[-1] > WIDEST:
         return f"the vocabulary of {logits.shape[-1]} ids is above {WIDEST}"
+    if warp.apart:
+        return "images with temperatures or top-p of their own are for PyTorch alone"
     if warp.top_n_sigma or warp.temperature_last:
         return "top-n-sigma, and a temperature behind the truncation, are for PyTorch alone"
     return None

@@ -227,12 +227,12 @@ class GlmImage(Wrapped):
 
     def places(self, positions: Tensor, cache: KVCache) -> Tensor:
         """Three-part positions (3, R, n) of those (R, n) that count a row's tokens from its first one on."""
-        words = cache.front if cache.shift is None else cache.front - cache.shift[: len(positions)]
+        words = cache.front if cache.shift is None else cache.front - cache.shift[-len(positions) :]
         slots = positions - words
         begin, text = words, positions
         if cache.places is not None:
-            shown = cache.places[:, : len(positions)]
-            rows = (positions if cache.shift is None else positions + cache.shift[: len(positions)]).clamp(
+            shown = cache.places[:, -len(positions) :]
+            rows = (positions if cache.shift is None else positions + cache.shift[-len(positions) :]).clamp(
                 max=shown.shape[-1] - 1
             )
             begin, text = shown[:, :, -1:] + 1, shown.gather(2, rows.expand(3, -1, -1))

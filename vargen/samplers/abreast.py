@@ -217,7 +217,9 @@ class Abreast(RasterSampler):
 
     def _uniform(self, at: Tensor, size: int) -> tuple[Tensor, ...]:
         """`size` fresh uniforms (B, n) for slots (B, n), keyed by them and the number of steps so far."""
-        return noise.uniform(self._task.seeds, at + self._steps * self._buffer.shape[1], Purpose.ACCEPT, size).unbind(-1)
+        return noise.uniform(self._task.seeds, at + self._steps * self._buffer.shape[1], Purpose.ACCEPT, size).unbind(
+            -1
+        )
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._task.device)

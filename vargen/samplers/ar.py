@@ -31,30 +31,32 @@ class Autoregressive(RasterSampler):
 
     def __init__(self, settings: ARSettings, task: Task) -> None:
         self._task, self._end = task, task.spec.slots
-        self._buffer = task.seeds.new_zeros(task.batch, self._end + 1)  # the last column is nobody's
+        self._hold(task.seeds.new_zeros(task.batch, self._end + 1))
         self._slots = torch.arange(self._end + 1, device=task.device)
         self._gumbel = noise.Table(noise.gumbel, task.seeds, noise.Purpose.TOKEN, size=task.spec.vocabulary)
         self._ends = newlines(task.spec)
         self._back = 1  # tokens that an image may have settled since the last forward: a newline costs none
         self._stand([0] * task.batch)
 
-    @property
-    def tokens(self) -> Tensor:
-        return self._buffer[:, : self._end]
-
     def keep(self, rows: Tensor) -> None:
-        self._task, self._buffer = self._task.kept(rows), self._buffer[rows]
+        self._task = self._task.kept(rows)
+        self._hold(self._buffer[rows])
         self._gumbel.keep(rows)
         self._stand([self.settled[row] for row in rows.tolist()])
 
     def join(self, other: Any) -> None:
-        self._task, self._buffer = self._task.joined(other._task), torch.cat([self._buffer, other._buffer])
+        self._task = self._task.joined(other._task)
+        self._hold(torch.cat([self._buffer, other._buffer]))
         self._gumbel.join(other._gumbel)
         self._back = max(self._back, other._back)
         self._stand(self.settled + other.settled)
 
     def under(self, warp: Warp) -> None:
         self._task = replace(self._task, warp=warp)
+
+    def _hold(self, buffer: Tensor) -> None:
+        """Tokens (B, slots + 1), of which the last column is nobody's."""
+        self._buffer, self.tokens = buffer, buffer[:, : self._end]
 
     def _stand(self, settled: list[int]) -> None:
         """Each image has so many tokens. Where all have as many, blocks are views."""
@@ -66,7 +68,9 @@ class Autoregressive(RasterSampler):
         first, back = max(min(self.settled) - self._back, 0), self._back
         if self._apart is None:
             stop = self.settled[0]
-            return Block(self._buffer[:, first:stop], self._slots[first:stop].expand(len(self.settled), -1), first, stop)
+            return Block(
+                self._buffer[:, first:stop], self._slots[first:stop].expand(len(self.settled), -1), first, stop
+            )
         # An image that has settled fewer runs the token before again, and one that is done its last: nothing changes.
         stop = max(n for n in self.settled if n < self._end)
         slots = (self._apart - self._slots[1 : back + 1].flip(0)).clamp_(min=0, max=stop - 1)
@@ -82,7 +86,7 @@ class Autoregressive(RasterSampler):
         else:
             self._buffer.scatter_(1, slots, drawn)
         moved = [1 + (each in self._ends) for each in stops]
-        if max(moved) > 1:
+        if task.spec.newline is not None and max(moved) > 1:
             at = [(row, each) for row, (each, more) in enumerate(zip(stops, moved, strict=True)) if more > 1]
             rows, ends = torch.tensor(at, device=task.device).T
             self._buffer[rows, ends] = task.spec.newline

@@ -33,10 +33,6 @@ class Drafter(Protocol):
         """Take the images of another one as well, behind its own."""
         ...
 
-    def under(self, warp: Warp) -> None:
-        """From now on, its laws are under `warp`."""
-        ...
-
     def laws(self, block: Block) -> Tensor:
         """Laws (B, n, V) of the slots behind a block of tokens, which enters the drafter's cache.
 

@@ -24,6 +24,7 @@ class Window(RasterSampler):
         self._buffer = task.seeds.new_zeros(task.batch, padded)
         self._offsets = torch.arange(widest, device=task.device)
         self._pointers = task.seeds.new_zeros(task.batch, 1)  # n_b
+        self._standing: Tensor | None = None
         self.settled = [0] * task.batch
         self._slack = 0  # how far the pointers may be beyond `settled`
         self._copied: Copied | None = None  # the pointers behind the last step
@@ -53,15 +54,17 @@ class Window(RasterSampler):
 
     def under(self, warp: Warp) -> None:
         self._task = replace(self._task, warp=warp)
-        if self._task.drafter is not None:
-            self._task.drafter.under(warp)
 
     def _read(self) -> None:
         """Read where the pointers stand."""
         self.settled, self._slack, self._copied = self._pointers.flatten().tolist(), 0, None
+        self._standing = None
 
     def _slots(self, width: int) -> Tensor:
-        return self._pointers + self._offsets[:width]  # (B, w)
+        """Where the first `width` drafts stand, (B, w)."""
+        if self._standing is None or self._standing.shape[1] != width:  # once for a step
+            self._standing = self._pointers + self._offsets[:width]
+        return self._standing
 
     @property
     def counted(self) -> tuple[int, int]:
@@ -86,6 +89,7 @@ class Window(RasterSampler):
         """
         slots = self._task.spec.slots
         self._pointers = (self._pointers + moved).clamp_(max=slots)
+        self._standing = None
         self._uniforms.advance()
         learnt = []
         if self._task.late and most is not None:
@@ -107,7 +111,9 @@ def stacked(one: Tensor | None, other: Tensor | None, counts: tuple[int, int]) -
     some = one if other is None else other
     if some is None:
         return None
-    parts = [some.new_zeros(n, 0, *some.shape[2:]) if x is None else x for x, n in zip((one, other), counts, strict=True)]
+    parts = [
+        some.new_zeros(n, 0, *some.shape[2:]) if x is None else x for x, n in zip((one, other), counts, strict=True)
+    ]
     out = some.new_zeros(sum(counts), max(part.shape[1] for part in parts), *some.shape[2:])
     out[: counts[0], : parts[0].shape[1]], out[counts[0] :, : parts[1].shape[1]] = parts
     return out
