@@ -151,7 +151,7 @@ class GlmImagePipeline(PromptedPipeline):
         if not self.decodes:
             raise ValueError(
                 f"{self.preset.name} has no diffusion transformer here, which paints from its codes: load the whole "
-                "repository, or ask for output_type latent"
+                "repository, or a saved folder, by vargen.load, or ask for output_type latent"
             )
         return self.painter
 
