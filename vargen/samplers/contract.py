@@ -1,7 +1,7 @@
 """What a sampler is: a few methods around its own state. `engine/loops.py` owns the loops and calls the model."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -23,6 +23,18 @@ class Drafter(Protocol):
 
     def reserve(self, extra: int) -> None:
         """Begin, with so many places in the cache behind the image's slots."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the images `rows` (k,) alone, in this order."""
+        ...
+
+    def join(self, other: Any) -> None:
+        """Take the images of another one as well, behind its own."""
+        ...
+
+    def under(self, warp: Warp) -> None:
+        """From now on, its laws are under `warp`."""
         ...
 
     def laws(self, block: Block) -> Tensor:
@@ -54,6 +66,14 @@ class Task:
     @property
     def device(self) -> torch.device:
         return self.seeds.device
+
+    def kept(self, rows: Tensor) -> "Task":
+        """The task of the images `rows` (k,) alone."""
+        return replace(self, seeds=self.seeds[rows])
+
+    def joined(self, other: "Task") -> "Task":
+        """The task of another's images as well, behind its own."""
+        return replace(self, seeds=torch.cat([self.seeds, other.seeds]))
 
     def uniform_guess(self) -> tuple[Tensor, Tensor]:
         """The ids (n,) that a draft from nowhere may be, and its law (V,)."""
@@ -150,6 +170,20 @@ class RasterSampler(Sampler, ABC):
     @abstractmethod
     def accept(self, logits: Tensor) -> None:
         """Take the guided logits (B, n, V) of the block just proposed; at first those of slot 0, (B, 1, V)."""
+
+    # Rows come and go between steps (`engine/running.py`): of all that is kept for each image, and of nothing else.
+
+    @abstractmethod
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the images `rows` (k,) alone, in this order."""
+
+    @abstractmethod
+    def join(self, other: Any) -> None:
+        """Take the images of a sampler of the same settings as well, behind its own; it has begun, and is used up."""
+
+    @abstractmethod
+    def under(self, warp: Warp) -> None:
+        """From now on, the laws of the images are under `warp`."""
 
 
 class LatentDrafter(Protocol):
