@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vargen.core.described import as_dataclass
+from vargen.core.messages import quoted
 from vargen.core.specs import RasterSpec
 from vargen.core.types import Condition, KVCache
 from vargen.kernels.rope import Halves
@@ -260,3 +261,11 @@ def scaffold(spec: RasterSpec, tokenizer: Any) -> str:
 
 def _read(text: str, tokenizer: Any) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def check_words(tokenizer: Any) -> None:
+    """ValueError where a text tokenizer lacks what a prompt ends in."""
+    named = tokenizer.special_tokens_map
+    if lacking := [name for name in ("grid_bos_token", "grid_eos_token", "bos_token") if not named.get(name)]:
+        where = quoted(tokenizer.name_or_path)
+        raise ValueError(f"the text tokenizer {where} names no {lacking[0]}, which a prompt of GLM-Image ends in")

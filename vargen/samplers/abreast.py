@@ -53,6 +53,7 @@ class Abreast(RasterSampler):
         last = np.arange(len(self._firsts)) > len(self._firsts) - spec.rows  # rows that need not wait for all above
         above = np.roll(self._lengths, 1)
         above[0] = 0
+        start, ahead = (min(count, task.spec.slots) for count in (start, ahead))  # any number is allowed
         self._needs = np.where(last, np.minimum(start, above), above)  # tokens of the row above before a row starts
         self._ahead = np.where(last, np.minimum(ahead, above), 0)
         self._width = min(drafts, int(self._lengths.max()))

@@ -12,7 +12,7 @@ from vargen.core.dispatch import Kernels
 from vargen.core.noise import PathNoise, Purpose
 from vargen.core.specs import ContinuousSpec, Kind, RasterSpec, ScaleSpec
 from vargen.core.types import Block, Group
-from vargen.core.warp import Warp
+from vargen.core.warp import MOST, Warp
 
 
 class Drafter(Protocol):
@@ -239,8 +239,8 @@ class ContinuousSampler(Sampler, ABC):
     @classmethod
     def check(cls, settings: Any, spec: ContinuousSpec, temperature: float = 1.0) -> None:
         """ValueError where `settings` do not go with such images, or the head cannot draw at a `temperature`."""
-        if not cls.least_temperature <= temperature < float("inf"):
-            raise ValueError(f"got temperature {temperature}, expected {cls.least_temperature} or more")
+        if not cls.least_temperature <= temperature <= MOST:
+            raise ValueError(f"got temperature {temperature}, expected {cls.least_temperature} to {MOST:.2g}")
 
     @abstractmethod
     def propose(self) -> Group:
