@@ -149,7 +149,7 @@ class KVCache:
         self.kernels = Kernels()
         self._rows = [part.flatten(0, 1) for part in self._held]  # of each layer, (R * S, 2, heads, dim)
         self._first = self._held.permute(0, 3, 1, 4, 2, 5)  # heads first, (layers, 2, R, heads, S, dim)
-        self._span, self._shown = (0, 0, 0), tuple(self._rows[:0])  # what was seen last, of each layer
+        self._span, self._shown = (slice(0), 0), tuple(self._rows[:0])  # what was seen last, of each layer
         self._offset = torch.arange(batch, device=device)[:, None] * rows
         self.end = batch
 
@@ -165,6 +165,10 @@ class KVCache:
         `behind` so many others.
         """
         self._held[:, target, behind : behind + stop] = other._held[:, source, :stop]
+
+    def rows(self, count: int) -> slice:
+        """The rows of a block of so many."""
+        return slice(self.end - count, self.end)
 
     @property
     def keys(self) -> Tensor:
@@ -183,7 +187,7 @@ class KVCache:
 
     def flat(self, rows: Tensor) -> Tensor:
         """Index (R * n,) into batch and rows together, for `write`, from cache rows (R, n)."""
-        return (rows + self._offset[self.end - len(rows) : self.end]).flatten()
+        return (rows + self._offset[self.rows(len(rows))]).flatten()
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy rows `source` (R, m) to rows `target` (R, m) in every layer."""
@@ -205,13 +209,12 @@ class KVCache:
 
     def seen(self, layer: int, batch: int, stop: int) -> tuple[Tensor, Tensor]:
         """A layer's first `stop` keys and values of a block of `batch` rows, (batch, heads, stop, dim)."""
-        first = self.end - batch
+        rows = self.rows(batch)
         if torch.compiler.is_compiling():
-            keys, values = self._held[layer, first : self.end, :stop].permute(2, 0, 3, 1, 4).unbind(0)
+            keys, values = self._held[layer, rows, :stop].permute(2, 0, 3, 1, 4).unbind(0)
             return keys, values
-        if self._span != (first, self.end, stop):  # once for all layers
-            self._span = (first, self.end, stop)
-            self._shown = self._first[:, :, first : self.end, :, :stop].unbind(0)
+        if self._span != (rows, stop):  # once for all layers
+            self._span, self._shown = (rows, stop), self._first[:, :, rows, :, :stop].unbind(0)
         keys, values = self._shown[layer].unbind(0)
         return keys, values
 
