@@ -159,6 +159,7 @@ def test_rope(heads, kv_heads, dim, joined, groups, dtype):
     results = []
     for impl in ("triton", "torch"):
         cache = KVCache(2, rows + 1, slots, kv_heads, dim, dtype=dtype, device=torch.device(DEVICE))
+        cache.end = rows  # of a cache that has room for one more
         cache.keys.add_(5)
         cache.values.add_(6)
         cache.kernels = Kernels(impl)

@@ -46,6 +46,7 @@ class Drawing:
     inputs: tuple[Tensor, ...]  # a row of the call's
     seed: int
     image_size: int | None
+    turn: tuple[int, int] = (0, 0)  # when it is to join: its priority, and then in turn
     placed: float = field(default_factory=time.perf_counter)
     row: Row | None = None  # in the batch, once it is drawn
     partial: Partial | None = None  # once it is done: its tokens, its trace, its picture
@@ -74,6 +75,7 @@ class RunningImages:
         self._batch: RunningBatch | None = None
         self._counts, self._clock = Counts(), Clock(pipe.transformer.device)
         self._guided, self._runner = False, pipe.transformer
+        self._turn = 0  # of the image that joined last
 
     @property
     def drawing(self) -> bool:
@@ -86,8 +88,11 @@ class RunningImages:
         return self._counts.forwards
 
     @torch.inference_mode()
-    def admit(self, class_labels: Any = None, **given: Any) -> list[Drawing]:
-        """Ask for images, by the options of `pipe.stream`; they join at a next step. ValueError as for a call."""
+    def admit(self, class_labels: Any = None, *, priority: int = 0, **given: Any) -> list[Drawing]:
+        """Ask for images, by the options of `pipe.stream`; they join at a next step. ValueError as for a call.
+
+        Those of a lower `priority` come first, and else the images of each call in turn with those of others.
+        """
         pipe, asked, _ = self.pipe._asked(class_labels, given, stream=True)
         new: list[Drawing] = []
         for row, seed in enumerate(asked.seeds):
@@ -95,7 +100,8 @@ class RunningImages:
             own = {key: value[some] if isinstance(value, list) else value for key, value in drawn.items()}
             method = replace(asked.method, drawn=own | {"batch_size": 1})
             new.append(Drawing(pipe, method, tuple(part[some] for part in asked.inputs), seed, asked.image_size))
-        self.waiting += new
+            new[-1].turn = (priority, self._turn + row)
+        self.waiting = deque(sorted([*self.waiting, *new], key=lambda image: image.turn))
         return new
 
     @torch.inference_mode()
@@ -121,6 +127,12 @@ class RunningImages:
             assert self._batch is not None
             self._batch.leave([image.row for image in gone if image.row is not None])
             self.running = [image for image in self.running if image not in gone]
+
+    def settled(self, image: Drawing) -> int:
+        """Tokens of an image that are final."""
+        if image in self.running and self._batch is not None and image.row is not None:
+            return self._batch.settled[self._batch.rows.index(image.row)]
+        return 0 if image.row is None else image.row.settled
 
     def shown(self, image: Drawing) -> Partial:
         """An image on its way, as `stream` would have it."""
@@ -148,6 +160,7 @@ class RunningImages:
     def _join(self, images: list[Drawing]) -> None:
         for image in images:
             self.waiting.remove(image)
+            self._turn = max(self._turn, image.turn[1])
         if not self.running:
             self._begin(images[0])
         assert self._batch is not None

@@ -1,8 +1,9 @@
-"""The scheduler: requests wait at the desk, and go to a worker together where they can be drawn in one batch.
+"""The scheduler: requests wait at the desk until there are seats for their images, the first in line before all others.
 
-A batch is made when a worker is free, and no sooner: while all are busy, requests gather. The oldest one leads, and
-those that are its kin (same model, method, law, preset and size) fill the batch up. Who hangs up is taken off the
-queue; in a batch that runs, the board tells the worker that nobody waits for that order any more.
+Where a model's images join a batch that runs, a request goes to the workers as soon as there are seats. Of other models
+a batch is made when a worker is free, and no sooner: the first in line leads, and those that are its kin (same model,
+method, law, preset and size) fill the batch up. Who hangs up is taken off the queue; the board tells the worker that
+nobody waits for that order any more.
 """
 
 import asyncio
@@ -83,8 +84,8 @@ class Desk:
     ) -> None:
         self._engine, self._metrics = engine, metrics
         self._batch_size, self._batch_wait, self._max_queue = batch_size, batch_wait, max_queue
-        self._waiting: deque[Job] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._waiting: deque[Job] = deque()  # first in line first
+        self._running: dict[asyncio.Task[None], int] = {}  # with the seats that each has
         self._free: list[int] = []
         self._changed = asyncio.Event()
         self.open = True
@@ -102,7 +103,8 @@ class Desk:
             raise Refusal(429, f"{len(self._waiting)} requests wait already", code="queue_full", retry_after=1)
         now = time.monotonic()
         job = Job(order, now + seconds, now)
-        self._waiting.append(job)
+        behind = next((i for i, one in enumerate(self._waiting) if one.order.priority > order.priority), None)
+        self._waiting.insert(len(self._waiting) if behind is None else behind, job)
         self._note()
         return job
 
@@ -133,33 +135,47 @@ class Desk:
     def _note(self) -> None:
         self._metrics.waiting.set(len(self._waiting))
         self._metrics.running.set(len(self._running))
+        self._metrics.seats.set(sum(self._running.values()))
         self._changed.set()
 
     async def _serve(self) -> None:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            while self._waiting and len(self._running) < self._engine.workers:
-                if time.monotonic() - self._waiting[0].placed < self._batch_wait:
+            while self._waiting and (seats := self._seats(self._waiting[0])):
+                if time.monotonic() - self._waiting[0].placed < self._batch_wait and not self._joins(self._waiting[0]):
                     await asyncio.sleep(self._batch_wait)
                     continue
-                jobs = self._gather()
-                task = asyncio.create_task(self._follow(jobs))
-                self._running.add(task)
+                task = asyncio.create_task(self._follow(self._gather()))
+                self._running[task] = seats
                 task.add_done_callback(self._over)
                 self._note()
 
     def _over(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        self._running.pop(task, None)
         self._note()
 
+    def _joins(self, job: Job) -> bool:
+        """Whether it goes to the workers by itself, to join whatever runs there."""
+        card = self._engine.cards.get(job.order.model)
+        return card is not None and card.joins and not job.lost
+
+    def _seats(self, job: Job) -> int:
+        """The seats that it would have, a whole worker's where nobody may join; 0 where there are not so many free.
+
+        Who asks for more images than a worker has seats gets those that a worker has, one image after another.
+        """
+        wanted = min(len(job.order.seeds), self._batch_size) if self._joins(job) else self._batch_size
+        free = self._engine.workers * self._batch_size - sum(self._running.values())
+        return wanted if wanted <= free and self._free else 0
+
     def _gather(self) -> list[Job]:
-        """Take a batch off the queue: its oldest order, and the kin of that for which there is room."""
-        kin, room, chosen = self._waiting[0].order.kin, self._batch_size, []
-        if self._waiting[0].lost:
+        """Take what goes to a worker off the queue: the first in line, and its kin where nobody can join later."""
+        first, room, chosen = self._waiting[0], self._batch_size, []
+        if first.lost or self._joins(first):
             return [self._waiting.popleft()]
         for job in list(self._waiting):
-            if not job.lost and job.order.kin == kin and len(job.order.seeds) <= room:
+            if not job.lost and job.order.kin == first.order.kin and len(job.order.seeds) <= room:
                 room -= len(job.order.seeds)
                 chosen.append(job)
                 self._waiting.remove(job)
@@ -174,7 +190,8 @@ class Desk:
             self._metrics.waited.observe(now - job.placed)
         self._metrics.rows.observe(rows)
         tickets = tuple(job.ticket for job in jobs if job.ticket is not None)
-        batch = Batch(tuple(job.order for job in jobs), tickets, tuple(job.until for job in jobs))
+        orders, until = tuple(job.order for job in jobs), tuple(job.until for job in jobs)
+        batch = Batch(orders, tickets, until, alone=jobs[0].lost)
         left, again = dict(enumerate(jobs)), list[Job]()
         try:
             async for event in self._engine.run(batch):
@@ -196,16 +213,24 @@ class Desk:
         """Whether somebody waits for an order that is drawn."""
         return job.ticket is not None and self._engine.board[job.ticket] > time.monotonic()
 
+    def _first(self, job: Job) -> None:
+        """Something of a job is sent."""
+        if not job.shown:
+            self._metrics.first.observe(time.monotonic() - job.placed)
+        job.shown = True
+
     def _deal(self, event: Event, left: dict[int, Job]) -> None:
         match event:
             case Shown():
-                left[event.order].shown = True
+                self._first(left[event.order])
                 left[event.order].events.put_nowait(event)
             case Done() | Failed():
                 job = left.pop(event.order)
+                self._first(job)
                 job.events.put_nowait(event)
                 if isinstance(event, Done):
                     self._metrics.images.add(len(event.pictures), job.order.model)
+                    self._metrics.tokens.add(event.drawn)
             case Ended():
                 self._metrics.abandoned.add(event.abandoned)
                 self._metrics.forwards.add(event.forwards)

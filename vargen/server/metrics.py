@@ -69,9 +69,12 @@ class Metrics:
         self.abandoned = Number("vargen_abandoned_total", "Requests given up while they were drawn.", "counter")
         self.waiting = Number("vargen_requests_waiting", "Requests in the queue.", "gauge")
         self.running = Number("vargen_batches_running", "Batches that are drawn.", "gauge")
+        self.seats = Number("vargen_seats_taken", "Seats of images that are drawn, or about to be.", "gauge")
+        self.tokens = Number("vargen_tokens_total", "Tokens drawn, of images that were sent.", "counter")
         self.workers = Number("vargen_workers_ready", "Workers that are up.", "gauge")
         self.rows = Histogram("vargen_batch_rows", "Images in a batch.", ROWS)
         self.seconds = Histogram("vargen_request_seconds", "Seconds of a request, the queue included.", SECONDS)
+        self.first = Histogram("vargen_first_picture_seconds", "Seconds to the first picture.", SECONDS)
         self.waited = Histogram("vargen_wait_seconds", "Seconds in the queue.", SECONDS)
 
     def text(self) -> str:

@@ -17,6 +17,7 @@ from vargen.core.preset import Preset, Sources
 POCKET = ("pocket-llamagen", "pocket-var", "pocket-lumina")  # they ship, and an image takes less than a second
 KEY_VARIABLE = "VARGEN_API_KEY"
 LOOPBACK = "127.0.0.1"
+BATCHING = ("continuous", "static")
 HOSTS = (LOOPBACK, "0.0.0.0", "::")  # that LitServe listens on
 KINDS = {"dtype": ("float32", "bfloat16", "float16"), "quantize": ("int8", "int4")}
 NUMBERS = tuple(field.name for field in dataclasses.fields(Numbers))
@@ -31,7 +32,8 @@ WORDS = {
     "workers_per_device": "workers on each GPU, or on the CPU; each loads every model",
     "fast": "auto, off or triton: kernels and replayed forwards",
     "batch_size": "most images drawn together",
-    "batch_wait": "seconds that a request waits for company where a worker is free",
+    "batch_wait": "seconds that a request waits for company where a worker is free and nobody may join it later",
+    "batching": "continuous: images join a batch that runs, where they are drawn token by token; static: none does",
     "max_images": "most images of one request (n) (default: 10, or a batch)",
     "max_pixels": "most pixels of one request, of all its images together",
     "max_prompt": "most characters of a prompt",
@@ -60,6 +62,7 @@ class Options:
     fast: str = "auto"
     batch_size: int = 16
     batch_wait: float = 0.01
+    batching: str = "continuous"
     max_images: int | None = None
     max_pixels: int = 1 << 24
     max_prompt: int = 4000
@@ -76,8 +79,8 @@ class Options:
     def __post_init__(self) -> None:
         from vargen.core.dispatch import Kernels  # torch is slow to import, and flags are made without it
 
-        if self.most_images > self.batch_size:
-            raise ValueError(f"got {self.max_images} images a request and batches of {self.batch_size}: expected fewer")
+        if self.batching not in BATCHING:
+            raise ValueError(f"got batching {self.batching!r}, expected {' or '.join(BATCHING)}")
         least = {"batch_wait": 0.0, "max_partials": 0, "max_queue": 0, "deadline": 0.1}
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, int | float) and not math.isfinite(value):
@@ -109,7 +112,7 @@ class Options:
     @property
     def most_images(self) -> int:
         """Most images of one request."""
-        return min(10, self.batch_size) if self.max_images is None else self.max_images
+        return 10 if self.max_images is None else self.max_images
 
     def key(self) -> str | None:
         """The key that clients must send: from the file, or else from the environment; None: none.

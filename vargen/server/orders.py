@@ -20,6 +20,7 @@ class Order:
     negative: str = ""  # what guidance is against, where it is not what the model learned
     kind: str = "PNG"  # of the files
     quality: int | None = None  # of JPEG and WebP, in percent
+    priority: int = 0  # lower ones come first
 
     @property
     def kin(self) -> tuple[Any, ...]:
@@ -29,11 +30,12 @@ class Order:
 
 @dataclass(frozen=True)
 class Batch:
-    """Orders that are kin. Order i is wanted until `until[i]`, while that stands on the board at `tickets[i]`."""
+    """Orders that go to a worker together. Order i is wanted while `until[i]` stands on the board at `tickets[i]`."""
 
     orders: tuple[Order, ...]
     tickets: tuple[int, ...]
     until: tuple[float, ...] = ()  # in the time of `time.monotonic`
+    alone: bool = False  # whether nobody may be drawn beside it
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Card:
     sizes: tuple[tuple[int, int], ...]  # height and width in pixels; the first is drawn unless another is asked for
     drafts: bool  # whether a drafter is there for the methods that want one
     sketches: bool = True  # whether images on their way are shown
+    joins: bool = False  # whether images join a batch that runs
 
 
 @dataclass(frozen=True)

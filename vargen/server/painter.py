@@ -1,24 +1,21 @@
 """The part of a worker that draws: batches of orders in, pictures out, as each order's rows settle.
 
-Rows move on alone, so that an order is answered once its own rows are settled, whatever the others still need. A batch
-ends as soon as nobody waits for it: rows whose client has hung up, or whose deadline has passed, hold nobody up.
+What is drawn token by token joins what runs (`running.py`). Of other models a batch begins together: an order is
+answered once its own rows are settled, whatever the others still need, and a batch ends once nobody waits for it.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from vargen.core.png import encode, texts
 from vargen.models import pocket
 from vargen.pipelines.base import Pipeline
 from vargen.pipelines.partial import Partial
+from vargen.server import pictures
 from vargen.server.options import numbers, parsed
-from vargen.server.orders import Batch, Card, Done, Ended, Failed, Order, Shown
-
-log = logging.getLogger(__name__)
+from vargen.server.orders import Batch, Card, Done, Ended, Event, Failed, Order, Shown
+from vargen.server.running import RunningOrders, Wanted, asked, broken
 
 
 def load(specs: Sequence[str], device: str | None, fast: str = "auto") -> dict[str, Pipeline]:
@@ -33,48 +30,79 @@ def load(specs: Sequence[str], device: str | None, fast: str = "auto") -> dict[s
     return pipes
 
 
-def described(name: str, pipe: Pipeline) -> Card:
+def described(name: str, pipe: Pipeline, *, joins: bool = True) -> Card:
     """A model's card."""
     preset = pipe.preset
     ships = preset.head if preset.drafter == "eagle" else pocket.WEIGHTS / f"{preset.drafter}.safetensors"
     drafts = pipe.drafter is not None or (ships is not None and ships.exists())
-    return Card(name, pipe.sizes, drafts, pipe.sketches)
-
-
-@dataclass
-class Work:
-    """An order in a batch: its rows, and how many pictures of each were shown."""
-
-    order: Order
-    rows: range
-    shares: list[int] = field(init=False)  # of an image, in parts of `partials + 1`
-    numbers: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.shares, self.numbers = [0] * len(self.rows), [0] * len(self.rows)
-
-    def due(self, settled: Sequence[int], slots: int) -> Iterator[int]:
-        """The images of which a picture is to be shown now."""
-        for image, row in enumerate(self.rows):
-            share = settled[row] * (self.order.partials + 1) // slots
-            if self.shares[image] < share <= self.order.partials:
-                self.shares[image] = share
-                yield image
+    return Card(name, pipe.sizes, drafts, pipe.sketches, joins=joins and pipe.kind == "raster")
 
 
 class Painter:
-    """Draws with the pipelines that it is given."""
+    """Draws with the pipelines that it is given, raster models `capacity` images at a time."""
 
-    def __init__(self, pipes: Mapping[str, Pipeline]) -> None:
-        self._pipes = pipes
+    def __init__(self, pipes: Mapping[str, Pipeline], capacity: int = 16, *, joins: bool = True) -> None:
+        """Without `joins`, nobody joins a batch that runs."""
+        self._pipes, self._capacity, self._joins = pipes, capacity, joins
+        self._placed: deque[tuple[Hashable, Batch, Wanted]] = deque()
+        self._running: RunningOrders | None = None
 
     @property
     def cards(self) -> tuple[Card, ...]:
         """What there is to draw with."""
-        return tuple(described(name, pipe) for name, pipe in self._pipes.items())
+        return tuple(described(name, pipe, joins=self._joins) for name, pipe in self._pipes.items())
 
-    def paint(self, batch: Batch, wanted: Callable[[int], bool]) -> Iterator[Shown | Done | Failed | Ended]:
-        """Draw a batch; `wanted` tells, of a ticket, whether somebody still waits. Ends with `Ended`, and never raises.
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to draw."""
+        return self._running is None and not self._placed
+
+    @property
+    def room(self) -> bool:
+        """Whether an image more could be drawn at once, as far as can be told before it is known which."""
+        return not self._placed and (self._running is None or (self._joins and self._running.free > 0))
+
+    def place(self, uid: Hashable, batch: Batch, wanted: Wanted) -> None:
+        """Take a batch; `wanted` tells, of a ticket, whether somebody still waits. Its events come under `uid`."""
+        self._placed.append((uid, batch, wanted))
+
+    def turn(self) -> Iterator[tuple[Hashable, Event]]:
+        """A forward of what runs, or a whole batch of what cannot be joined: what became of whom. Never raises.
+
+        Of every batch that was placed, the last event is `Ended`.
+        """
+        self._join()
+        if self._running is not None:
+            yield from self._running.turn(self._alone)
+            if self._running.idle:
+                self._running = None
+        elif self._placed:
+            uid, batch, wanted = self._placed.popleft()
+            yield from ((uid, event) for event in self._alone(batch, wanted))
+
+    def paint(self, batch: Batch, wanted: Wanted) -> Iterator[Event]:
+        """Draw a batch while nothing else is to be drawn."""
+        self.place(None, batch, wanted)
+        while not self.idle:
+            yield from (event for _, event in self.turn())
+
+    def _join(self) -> None:
+        """Let what was placed join what runs, in order, up to the first that cannot; or begin with it."""
+        begun = self._running is None
+        while self._placed and (begun or self._joins):
+            first = self._placed[0][1]
+            pipe = self._pipes.get(first.orders[0].model)
+            if pipe is None or pipe.kind != "raster" or first.alone or self._other(pipe):
+                return
+            self._running = self._running or RunningOrders(pipe, self._capacity)
+            self._running.take(*self._placed.popleft())
+
+    def _other(self, pipe: Pipeline) -> bool:
+        """Whether another one runs."""
+        return self._running is not None and self._running.pipe is not pipe
+
+    def _alone(self, batch: Batch, wanted: Wanted) -> Iterator[Event]:
+        """Draw a batch that nobody joins; ends with `Ended`, and never raises.
 
         Where the batch as a whole is refused, each order is drawn alone, so that only what is wrong is refused.
         """
@@ -90,7 +118,7 @@ class Painter:
                 yield from _fail(left, 400, str(error))
             for index in list(left):
                 alone = Batch((left.pop(index),), (batch.tickets[index],))
-                for event in self.paint(alone, wanted):
+                for event in self._alone(alone, wanted):
                     if isinstance(event, Ended):
                         tally.forwards, tally.abandoned = (
                             tally.forwards + event.forwards,
@@ -98,21 +126,17 @@ class Painter:
                         )
                     else:
                         yield replace(event, order=index)
-        except torch.OutOfMemoryError:
-            log.warning("out of memory in a batch of %d orders", len(batch.orders))
-            torch.cuda.empty_cache()
-            yield from _fail(left, 503, "the batch did not fit the device's memory: ask for fewer images")
-        except Exception:
-            log.exception("a batch of %d orders failed", len(batch.orders))
-            yield from _fail(left, 500, "the images could not be drawn")
+        except Exception as error:
+            yield from _fail(left, *broken(error, len(batch.orders)))
         yield Ended(tally.forwards, tally.abandoned)
 
     def _paint(self, left: dict[int, Order], live: Callable[[int], bool], tally: "Tally") -> Iterator[Shown | Done]:
         """Draw orders that are kin; takes from `left` those that are answered or that nobody waits for."""
-        work, first = {}, 0
+        rows, first = {}, 0
         for index, order in left.items():
-            work[index] = Work(order, range(first, first + len(order.seeds)))
+            rows[index] = range(first, first + len(order.seeds))
             first += len(order.seeds)
+        shares = {index: pictures.Shares(order) for index, order in left.items()}
         for partial in self._stream(list(left.values())):
             tally.forwards = partial.forwards
             for index in [index for index in left if not live(index)]:
@@ -120,29 +144,21 @@ class Painter:
                 tally.abandoned += 1
             slots = partial.pipeline.transformer.spec.slots
             for index in list(left):
-                if all(partial.settled[row] >= slots for row in work[index].rows):
-                    pictures = tuple(_final(partial, row, left[index]) for row in work[index].rows)
-                    read = _read(partial.pipeline, left[index]) * len(pictures)
-                    yield Done(index, pictures, read, slots * len(pictures))
+                settled = [partial.settled[row] for row in rows[index]]
+                if min(settled) >= slots:
+                    yield pictures.done(index, [(partial, row) for row in rows[index]], left[index])
                     del left[index]
                 elif left[index].partials:
-                    yield from _shown(partial, index, work[index], slots)
+                    due = shares[index].due(settled, slots)
+                    if due:
+                        shown = partial.of([rows[index][image] for image in due])
+                        yield from shares[index].shown(index, due, shown.images())
             if not left:
                 return
 
     def _stream(self, orders: list[Order]) -> Iterator[Partial]:
         """A batch in the making."""
-        first = orders[0]
-        pipe, subjects = self._pipes[first.model], [order.subject for order in orders for _ in order.seeds]
-        arguments: dict[str, Any] = dict(first.law)
-        arguments["class_labels" if pipe.transformer.spec.classes else "prompt"] = subjects
-        if any(order.negative for order in orders):
-            arguments["negative_prompt"] = [order.negative for order in orders for _ in order.seeds]
-        if first.size is not None:
-            arguments["height"], arguments["width"] = first.size
-        seeds = [seed for order in orders for seed in order.seeds]
-        arguments |= {"method": first.method, "preset": first.preset, "image_size": first.image_size, "seed": seeds}
-        return pipe.stream(**arguments)
+        return self._pipes[orders[0].model].stream(**asked(self._pipes[orders[0].model], orders))
 
 
 @dataclass
@@ -157,26 +173,3 @@ def _fail(left: dict[int, Order], status: int, message: str) -> Iterator[Failed]
     for index in list(left):
         del left[index]
         yield Failed(index, status, message)
-
-
-def _read(pipe: Pipeline, order: Order) -> int:
-    """The tokens of what an order asks for, a class being one."""
-    return 1 if isinstance(order.subject, int) else len(pipe.text_tokenizer(order.subject)["input_ids"])
-
-
-def _final(partial: Partial, row: int, order: Order) -> bytes:
-    """An image that is done: decoded alone, so that its last bits do not hang on how many are decoded together."""
-    image = partial.of([row]).images()[0]
-    told = texts(partial.trace, row, alone=True)  # of its company, who asked for it learns nothing
-    return encode(image, told, order.kind, order.quality)
-
-
-def _shown(partial: Partial, index: int, work: Work, slots: int) -> Iterator[Shown]:
-    """The pictures of an order that are due."""
-    due = list(work.due(partial.settled, slots))
-    if not due:
-        return
-    pictures = partial.of([work.rows[image] for image in due]).images()
-    for image, picture in zip(due, pictures, strict=True):
-        yield Shown(index, image, work.numbers[image], encode(picture, {}, work.order.kind, work.order.quality))
-        work.numbers[image] += 1

@@ -24,8 +24,9 @@ def read(body: ImageRequest, cards: Mapping[str, Card], options: Options) -> Ord
     """The order that a body asks for. Refusal names the field that is wrong."""
     name = options.names[0] if body.model is None else body.model
     drawer, preset, count = card(name, cards), options.presets[name], body.n or 1
-    if count > options.most_images:
-        raise Refusal(400, f"got n {count}, expected at most {options.most_images}", param="n")
+    most = options.most_images if drawer.joins else min(options.most_images, options.batch_size)
+    if count > most:
+        raise Refusal(400, f"got n {count}, expected at most {most}", param="n")
     asked = body.options
     recipe = _checked("preset", preset.choose, asked["preset"])
     law = {key: asked[key] for key in LAW}
@@ -47,6 +48,7 @@ def read(body: ImageRequest, cards: Mapping[str, Card], options: Options) -> Ord
     return replace(
         order,
         partials=_partials(body, options, drawer),
+        priority=body.priority or 0,
         negative=_negative(asked["negative_prompt"] or "", preset, options),
         **_file(body),
     )

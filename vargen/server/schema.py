@@ -49,6 +49,7 @@ class ImageRequest(Shared):
     moderation: Literal["auto", "low"] | None = Field(None, description=IGNORED)
     user: str | None = Field(None, max_length=512, description=IGNORED)
     # vargen's own
+    priority: int | None = Field(None, ge=-1000, le=1000, description="who is first in line: lower comes first (0)")
     deadline: Number | None = Field(None, gt=0, description="seconds, at most those that the server allows")
 
     @property

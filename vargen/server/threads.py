@@ -2,14 +2,17 @@
 
     app = application(Options(model=("pocket-var",)))    # for uvicorn, or a deployment of Ray Serve
 
-One thread draws one batch at a time. There is no second process that a crash would leave alive: what starts this one
+One thread draws. There is no second process that a crash would leave alive: what starts this one
 should look at `/healthz`.
 """
 
 import asyncio
+import contextlib
+import itertools
+import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, MutableSequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, MutableSequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,10 +30,10 @@ class Thread:
 
     workers = 1
 
-    def __init__(self, make: Callable[[], Mapping[str, Any]], batch_size: int) -> None:
+    def __init__(self, make: Callable[[], Mapping[str, Any]], batch_size: int, *, joins: bool = True) -> None:
         self.board: MutableSequence[float] = [0.0] * batch_size
-        self._make, self._painter = make, None
-        self._lock = threading.Lock()  # one batch at a time
+        self._make, self._how, self._painter = make, {"capacity": batch_size, "joins": joins}, None
+        self._placed: queue.SimpleQueue[tuple[Callable[[Event], None], Batch]] = queue.SimpleQueue()
 
     @property
     def ready(self) -> int:
@@ -44,25 +47,37 @@ class Thread:
 
     def start(self) -> None:
         """Load the models."""
-        painter = Painter(self._make())
+        painter = Painter(self._make(), **self._how)
         self._cards, self._painter = {card.model: card for card in painter.cards}, painter
+        threading.Thread(target=self._draw, args=(painter,), daemon=True).start()
+
+    def _draw(self, painter: Painter) -> None:
+        """Take batches while there is room, and draw them, without end."""
+        tellers, uids = dict[Hashable, Callable[[Event], None]](), itertools.count()
+        while True:
+            with contextlib.suppress(queue.Empty):
+                while painter.room:
+                    tell, batch = self._placed.get(block=painter.idle)
+                    tellers[uid := next(uids)] = tell
+                    painter.place(uid, batch, lambda ticket: self.board[ticket] > time.monotonic())
+            for uid, event in painter.turn():
+                tellers[uid](event)
+                if isinstance(event, Ended):
+                    del tellers[uid]
 
     async def run(self, batch: Batch) -> AsyncIterator[Event]:
         """Have a batch drawn."""
-        loop, events, painter = asyncio.get_running_loop(), asyncio.Queue[Event](), self._painter
-        assert painter is not None
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
         yield Begun(0)
 
-        def draw() -> None:
-            with self._lock:
-                for event in painter.paint(batch, lambda ticket: self.board[ticket] > time.monotonic()):
-                    loop.call_soon_threadsafe(events.put_nowait, event)
+        def tell(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
+                loop.call_soon_threadsafe(events.put_nowait, event)
 
-        drawing = asyncio.create_task(asyncio.to_thread(draw))
+        self._placed.put((tell, batch))
         while not isinstance(event := await events.get(), Ended):
             yield event
         yield event
-        await drawing
 
 
 def application(options: Options, make: Callable[[], Mapping[str, Any]] | None = None) -> FastAPI:
@@ -71,7 +86,7 @@ def application(options: Options, make: Callable[[], Mapping[str, Any]] | None =
     def loaded() -> Mapping[str, Any]:
         return load(options.model, options.device, options.fast)
 
-    engine = Thread(make or loaded, options.batch_size)
+    engine = Thread(make or loaded, options.batch_size, joins=options.batching == "continuous")
     service = Service(engine, options)
 
     @asynccontextmanager

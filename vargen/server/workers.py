@@ -1,9 +1,9 @@
 """Workers as LitServe's processes: its queue brings batches, its loop (ours, `Loop`) draws them, its transport answers.
 
 LitServe starts a worker for each device, and another where one dies; it runs the front (`app.py`) in a process of its
-own. What is ours: a batch is made at the desk, where hang-ups and deadlines are known, and is one item of LitServe's
-queue; a worker's events come back through LitServe's buffer under the batch's id; and what a worker must know while
-it draws, until when each order is wanted, stands on the board, in memory that both processes share.
+own. What is ours: who goes to a worker is decided at the desk, where hang-ups and deadlines are known, and a batch is
+one item of LitServe's queue; a worker's events come back through LitServe's buffer under the batch's id; and what a
+worker must know while it draws, until when each order is wanted, stands on the board, in memory that both share.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ HUNG = 30.0  # seconds behind the last deadline of its batch after which a worke
 
 
 class Loop(LitLoop):
-    """Takes batches off the queue, one at a time, and draws them."""
+    """Takes batches off the queue while there is room, and draws them."""
 
     _greeted = False
 
@@ -55,7 +55,8 @@ class Loop(LitLoop):
         workers_setup_status: Any,
         callback_runner: Any,
     ) -> None:
-        """One turn, of at most a second where nothing comes. LitServe calls it without end."""
+        """One turn: a forward of what runs, or at most a second where nothing comes. LitServe calls it without end."""
+        painter = lit_api.painter
 
         def send(uid: str, event: Hello | Event, consumer: int = 0) -> None:
             status: Any = LitAPIStatus.OK  # a string, whatever LitServe's annotation says
@@ -64,23 +65,27 @@ class Loop(LitLoop):
         try:
             if not self._greeted:
                 self._greeted = True
-                send(HELLO, Hello(os.getpid(), lit_api.painter.cards))
-            item = self.get_request(request_queue, timeout=SECONDS)
-            if item is None:
+                send(HELLO, Hello(os.getpid(), painter.cards))
+            wait = SECONDS if painter.idle else 0.0
+            while painter.room and (item := self.get_request(request_queue, timeout=wait)) is not None:
+                consumer, uid, _, batch = item
+                send(uid, Begun(os.getpid()), consumer)
+                painter.place((uid, consumer), batch, _board(lit_api.board, batch))
+                wait = 0.0
+            if painter.idle:
                 if not _parent_lives():
                     raise SystemExit(1)
                 return
-            consumer, uid, _, batch = item
-            send(uid, Begun(os.getpid()), consumer)
-            board, until = lit_api.board, dict(zip(batch.tickets, batch.until, strict=True))
-
-            def wanted(ticket: int) -> bool:  # a ticket may be somebody else's by now
-                return board[ticket] == until[ticket] > time.monotonic()
-
-            for event in lit_api.painter.paint(batch, wanted):
+            for (uid, consumer), event in painter.turn():
                 send(uid, event, consumer)
         except (OSError, EOFError):  # the server is gone, and its queue with it
             raise SystemExit(1) from None
+
+
+def _board(board: Any, batch: Batch) -> Callable[[int], bool]:
+    """Whether the order of a ticket is wanted, as the board says; a ticket may be somebody else's by now."""
+    until = dict(zip(batch.tickets, batch.until, strict=True))
+    return lambda ticket: board[ticket] == until[ticket] > time.monotonic()
 
 
 def _parent_lives() -> bool:
@@ -104,7 +109,8 @@ class Studio(LitAPI):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the server stops this one in time
         if device == "cpu":
             torch.set_num_threads(max(1, torch.get_num_threads() // self._options.workers_per_device))
-        self.painter = Painter(load(self._options.model, device, self._options.fast))
+        pipes, joins = load(self._options.model, device, self._options.fast), self._options.batching == "continuous"
+        self.painter = Painter(pipes, self._options.batch_size, joins=joins)
 
 
 class Workers:
