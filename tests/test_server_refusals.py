@@ -135,7 +135,7 @@ def test_keys(tmp_path):
     ("argv", "words"),
     [
         (["--model", "nope"], "unknown model"),
-        (["--max-images", "17"], "expected fewer"),
+        (["--batching", "wild"], "got batching 'wild'"),
         (["--port", "0"], "got port 0"),
         (["--api-key", "x"], "unrecognized arguments"),
         (["--api-key-file", "/nowhere"], "/nowhere"),

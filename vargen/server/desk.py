@@ -57,7 +57,7 @@ class Job:
     events: asyncio.Queue[Shown | Done | Failed] = field(default_factory=asyncio.Queue)
     ticket: int | None = None  # while it is drawn
     began: float | None = None
-    rows: int = 0  # of the batch that it is drawn in
+    rows: int = 0  # images that were drawn when it began, its own among them
     shown: bool = False  # whether anything of it was sent
     lost: bool = False  # whether a worker died of it, or beside it: it is drawn once more, alone
     answered: bool = False
@@ -184,6 +184,7 @@ class Desk:
     async def _follow(self, jobs: list[Job]) -> None:
         """Have a batch drawn, and tell each of its jobs what became of it."""
         now, rows = time.monotonic(), sum(len(job.order.seeds) for job in jobs)
+        rows = sum(self._running.values()) if self._joins(jobs[0]) else rows
         for job in jobs:
             job.ticket, job.began, job.rows = self._free.pop(), now, rows
             self._engine.board[job.ticket] = job.until

@@ -72,7 +72,7 @@ class Metrics:
         self.seats = Number("vargen_seats_taken", "Seats of images that are drawn, or about to be.", "gauge")
         self.tokens = Number("vargen_tokens_total", "Tokens drawn, of images that were sent.", "counter")
         self.workers = Number("vargen_workers_ready", "Workers that are up.", "gauge")
-        self.rows = Histogram("vargen_batch_rows", "Images in a batch.", ROWS)
+        self.rows = Histogram("vargen_batch_rows", "Images that are drawn when a request begins.", ROWS)
         self.seconds = Histogram("vargen_request_seconds", "Seconds of a request, the queue included.", SECONDS)
         self.first = Histogram("vargen_first_picture_seconds", "Seconds to the first picture.", SECONDS)
         self.waited = Histogram("vargen_wait_seconds", "Seconds in the queue.", SECONDS)
