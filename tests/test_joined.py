@@ -6,9 +6,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import llamagen
 
+from vargen.models.flowar import FlowAR, FlowARConfig
+
+
+def flowar_model():
+    """Whose head attends."""
+    return FlowAR(FlowARConfig(1, 2, 32, 3, 5, 1, 64, True, (1, 2), 4))
+
+
 JOINED = {  # a model, and the parts of one parameter
     "gate and up": (llamagen, ("layers.0.feed_forward.w1.weight", "layers.0.feed_forward.w3.weight")),
     "turned": (llamagen, ("layers.0.attention.wqkv.weight",)),
+    "FlowAR's gate and up": (flowar_model, ("encoder_blocks.0.mlp.fc1_g.bias", "encoder_blocks.0.mlp.fc1_x.bias")),
+    "FlowAR's bias, turned": (flowar_model, ("encoder_blocks.0.attn.qkv.bias",)),
+    "FlowAR's keys, turned": (flowar_model, ("head.blocks.0.cross.kv.weight",)),
     "q, k, v": (chameleon.decoder, tuple(f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv")),
 }
 
@@ -44,7 +55,7 @@ def test_a_part_alone_is_loaded_and_the_others_stay(case):
 
 
 def test_a_state_is_written_by_safetensors_itself(tmp_path):
-    for make in (llamagen, chameleon.decoder):
+    for make in (llamagen, chameleon.decoder, flowar_model):
         state = make().state_dict()
         save_file(state, tmp_path / "weights.safetensors")
         found = load_file(tmp_path / "weights.safetensors")
@@ -52,7 +63,7 @@ def test_a_state_is_written_by_safetensors_itself(tmp_path):
         assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
-@pytest.mark.parametrize("make", [llamagen, chameleon.decoder])
+@pytest.mark.parametrize("make", [llamagen, chameleon.decoder, flowar_model])
 def test_a_parameter_with_a_name_of_the_state_is_what_the_state_has(make):
     """Whoever trains a part by the module's own names, LoRA say, is refused, and not read in another order."""
     model = make()

@@ -133,6 +133,7 @@ class KVCache:
         self._rows = [part.flatten(0, 1) for part in self._held]  # of each layer, (R * S, 2, heads, dim)
         self._first = self._held.permute(0, 3, 1, 4, 2, 5)  # heads first, (layers, 2, R, heads, S, dim)
         self._span, self._shown = (0, 0), tuple(self._rows[:0])  # what was seen last, of each layer
+        self._room, self._gaps = (0, 0, 0), tuple(self._rows[:0])  # where was written last behind a row, of each layer
         self._offset = torch.arange(batch, device=device)[:, None] * rows
 
     @property
@@ -182,18 +183,29 @@ class KVCache:
         keys, values = self._shown[layer].unbind(0)
         return keys, values
 
-    def join(self, layer: int, first: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (R, n, heads, dim) behind row `first`; return them behind all that was before.
+    def join(self, layer: int, first: int, qkv: Tensor, *, keep: bool = True) -> tuple[Tensor, ...]:
+        """Append keys and values behind row `first`, of queries, keys and values in one (R, n, 3, heads, dim).
 
-        What has no room is returned and not kept.
+        Heads first: the queries (R, heads, n, dim), and keys and values behind all before, (R, heads, first + n, dim).
+        What has no room is returned and not kept; without `keep`, nothing is.
         """
-        out = []
-        for part, new in ((self.keys[layer], k), (self.values[layer], v)):
-            kept = min(new.shape[1], part.shape[1] - first)
-            part[: len(new), first : first + kept] = new[:, :kept]
-            there = part[: len(new), : first + kept]
-            out.append(there if kept == new.shape[1] else torch.cat([there, new[:, kept:]], dim=1))
-        return out[0], out[1]
+        both, queries = qkv.narrow(2, 1, 2), qkv.select(2, 0).transpose(1, 2)
+        batch, count, room = len(both), both.shape[1], self._held.shape[2] - first
+        if keep and count <= room:
+            self._behind(layer, batch, first, count).copy_(both)
+            return queries, *self.seen(layer, batch, first + count)
+        if keep and room > 0:
+            self._behind(layer, batch, first, room).copy_(both[:, :room])
+        if first:
+            both = torch.cat([self._behind(layer, batch, 0, first), both], dim=1)
+        return queries, *both.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _behind(self, layer: int, batch: int, first: int, count: int) -> Tensor:
+        """So many rows of a layer from `first` on, (batch, count, 2, heads, dim)."""
+        if self._room != (batch, first, count):  # once for all layers
+            self._room = batch, first, count
+            self._gaps = self._held[:, :batch, first : first + count].unbind(0)
+        return self._gaps[layer]
 
 
 @dataclass

@@ -96,7 +96,7 @@ class Attention(nn.Module):
         self.heads, self.dim = config.heads, config.head_dim
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.wo = nn.Linear(config.width, config.width, bias=False)
-        paired(self, "qkv.weight", "wqkv.weight", config.heads)
+        paired(self, "qkv.weight", "wqkv.weight", 2 * config.heads, config.head_dim)
 
     def forward(self, x: Tensor, step: "Step", layer: int) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.dim))  # (R, n, 3, H, D)
