@@ -8,11 +8,12 @@ import every_kind
 import flow_loop
 import pytest
 import torch
-from small import SCALES, llamagen, randomised, var
+from small import LATENTS, SCALES, llamagen, mar, randomised, var
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vargen
-from vargen.core.types import Block
+from vargen.core.types import Block, Denoising, Group
+from vargen.models.diffusion import tables
 from vargen.models.flowar import FlowAR, FlowARConfig
 from vargen.models.xar import XAR, XARConfig
 
@@ -138,9 +139,27 @@ def cell(layers):
     return lambda: model.velocity(context, time, torch.randn(4, 4, 3))
 
 
+def masked(layers):
+    """MAR's first group but one."""
+    model = mar(replace(LATENTS, layers=layers))
+    condition, places = model.class_condition(LABELS, guided=True), torch.arange(16).expand(2, -1)
+    group = Group(places[:, 3:6], places[:, :3], torch.zeros(2, 16, 3))
+    return lambda: model.decode(condition, group, None)
+
+
+def diffusion(depth):
+    """A step of MAR's head, guided."""
+    head, how = mar(replace(LATENTS, head_depth=depth)).head, Denoising(4, 2.0)
+    x, law = torch.randn(2, 3, 3), tables(4, 999, torch.device("cpu")).laws(how)[1]
+    time, condition = torch.randn(32), torch.randn(4, 3, 32)
+    return lambda: head.step(x, time, condition, law, x)
+
+
 A_LAYER = {  # how many layers one more is, what is run, and the most operations of a layer
     "VAR's scale": (1, scale, 27),
     "VAR's scale, shared": (1, lambda n: scale(n, shared=True), 27),
+    "MAR's group": (2, masked, 15),
+    "MAR's head": (1, diffusion, 6),
     "FlowAR's scale": (2, lambda n: second(flowar(n)), 25),
     "xAR's cell, cached": (2, lambda n: second(xar(n)), 26),
     "xAR's cell": (2, cell, 27),

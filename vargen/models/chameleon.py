@@ -1,6 +1,6 @@
 """Chameleon's decoder (arXiv 2405.09818), which Lumina-mGPT and Anole have too: text and image tokens in one sequence.
 
-Names and shapes in its state are the official checkpoints', though projections are joined (`models/joined.py`). Queries
+Names and shapes in its state are the official checkpoints', though projections are joined (`core/joined.py`). Queries
 and keys pass a LayerNorm per head, whose weights have a row per group of heads. Where the published code, under
 autocast, works in float32 (that norm and the rotary embedding, by a table rounded to the weights' type), so does this.
 """
@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vargen.core.joined import published
 from vargen.core.layout import Layout
 from vargen.core.types import KVCache
 from vargen.kernels.attention import Sight, attend
 from vargen.kernels.rope import Halves, enter
-from vargen.models.joined import published
 from vargen.models.llama import RMSNorm
 
 LAYOUT = Layout(ignored=r"model\.vqmodel\..*")  # an encoder of images, which training dropped

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor, nn
 
+from vargen.core.joined import paired, published
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Denoising, KVCache
 from vargen.kernels.attention import plain
 from vargen.kernels.rope import Joined
 from vargen.models.contract import Model
-from vargen.models.joined import paired, published
 from vargen.models.llama import RMSNorm
 
 EPS = 1e-6  # of every norm

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vargen.core.joined import paired
 from vargen.core.layout import Layout
 from vargen.core.noise import PathNoise
 from vargen.core.specs import ContinuousSpec
@@ -36,7 +37,6 @@ from vargen.models.flow import (
     normalise,
     timesteps,
 )
-from vargen.models.joined import paired
 from vargen.models.llama import RMSNorm
 
 HEAD_DIM = 64  # of the velocity network

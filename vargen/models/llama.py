@@ -5,7 +5,7 @@ float32. Its table is zero (not the identity) in front of the image, which is wh
 trained with.
 
 A step of a small model is a question of how many operations it has. So one projection gives queries, keys and values,
-turned in one, and another gate and up; a module's state still has the published names and rows (`models/joined.py`).
+turned in one, and another gate and up; a module's state still has the published names and rows (`core/joined.py`).
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from einops import repeat
 from torch import Tensor, nn
 
 from vargen.core.dispatch import Kernels
+from vargen.core.joined import paired, published
 from vargen.core.specs import RasterSpec
 from vargen.core.types import Block, KVCache
 from vargen.kernels.attention import Sight, attend
 from vargen.kernels.norm import rms_norm
 from vargen.kernels.rope import Joined, enter_joined
 from vargen.models.contract import Model
-from vargen.models.joined import paired, published
 
 
 @dataclass(frozen=True)

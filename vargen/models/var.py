@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vargen.core.joined import Projection
 from vargen.core.layout import Layout
 from vargen.core.specs import ScaleSpec
 from vargen.core.types import Condition, KVCache
 from vargen.kernels.attention import plain
 from vargen.models.contract import Model
-from vargen.models.joined import Projection
 from vargen.tokenizers.multiscale_vq import OFFICIAL_SIDES
 
 # The official files (`VAR` in models/var.py): our key to theirs. Buffers are computed and not loaded.

@@ -36,6 +36,15 @@ def paired(module: nn.Module, name: str, theirs: str, heads: int, dim: int) -> N
     Pairs(name, (theirs,), heads, dim).hook(module)
 
 
+def owners(module: nn.Module) -> dict[str, str]:
+    """The names in the state of `module` that are joined or turned when loaded, and by which module in it."""
+    out = {}
+    for place, part in module.named_modules():
+        told = [each.hook for each in part._state_dict_hooks.values() if isinstance(each, Told)]
+        out |= {f"{place}.{name}" if place else name: place for hook in told for name in hook.theirs}
+    return out
+
+
 @dataclass(frozen=True)
 class Hook(ABC):
     """What a module's state calls the parameter `name`; it goes where a module is pickled to."""
