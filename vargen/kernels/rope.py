@@ -123,8 +123,9 @@ def enter(
         return out, *held.seen(layer, len(k), stop)
     if norms is not None:
         q, k = norms[0](q), norms[1](k)
-    q, k = (x if x.dtype == v.dtype else x.to(v.dtype) for x in (turns.turn(q), turns.turn(k)))
-    return q, *cache.write(layer, flat, k, v, stop)
+    heads, turned = q.shape[2], turns.turn(torch.cat([q, k], dim=2))
+    turned = turned if turned.dtype == v.dtype else turned.to(v.dtype)
+    return turned[:, :, :heads], *cache.write(layer, flat, turned[:, :, heads:], v, stop)
 
 
 def _launch(

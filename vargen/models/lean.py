@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vargen.core.types import KVCache
 from vargen.kernels.attention import Sight, attend
 from vargen.kernels.norm import add_norm, rms_norm
-from vargen.kernels.rope import Halves
+from vargen.kernels.rope import Halves, enter
 from vargen.kernels.silu_mul import silu_mul
 
 KNOWN = {  # a layer's class, and whether attention and feed-forward are normalised behind as well
@@ -54,12 +54,15 @@ class Step:
     def added(self, part: Any, x: Tensor, change: Tensor | None) -> tuple[Tensor, Tensor]:
         return add_norm(x, change, part.weight, part.variance_epsilon, self.cache.kernels)
 
-    def turned(self, x: Tensor) -> Tensor:
-        """Heads (R, n, H, D), of which the first channels are turned."""
+    def enter(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (R, n, H, D), of whose heads the first channels are turned, and all keys and values."""
         some = self.turns.cos.shape[-1]
         if some == self.dim:
-            return self.turns.turn(x)
-        return torch.cat([self.turns.turn(x[..., :some]), x[..., some:]], dim=-1)
+            return enter(q, k, v, self.turns, self.cache, layer, self.flat, self.sight.stop)
+        both = torch.cat([q, k], dim=2)
+        both = torch.cat([self.turns.turn(both[..., :some]), both[..., some:]], dim=-1)
+        q, k = both.split((q.shape[2], k.shape[2]), dim=2)
+        return q, *self.cache.write(layer, self.flat, k, v, self.sight.stop)
 
 
 def layers(language: Any) -> list[Layer] | None:
@@ -136,8 +139,5 @@ def _layer(layer: Layer, x: Tensor, change: Tensor | None, step: Step, index: in
 
 def _attention(layer: Layer, x: Tensor, step: Step, index: int) -> Tensor:
     shape = (*x.shape[:2], -1, step.dim)
-    q, k, v = (each(x).view(shape) for each in layer.qkv)
-    heads, turned = q.shape[2], step.turned(torch.cat([q, k], dim=2))
-    turned = turned if turned.dtype == v.dtype else turned.to(v.dtype)
-    k, v = step.cache.write(index, step.flat, turned[:, :, heads:], v, step.sight.stop)
-    return layer.out(attend(turned[:, :, :heads], k, v, step.sight).flatten(2))
+    q, k, v = step.enter(index, *(each(x).view(shape) for each in layer.qkv))
+    return layer.out(attend(q, k, v, step.sight).flatten(2))
