@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vargen.demo import page as pages
 from vargen.demo.limits import Limits
 from vargen.demo.studio import Studio
 
+DRAWN = "() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))"
 LONG = 300.0  # seconds: more than anything takes on busy cores
 
 
@@ -40,3 +42,11 @@ def waited(true: Callable[[], bool], seconds: float = LONG) -> float:
         assert time.monotonic() - start < seconds, "it never came true"
         time.sleep(0.01)
     return time.monotonic() - start
+
+
+def enter(field: Any, text: str) -> None:
+    """Type into a field key by key, as hands do, until it holds the text: one that was just unfolded may forget it."""
+    while field.input_value() != text:
+        field.fill("")
+        field.press_sequentially(text, delay=20)
+        field.blur()

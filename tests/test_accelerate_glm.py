@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import threading
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from glm_folder import first, pipeline
 from PIL import Image
 
 import vargen
+from vargen.pipelines.accelerated_glm import SEEDS
 
 METHODS = ("ar", "sjd:window=6", "sjd-coupled:window=5", "sjd-exact:window=8:guess=preview", "sjd-pac:window=5")
 SIZE = {"height": 128, "width": 192}
@@ -101,9 +103,10 @@ def test_seeds_give_what_our_own_pipeline_draws(pipe):
     )
     law = {"temperature": 0.9, "top_p": 0.75, "top_k": 0}
     wanted = own(["sea"], seed=11, output_type="latent", method="sjd-exact:window=8", **law).tokens
-    vargen.accelerate(model, "sjd-exact:window=8").generate.seeds = [11]
-    given = call(pipe, "sea", do_sample=True, **law)
+    vargen.accelerate(model, "sjd-exact:window=8")
+    given, before = call(pipe, "sea", do_sample=True, **law), SEEDS.set([11])
     assert torch.equal(model.generate(**given)[:, given["input_ids"].shape[1] : -1], wanted)
+    SEEDS.reset(before)
 
 
 @pytest.mark.parametrize(
@@ -258,3 +261,34 @@ def test_calls_at_the_same_time_have_pictures_of_their_own(pipe, monkeypatch):
 
     monkeypatch.setattr(held, "_seeds", between)
     assert torch.equal(model.generate(**one), wanted)
+
+
+def test_a_seed_is_of_its_call_alone(pipe):
+    """Whatever another thread draws with the same model while a pipeline draws."""
+    model, how = vargen.accelerate(pipe, "ar").vision_language_encoder, {"prompt": "sea", **ASKED}
+    wanted = pipe(generator=torch.Generator().manual_seed(1), **how).images
+    own, drawn = type(pipe).generate_prior_tokens, []
+
+    def between(self, **given):
+        other = threading.Thread(target=lambda: drawn.append(model.generate(**call(pipe, "a", "red", do_sample=True))))
+        other.start()
+        other.join()
+        return own(self, **given)
+
+    type(pipe).generate_prior_tokens = between
+    assert (pipe(generator=torch.Generator().manual_seed(1), **how).images == wanted).all()
+    assert len(drawn[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"image": Image.new("RGB", (64, 64))}, "image of type Image, expected a list"),
+        ({"image": torch.zeros(1, 3, 64, 64)}, "image of type Tensor, expected a list"),
+        ({"image": [[], []]}, "got 2 lists of pictures for 1 prompts"),
+        ({"generator": 3}, "got generator 3, expected a torch.Generator"),
+    ],
+)
+def test_wrong_pictures_and_generators_of_several_images(pipe, given, said):
+    with pytest.raises(ValueError, match=said):
+        vargen.accelerate(pipe)(prompt="sea", num_images_per_prompt=2, **{**ASKED, **given})

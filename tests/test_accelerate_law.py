@@ -60,6 +60,8 @@ LAWS = [
     {"top_k": 0, "top_p": 0.6},
     {"top_k": None, "top_p": 0.9, "temperature": 1.3},
     {"generation_config": GenerationConfig(do_sample=True, top_k=3, temperature=2.0)},
+    {"do_sample": 1, "top_k": 7, "temperature": 0.7},
+    {"do_sample": 0, "temperature": 0.3},
     {"do_sample": False, "temperature": 0.3, "min_p": 0.2, "typical_p": 0.1},
 ]
 
@@ -176,6 +178,8 @@ def test_every_setting_of_theirs_is_carried_indifferent_or_refused(made):
         ({"do_sample": True, "top_p": 3.0}, "got top-p 3.0"),
         ({"do_sample": True, "temperature": 0.0}, "got temperature 0"),
         ({"do_sample": True, "num_return_sequences": 1.5}, "got num_return_sequences 1.5, expected a whole number"),
+        ({"num_return_sequences": 0}, "got num_return_sequences 0, expected at least 1"),
+        ({"generation_config": {"top_k": 1}}, "got generation_config {'top_k': 1}, expected a GenerationConfig"),
     ],
 )
 def test_bad_input_is_one_sentence(made, how, complaint):
@@ -183,6 +187,20 @@ def test_bad_input_is_one_sentence(made, how, complaint):
     vargen.accelerate(model)
     with pytest.raises(ValueError, match=complaint):
         model.generate(**janus_call(1, **how))
+
+
+def test_lengths_and_masks_of_emu3(made):
+    """A text ends where its function says so, however many tokens are allowed."""
+    model = made["emu3"]
+    wanted = theirs(model, emu_call(1))
+    vargen.accelerate(model, "ar")
+    assert torch.equal(model.generate(**emu_call(1, max_new_tokens=10**12)), wanted)
+    for how, said in (
+        ({"max_new_tokens": 1.5}, "got max_new_tokens 1.5, expected a whole number"),
+        ({"negative_prompt_ids": None}, "negative_prompt_attention_mask and no negative_prompt_ids"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            model.generate(**emu_call(1, **how))
 
 
 def test_a_mask_is_inferred_as_theirs_is(made):

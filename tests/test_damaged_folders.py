@@ -108,6 +108,18 @@ def test_configs_of_transformers_are_looked_at_too(tmp_path):
             path.write_text(before)
 
 
+def test_text_tokenizers_are_asked_to_read(tmp_path):
+    """What their config says is believed by transformers until somebody reads."""
+    emu().save_pretrained(tmp_path / "a")
+    for value in ("x", {}, [1]):
+        spoil(
+            tmp_path / "a/text_tokenizer/tokenizer_config.json",
+            lambda found, value=value: found.update(model_max_length=value),
+        )
+        with pytest.raises(ValueError, match=r"the text tokenizer .* reads no text: "):
+            vargen.load(tmp_path / "a", **CPU)
+
+
 def test_a_damaged_folder_is_one_sentence(folder):
     weights = folder / "transformer/model.safetensors"
     data = weights.read_bytes()

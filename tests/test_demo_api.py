@@ -70,6 +70,12 @@ def test_client_draws_sizes_and_watches(client):
         (("var-d30", "beach", "var", 0, 1, ""), "unknown model 'var-d30'"),
         (("pocket-mar", "beach", "mar", 0, 1, "", "top_k=3"), "unknown option 'top_k'"),
         (("pocket-mar", "beach", "mar", 0, 9, ""), "got 9 images, expected 1 to 4"),
+        (("pocket-llamagen", "beach", "ar", "five", 1, ""), "got seed 'five', expected a whole number"),
+        (("pocket-llamagen", "beach", "ar", 2.5, 1, ""), "got seed 2.5, expected a whole number"),
+        (("pocket-llamagen", "beach", "ar", 0, [1], ""), "got number of images [1], expected a whole number"),
+        (("pocket-llamagen", "beach", "ar", 10**400, 1, ""), "000...000"),
+        (("pocket-llamagen", "beach", "ar", 0, 1, "", f"cfg_interval={10**20}"), "got cfg_interval 1000"),
+        (("pocket-llamagen", "beach", "ar", 0, 1, "", "top_k=" + "x" * 999), "xxx', expected a whole number"),
         (("pocket-lumina", "b" * 400, "ar", 0, 1, ""), "got a prompt of 400 characters, expected at most 300"),
     ],
 )
@@ -77,6 +83,7 @@ def test_client_gets_errors_as_sentences(client, served, given, sentence):
     with pytest.raises(Exception, match=re.escape(sentence)) as caught:
         client.predict(*given, api_name="/draw")
     assert "Traceback" not in str(caught.value)
+    assert len(str(caught.value)) < 300
     assert not served[0].running
 
 

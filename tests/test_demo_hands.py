@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="the demo is an extra: pip install 'vargen[demo]'")
 
-from demo_served import serving, waited
+from demo_served import DRAWN, enter, serving, waited
 from test_demo_page import DRAW, RACE, TABS, choose, chromium, press, visit  # noqa: F401
 
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
@@ -34,6 +34,7 @@ def fields(page) -> list[str]:
 
 def unfold(page, text: str) -> None:
     page.get_by_text(text).first.click()
+    page.evaluate(DRAWN)
 
 
 def test_a_model_chosen_by_keyboard_is_what_is_drawn(visit):  # noqa: F811
@@ -88,10 +89,10 @@ def test_texts_can_be_read_and_nothing_jumps_between_tabs(visit, scheme):  # noq
 def test_bad_values_are_told_at_their_fields(visit, served, capfd):  # noqa: F811
     page = visit()
     unfold(page, "Guidance, temperature")
-    page.get_by_label("Seed", exact=True).first.fill("-3")
-    page.get_by_label("top p").first.fill("2")
+    enter(page.get_by_label("Seed", exact=True).first, "-3")
+    enter(page.get_by_label("top p").first, "2.0")
     press(page, "Draw")
-    for label, sentence in (("Seed", "got seed -3, expected 0 to"), ("top p", "got top-p 2")):
+    for label, sentence in (("Seed", "got seed -3, expected 0 to"), ("top p", "got top-p 2.0")):
         block = page.locator(".block", has=page.get_by_label(label).first).last
         block.get_by_text(sentence).wait_for()
     page.get_by_text("Press Draw").wait_for()  # nothing was begun

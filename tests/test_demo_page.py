@@ -10,7 +10,7 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the demo is an extra: pip install 'vargen[demo]'")
 
-from demo_served import serving, waited
+from demo_served import enter, serving, waited
 
 from vargen.demo.studio import Run
 
@@ -121,7 +121,7 @@ def test_settings_are_those_of_the_method_and_count(visit):
     choose(page, "rule", "cool")
     page.get_by_label("tolerance").wait_for()
     choose(page, "Method", "speculative · exact")
-    page.get_by_label("length").fill("3")
+    enter(page.get_by_label("length"), "3")
     assert not page.get_by_label("coupling").is_visible()
     press(page, "Draw")
     page.get_by_text("Drawn by speculative:length=3 in").wait_for()

@@ -11,7 +11,7 @@ from small import CONFIG, PRESETS, llamagen, pipeline, vq
 
 import vargen
 from vargen.core import checkpoints, registry, weight_files
-from vargen.core.types import Block
+from vargen.core.types import Block, mirrored
 from vargen.core.warp import Warp
 from vargen.engine import loops
 from vargen.engine.drafters import HeadDrafter
@@ -52,7 +52,7 @@ def law():
     """Probabilities (256,) of all 2x2 images of class 1 of the tiny model, teacher-forced."""
     model, every = llamagen(TINY), torch.cartesian_prod(*[torch.arange(4)] * 4)
     condition = model.class_condition(torch.ones(256, dtype=torch.int64), guided=True)
-    p = WARP(GUIDANCE.mix(model(condition, every.repeat(2, 1))).double())
+    p = WARP(GUIDANCE.mix(mirrored(model(condition, every.repeat(2, 1)))).double())
     return p.gather(-1, every[..., None]).prod(1).flatten().numpy()
 
 
@@ -61,7 +61,7 @@ def tiny_images(name, count, batch):
     model, head, (sampler_class, settings), out = llamagen(TINY), head_for(TINY), METHODS[name], []
     for start in range(0, count, batch):
         condition = model.class_condition(torch.ones(batch, dtype=torch.int64), guided=True)
-        drafter = HeadDrafter(head, model, 2 * batch, GUIDANCE, WARP)
+        drafter = HeadDrafter(head, model, batch, GUIDANCE, WARP)
         sampler = sampler_class(settings, Task(model.spec, torch.arange(start, start + batch), WARP, drafter=drafter))
         clock, counts = loops.Clock(model.device), loops.Counts()
         for _ in loops.raster(drafter.watch(model), condition, sampler, GUIDANCE, clock, counts):
@@ -92,7 +92,7 @@ def test_drafting_with_a_cache_equals_the_unrolled_draft_of_training():
     drafter = HeadDrafter(head, model, 2, Guidance(1.0), Warp())
     drafter.reserve(0)
     watched, kv = drafter.watch(model), model.make_cache(2)
-    drafter._cache.keys.fill_(1e3)  # what was never written must never be seen
+    drafter._seats.cache.keys.fill_(1e3)  # what was never written must never be seen
     watched.prefill(condition, kv)
     for root in range(30):
         for step, predicted in enumerate(steps):
@@ -128,11 +128,12 @@ def test_the_head_sees_the_states_of_what_is_committed(method, options, monkeypa
     tokens = pipe([0, 1, 2], method=method, seed=0, output_type="latent", **options).tokens.flatten(1)
     model, looked = pipe.transformer, 0
     condition = model.class_condition(torch.tensor([0, 1, 2]), guided=options.get("guidance_scale") != 1.0)
-    rows = len(condition.embedding) if "cfg_interval" not in options else 3  # the others may have been dropped
+    images = [0, 1, 2] if options.get("guidance_scale") == 1.0 else [2, 1, 0, 0, 1, 2]  # of each row
     wanted = model.states(condition, tokens.repeat(len(condition.embedding) // 3, 1))
+    wanted = mirrored(wanted) if len(images) > 3 else wanted
     for states, stops in seen[1:]:
-        for row in range(rows):
-            stop = stops[row % 3]  # row 0 has the condition's state, row 1 + s that of slot s
+        for row in range(3 if "cfg_interval" in options else 0, len(images)):  # the others may have been dropped
+            stop = stops[images[row] if len(stops) == 3 else row]  # row 0 has the condition's state, row 1 + s slot s's
             torch.testing.assert_close(states[row, :stop], wanted[row, :stop], rtol=1e-3, atol=1e-3)
             looked += stop > 0
     assert looked > 20

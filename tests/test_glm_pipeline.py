@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 import torch
-from glm_folder import ASKED, load, pipeline
+from glm import ours
+from glm_folder import ASKED, load, pipeline, words
 from PIL import Image
+from transformers import PreTrainedTokenizerFast
 
 import vargen
 from vargen.models import glm_image
@@ -228,3 +230,10 @@ def test_a_diffusers_that_does_not_know_it(repository, monkeypatch):
     monkeypatch.setattr("builtins.__import__", without)
     with pytest.raises(ValueError, match="has no GlmImagePipeline: install"):
         load(repository)
+
+
+def test_a_text_tokenizer_without_its_marks_is_refused():
+    """Whoever brings it: a saved folder, or a call."""
+    bare = PreTrainedTokenizerFast(tokenizer_object=words().backend_tokenizer, bos_token="<|dit_token_64|>")
+    with pytest.raises(ValueError, match="names no grid_bos_token"):
+        GlmImagePipeline(ours(), text_tokenizer=bare)

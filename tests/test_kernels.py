@@ -103,9 +103,9 @@ def test_law_of_large_vocabularies_and_of_half_floats():
 @pytest.mark.parametrize("warp", WARPS, ids=str)
 def test_draw_equals_the_twin(warp):
     given, slots = logits(), torch.tensor([[0, 1, 2, 3], [2, 3, 4, 5], [9, 10, 11, 12]], device=DEVICE)
-    table = Table(noise.gumbel, SEEDS, Purpose.TOKEN, size=37)
-    got = sample.draw(given, warp, table, slots, (0, 13), kernels())
-    assert torch.equal(got, sample.draw(given, warp, table, slots, (0, 13), Kernels("torch")))
+    table = Table(noise.gumbel, SEEDS, Purpose.TOKEN, size=37, reach=4)
+    got = sample.draw(given, warp, table, slots, [4, 6, 13], kernels())
+    assert torch.equal(got, sample.draw(given, warp, table, slots, [4, 6, 13], Kernels("torch")))
     assert len(got.unique()) > (1 if warp.top_p > 1e-3 and warp.top_k != 1 else 0)
 
 
@@ -138,8 +138,9 @@ def test_verify(vocabulary):
     p, q = laws(vocabulary, 1), laws(vocabulary, 2)
     drafts = q.flatten(0, 1).multinomial(1).view(3, 4)
     uniforms, ran, kept_ever = Uniforms(SEEDS, 9), kernels(), 0
-    for step in range(20 if vocabulary < 1000 else 6):
-        uniforms.step = step
+    uniforms.steps = uniforms.steps + torch.tensor([[0], [5], [9]], device=DEVICE)  # each image has its own
+    uniforms._stops = [1, 6, 10]
+    for _ in range(20 if vocabulary < 1000 else 6):
         kept, tokens = verify.verify(drafts, q, p, uniforms, ran)
         plain, theirs = verify.verify(drafts, q, p, uniforms, Kernels("torch"))
         assert torch.equal(kept, plain)
@@ -155,6 +156,7 @@ def test_verify(vocabulary):
         assert torch.equal(tokens[kept], drafts[kept])
         assert (tokens == theirs).float().mean() > 0.9
         kept_ever += int(kept.sum())
+        uniforms.advance()
     assert ran.ran == {"verify": "triton"}
     assert 0 < kept_ever < 240
 

@@ -77,11 +77,45 @@ def test_uniform_is_below_one():
     assert values.max() <= 1 - 2**-24
 
 
+def at(kind, table, slots, size):
+    return kind(table.seed, slots, table.purpose, size)
+
+
 @pytest.mark.parametrize("ahead", [1, 3, 32])
-def test_table_equals_the_function(ahead):
-    table = noise.Table(noise.gumbel, SEEDS, Purpose.TOKEN, size=4, ahead=ahead)
-    expected = noise.gumbel(SEEDS, torch.arange(60)[None], Purpose.TOKEN, 4)
-    for first, stop in ((0, 1), (0, 2), (1, 2), (1, 7), (6, 10), (50, 52), (51, 60)):
-        assert torch.equal(table.between(first, stop), expected[:, first:stop])
-    slots = torch.tensor([[51, 53], [59, 52], [52, 52], [55, 56]])
-    assert torch.equal(table.at(slots, 51, 60), expected.gather(1, slots[..., None].expand(-1, -1, 4)))
+def test_table_equals_the_function_wherever_rows_stand(ahead):
+    table = noise.Table(noise.gumbel, SEEDS, Purpose.TOKEN, size=4, reach=5, ahead=ahead)
+    stops, rng = [0] * len(SEEDS), np.random.default_rng(0)
+    for _ in range(60):
+        stops = [stop + int(more) for stop, more in zip(stops, rng.integers(0, 6, len(stops)), strict=True)]
+        slots = torch.tensor([[max(0, stop - int(k)) for k in rng.integers(1, 6, 3)] for stop in stops])
+        assert torch.equal(table.at(slots, [max(1, stop) for stop in stops]), at(noise.gumbel, table, slots, 4))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_tables_whose_rows_come_and_go_equal_the_function(late):
+    """`late`: the rows that join were never asked for anything."""
+    table, other = (noise.Table(noise.uniform, seeds, 2, size=3) for seeds in (SEEDS, SEEDS[:2] + 7))
+    for stop in range(1, 40):
+        table.at(torch.full((len(SEEDS), 1), stop - 1), [stop] * len(SEEDS))
+    if not late:
+        other.at(torch.zeros(2, 1, dtype=torch.int64), [1, 1])
+    table.keep(torch.tensor([3, 0]))
+    table.join(other)
+    for step in range(50):
+        slots = torch.tensor([[39 + step], [39 + step], [step], [step]])
+        assert torch.equal(table.at(slots, (slots[:, 0] + 1).tolist()), at(noise.uniform, table, slots, 3))
+
+
+def test_uniforms_are_keyed_by_the_steps_of_each_image():
+    one, other = noise.Uniforms(SEEDS, 4), noise.Uniforms(SEEDS[:1] + 9, 4)
+    one.of(3, 4)
+    for _ in range(5):
+        one.advance()
+    other.advance()
+    one.join(other)
+    one.keep(torch.tensor([1, len(SEEDS)]))
+    for _ in range(40):
+        one.advance()
+    seeds, steps = torch.cat([SEEDS[1:2], SEEDS[:1] + 9]), torch.tensor([[45], [41]])
+    for purpose in (3, 4):  # of which one was asked for before
+        assert torch.equal(one.of(purpose, 3, 1), noise.uniform(seeds, steps, purpose, 4)[:, 0, 1:3])

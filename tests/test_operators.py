@@ -44,9 +44,9 @@ def of_a_step(pipe, method, steps=20):
     ("name", "method", "a_layer", "most"),
     [
         ("pocket-llamagen", "ar", 24, 222),
-        ("pocket-llamagen", "sjd-coupled:window=16", 24, 290),
+        ("pocket-llamagen", "sjd-coupled:window=16", 24, 285),
         ("pocket-lumina", "ar", 36, 234),
-        ("pocket-lumina", "sjd-coupled:window=16", 36, 306),
+        ("pocket-lumina", "sjd-coupled:window=16", 36, 300),
     ],
 )
 def test_operations_of_a_step(name, method, a_layer, most):

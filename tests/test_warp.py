@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from vargen.core.types import mirrored
 from vargen.core.warp import Warp
 from vargen.engine.guidance import Guidance
 
@@ -62,7 +63,7 @@ def test_out_of_range(settings, word):
 
 def test_guidance():
     rows = torch.randn(6, 2, 5)
-    torch.testing.assert_close(Guidance(3.0).mix(rows), rows[3:] + (rows[:3] - rows[3:]) * 3)
+    torch.testing.assert_close(Guidance(3.0).mix(mirrored(rows)), rows[3:] + (rows[:3] - rows[3:]) * 3)
     assert Guidance(1.0).mix(rows).shape == (6, 2, 5)
     assert not Guidance(1.0).active
     assert not Guidance(0.0).active  # published: guidance of 1 or less is off

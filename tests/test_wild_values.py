@@ -28,6 +28,9 @@ WRONG = [
     ({"output_type": ["pil"]}, "got output type"),
     ({"image_size": 0}, "got image size 0"),
     ({"num_images_per_prompt": 10**9}, "got number of images 1000000000, expected at most 1000000"),
+    ({"num_images_per_prompt": 10**5000}, "got number of images a number of 16610 bits, expected at most 1000000"),
+    ({"top_k": "9" * 9999}, "got top-k '999"),
+    ({"method": "sjd:window=" + "x" * 9999}, "got window 'xxx"),
     ({"method": ""}, "unknown method ''"),
     ({"method": []}, "got method []"),
     ({"method": 0}, "got method 0"),
@@ -42,6 +45,15 @@ def test_wild_values_are_one_sentence(pipe, given, words):
         pipe(["a"], **{"method": "ar", **given})
     assert words in str(told.value)
     assert "\n" not in str(told.value)
+    assert len(str(told.value)) < 400
+
+
+@pytest.mark.parametrize("method", ["zipar:window=", "zipar-adaptive:window=", "jacobi-2d:window=3:ahead="])
+def test_a_window_is_as_large_as_anybody_says(pipe, method):
+    """All columns are the most that a row waits for."""
+    how = {"seed": 2, "output_type": "latent"}
+    wanted, found = (pipe("a", method=f"{method}{count}", **how).tokens for count in (6, 10**30))
+    assert torch.equal(found, wanted)
 
 
 def test_scalars_of_any_kind_are_seeds(pipe):

@@ -36,8 +36,8 @@ class ToyModel:
     device = torch.device("cpu")
     _starts = (IDS ** torch.arange(SLOTS) - 1) // (IDS - 1)
 
-    def __init__(self, seed: int = 3, spec: RasterSpec = SQUARE) -> None:
-        self.spec = spec
+    def __init__(self, seed: int = 3, spec: RasterSpec = SQUARE, *, guided: bool = True) -> None:
+        self.spec, self._guided = spec, guided
         # All tables in one; the law of slot s starts at row (4^s - 1) / 3, a row is the number that earlier ids spell.
         self._tables = tables(seed)
         self._rows = torch.cat(self._tables, dim=1).flatten(0, 1)
@@ -49,7 +49,9 @@ class ToyModel:
         return KVCache(1, batch, SLOTS + extra, 1, 1, dtype=torch.float64, device=self.device)
 
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
-        return self._tables[0][:, 0].repeat_interleave(len(condition.embedding) // 2, dim=0)[:, None]
+        if not self._guided:
+            return self._tables[0][:1].repeat(len(condition.embedding), 1, 1)
+        return self._tables[0][:, 0].flip(0).repeat_interleave(len(condition.embedding) // 2, dim=0)[:, None]
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:
         """Keys hold the ids and values the slots, so that a token may read those it sees wherever they are cached."""
@@ -67,7 +69,8 @@ class ToyModel:
         spelled = torch.where(seen, keys[:, :, :, 0] * float(IDS) ** power, 0.0).sum(-1)  # (R, n)
         target = (block.slots + 1).clamp(max=SLOTS - 1)
         index = self._starts[target] + torch.where(target == block.slots, 0, spelled.long())
-        index[cache.keys.shape[1] // 2 :] += len(self._rows) // 2  # the unconditional rows, unless they were dropped
+        unconditional = cache.keys.shape[1] // 2 - (cache.end - len(index))  # rows, in front, unless they were dropped
+        index[: max(0, unconditional) if self._guided else 0] += len(self._rows) // 2
         return self._rows[index]
 
 

@@ -4,7 +4,13 @@ import reprlib
 
 MOST = 80  # characters of a name that a file gives
 
-_shortly = reprlib.Repr()
+
+class _Shortly(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:  # Python writes none of more than 4,300 digits
+        return super().repr_int(x, level) if x.bit_length() < 10_000 else f"a number of {x.bit_length()} bits"
+
+
+_shortly = _Shortly()
 _shortly.maxstring = _shortly.maxother = _shortly.maxlong = MOST
 _shortly.maxlevel = 3
 

@@ -8,9 +8,10 @@ hardly ever shows.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from operator import lt
 
 import torch
 from torch import Tensor
@@ -110,45 +111,101 @@ class PathNoise:
 
 
 class Table:
-    """Noise for the slots that a batch is busy with, computed `ahead` slots at a time.
+    """Noise for the slots that the images of a batch are busy with, each at its own, computed `ahead` slots at a time.
 
     A decoding step of a small model costs a few milliseconds on a CPU; twenty small operations for every step's noise
-    would show. Noise of slots below the last `first` is dropped. `kind` is `uniform`, `gumbel` or `normal`.
+    would show. What a row has is kept in a ring: slots more than `reach` below the highest that was asked for are gone.
+    `kind` is `uniform`, `gumbel` or `normal`.
     """
 
-    def __init__(self, kind: Kind, seed: Tensor, purpose: int, *, size: int, ahead: int = 32) -> None:
+    def __init__(self, kind: Kind, seed: Tensor, purpose: int, *, size: int, reach: int = 1, ahead: int = 32) -> None:
         self.seed, self.purpose = seed, purpose
-        self._kind, self._size, self._ahead = kind, size, ahead
-        self._first = self._stop = 0
-        self._values = torch.empty(len(seed), 0, size, dtype=torch.float32, device=seed.device)
+        self._kind, self._size, self._reach, self._ahead = kind, size, reach, ahead
+        self._ring = reach + 2 * ahead
+        self._filled = [0] * len(seed)  # of each row, the first slot that was not computed yet
+        self._values: Tensor | None = None  # (B, ring, size): slot s stands at s modulo the ring
+        self._rows = self._offsets()
 
-    def between(self, first: int, stop: int) -> Tensor:
-        """Values (B, stop - first, size) of slots `first` to `stop` - 1; `first` never goes back."""
-        if stop > self._stop:
-            start, end = max(first, self._stop), stop + self._ahead
-            slots = torch.arange(start, end, device=self.seed.device)
-            fresh = self._kind(self.seed, slots[None], self.purpose, self._size)
-            kept = self._values[:, first - self._first :] if first < self._stop else self._values[:, :0]
-            self._values, self._first, self._stop = torch.cat([kept, fresh], 1), first, end
-        return self._values[:, first - self._first : stop - self._first]
+    def at(self, slots: Tensor, stops: Sequence[int]) -> Tensor:
+        """Values (B, n, size) at `slots` (B, n), of which row b's lie below `stops[b]`, by at most the table's reach.
 
-    def at(self, slots: Tensor, first: int, stop: int) -> Tensor:
-        """Values (B, n, size) at `slots` (B, n), which lie between `first` and `stop` - 1."""
-        values = self.between(first, stop)
-        if stop - first == 1:  # of one slot, the same in all rows
-            return values.expand(-1, slots.shape[1], -1)
-        return values.gather(1, (slots - first)[..., None].expand(-1, -1, self._size))
+        `stops` never fall.
+        """
+        if self._values is None or any(map(lt, self._filled, stops)):
+            self._fill(stops)
+        assert self._values is not None
+        if self._reach == 1 and min(stops) == max(stops):  # the same slot in all rows
+            place = (stops[0] - 1) % self._ring
+            return self._values[:, place : place + 1]
+        found = self._values.flatten(0, 1).index_select(0, (slots % self._ring + self._rows).flatten())
+        return found.unflatten(0, slots.shape)
+
+    def _fill(self, stops: Sequence[int]) -> None:
+        """Compute what is missing below `stops`, and of rows that are about to miss some as well: all at once."""
+        if self._values is None:
+            shape = (len(self.seed), self._ring, self._size)
+            self._values = torch.empty(shape, dtype=torch.float32, device=self.seed.device)
+        each = torch.arange(self._ahead, device=self.seed.device)
+        while any(map(lt, self._filled, stops)):
+            rows = [b for b, stop in enumerate(stops) if self._filled[b] < stop + self._ahead // 2]
+            first = torch.tensor([self._filled[b] for b in rows], device=self.seed.device)
+            index, slots = torch.tensor(rows, device=self.seed.device), first[:, None] + each
+            fresh = self._kind(self.seed[index], slots, self.purpose, self._size)
+            self._values[index[:, None], slots % self._ring] = fresh
+            for b in rows:
+                self._filled[b] += self._ahead
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the images `rows` (k,) alone, in this order."""
+        self.seed, self._filled = self.seed[rows], [self._filled[b] for b in rows.tolist()]
+        self._values = None if self._values is None else self._values[rows]
+        self._rows = self._offsets()
+
+    def join(self, other: "Table") -> None:
+        """Take the images of another table of this kind as well, behind its own."""
+        parts = [table._kept() for table in (self, other)]
+        self.seed, self._filled = torch.cat([self.seed, other.seed]), self._filled + other._filled
+        self._values, self._rows = torch.cat(parts), self._offsets()
+
+    def _kept(self) -> Tensor:
+        if self._values is not None:
+            return self._values
+        return torch.empty(len(self.seed), self._ring, self._size, dtype=torch.float32, device=self.seed.device)
+
+    def _offsets(self) -> Tensor:
+        return torch.arange(len(self.seed), device=self.seed.device)[:, None] * self._ring
 
 
 class Uniforms:
-    """The uniforms of a decoding step, by purpose and by place in the step's window."""
+    """The uniforms of each image's decoding step, by purpose and by place in the step's window."""
 
     def __init__(self, seed: Tensor, size: int) -> None:
-        self.seed, self.step, self._size = seed, 0, size
+        self.seed, self._size = seed, size
+        self.steps = torch.zeros(len(seed), 1, dtype=torch.int64, device=seed.device)  # that each image has behind it
+        self._stops = [1] * len(seed)  # the same, plus one
         self._tables: dict[int, Table] = {}
 
     def of(self, purpose: int, stop: int, first: int = 0) -> Tensor:
         """(B, stop - first), of the places from `first` to `stop` - 1."""
         if purpose not in self._tables:
             self._tables[purpose] = Table(uniform, self.seed, purpose, size=self._size)
-        return self._tables[purpose].between(self.step, self.step + 1)[:, 0, first:stop]
+        return self._tables[purpose].at(self.steps, self._stops)[:, 0, first:stop]
+
+    def advance(self) -> None:
+        """Another step is done."""
+        self.steps = self.steps + 1
+        self._stops = [stop + 1 for stop in self._stops]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the images `rows` (k,) alone, in this order."""
+        self.seed, self.steps, self._stops = self.seed[rows], self.steps[rows], [self._stops[b] for b in rows.tolist()]
+        for table in self._tables.values():
+            table.keep(rows)
+
+    def join(self, other: "Uniforms") -> None:
+        """Take the images of others as well, behind its own."""
+        for purpose, table in self._tables.items():
+            new = other._tables.get(purpose)
+            table.join(Table(uniform, other.seed, purpose, size=self._size) if new is None else new)
+        self.seed, self.steps = torch.cat([self.seed, other.seed]), torch.cat([self.steps, other.steps])
+        self._stops = self._stops + other._stops

@@ -138,15 +138,15 @@ def method(spec: str, defaults: Mapping[str, Mapping[str, Any]] | None = None, *
     for part in parts:
         key, equals, text = part.partition("=")
         if not equals or not key:
-            raise ValueError(f"got {part!r} in method {spec!r}, expected setting=value")
+            raise ValueError(f"got {quoted(part)} in method {quoted(spec)}, expected setting=value")
         if key in values:
-            raise ValueError(f"setting {key} stands twice in method {spec!r}")
+            raise ValueError(f"setting {shown(key)} stands twice in method {quoted(spec)}")
         values[key] = text
     values = {**(defaults or {}).get(name, {}), **values, **overrides}
     unknown = [key for key in values if key not in hints]
     if unknown:
         has = ", ".join(hints) or "none"
-        raise ValueError(f"method {name} has no setting {unknown[0]!r}; its settings: {has}")
+        raise ValueError(f"method {name} has no setting {quoted(unknown[0])}; its settings: {has}")
     return made, made.Settings(**{key: convert(value, hints[key], key) for key, value in values.items()})
 
 
@@ -159,7 +159,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
                 return parsed
         elif value == option:
             return value
-    raise ValueError(f"got {name} {value!r}, expected {describe(hint)}")
+    raise ValueError(f"got {name} {quoted(value)}, expected {describe(hint)}")
 
 
 def choices(hint: Any) -> list[Any]:

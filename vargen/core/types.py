@@ -39,19 +39,19 @@ class Block:
     moves: tuple[Tensor, Tensor] | None = None
 
     def twice(self) -> "Block":
-        """The same block for the conditional and the unconditional rows, (2B, n)."""
+        """The same block for unconditional rows and for conditional ones, (2B, n): see `mirrored`."""
 
-        def double(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.repeat(2, *[1] * (value.dim() - 1))
+        def double(value: Tensor) -> Tensor:
+            return torch.cat([value if len(value) == 1 else value.flip(0), value])
 
         return replace(
             self,
-            tokens=self.tokens.repeat(2, 1),
-            slots=self.slots.repeat(2, 1),
-            sees=double(self.sees),
-            places=double(self.places),
-            parents=double(self.parents),
-            moves=None if self.moves is None else (self.moves[0].repeat(2, 1), self.moves[1].repeat(2, 1)),
+            tokens=double(self.tokens),
+            slots=double(self.slots),
+            sees=None if self.sees is None else double(self.sees),
+            places=None if self.places is None else double(self.places),
+            parents=None if self.parents is None else double(self.parents),
+            moves=None if self.moves is None else (double(self.moves[0]), double(self.moves[1])),
         )
 
 
@@ -99,14 +99,31 @@ class Condition:
     padding: Tensor | None = None  # (R, T) bool: rows of the condition that nobody may see
     places: Tensor | None = None  # (3, R, T): where its tokens stand, if not one behind the other from the first seen
 
+    def mirrored(self) -> "Condition":
+        """The same, its rows in the order in which a raster model's cache has them: see `mirrored`."""
+        padding = None if self.padding is None else mirrored(self.padding)
+        return Condition(mirrored(self.embedding), padding, None if self.places is None else mirrored(self.places, 1))
+
     def rounded(self, step: int) -> "Condition":
         """The same, padded in front to a multiple of `step` rows, so that few lengths are met."""
+        return self.lengthened(-self.embedding.shape[1] % step)
+
+    def lengthened(self, more: int) -> "Condition":
+        """The same, with so many rows of padding in front."""
         rows, count, _ = self.embedding.shape
-        if not (more := -count % step):
+        if not more:
             return self
         padding = self.embedding.new_zeros(rows, count, dtype=torch.bool) if self.padding is None else self.padding
         places = None if self.places is None else F.pad(self.places, (more, 0))
         return Condition(F.pad(self.embedding, (0, 0, more, 0)), F.pad(padding, (more, 0), value=True), places)
+
+
+def mirrored(rows: Tensor, dim: int = 0) -> Tensor:
+    """Conditional rows, then unconditional ones, as a raster model's cache has them: first the unconditional ones, last
+    image first, then the conditional ones. So an image more is a row more at either end, and no other row moves.
+    """
+    conditional, unconditional = rows.chunk(2, dim)
+    return torch.cat([unconditional.flip(dim), conditional], dim)
 
 
 class KVCache:
@@ -116,7 +133,7 @@ class KVCache:
     first, as attention takes it.
 
     A rejected token needs no roll-back: it lies behind every later query until the next write covers it. A block of
-    fewer rows than the cache has uses its first ones.
+    fewer rows than the cache has uses those before row `end`. What is noted of a condition is noted of the rows in use.
     """
 
     padding: Tensor | None = None  # of the condition, see `Condition`; set by the prefill
@@ -132,9 +149,27 @@ class KVCache:
         self.kernels = Kernels()
         self._rows = [part.flatten(0, 1) for part in self._held]  # of each layer, (R * S, 2, heads, dim)
         self._first = self._held.permute(0, 3, 1, 4, 2, 5)  # heads first, (layers, 2, R, heads, S, dim)
-        self._span, self._shown = (0, 0), tuple(self._rows[:0])  # what was seen last, of each layer
-        self._room, self._gaps = (0, 0, 0), tuple(self._rows[:0])  # where was written last behind a row, of each layer
+        self._span, self._shown = (slice(0), 0), tuple(self._rows[:0])  # what was seen last, of each layer
+        self._room, self._gaps = (0, 0, 0), tuple(zip(self._rows[:0]))  # what was joined last, of each layer
         self._offset = torch.arange(batch, device=device)[:, None] * rows
+        self.end = batch
+
+    def like(self, batch: int, rows: int) -> "KVCache":
+        """An empty cache for the same model, for other sizes."""
+        layers, _, _, _, heads, dim = self._held.shape
+        out = KVCache(layers, batch, rows, heads, dim, dtype=self._held.dtype, device=self._held.device)
+        out.kernels, out.layers, out.front = self.kernels, self.layers, self.front
+        return out
+
+    def take(self, other: "KVCache", source: list[int], target: list[int], stop: int, behind: int = 0) -> None:
+        """Copy the first `stop` keys and values of rows `source` of another cache, or of this one, to rows `target`,
+        `behind` so many others.
+        """
+        self._held[:, target, behind : behind + stop] = other._held[:, source, :stop]
+
+    def rows(self, count: int) -> slice:
+        """The rows of a block of so many."""
+        return slice(self.end - count, self.end)
 
     @property
     def keys(self) -> Tensor:
@@ -153,11 +188,11 @@ class KVCache:
 
     def flat(self, rows: Tensor) -> Tensor:
         """Index (R * n,) into batch and rows together, for `write`, from cache rows (R, n)."""
-        return (rows + self._offset[: len(rows)]).flatten()
+        return (rows + self._offset[self.rows(len(rows))]).flatten()
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy rows `source` (R, m) to rows `target` (R, m) in every layer."""
-        batch = torch.arange(len(source), device=source.device)[:, None]
+        batch = torch.arange(self.end - len(source), self.end, device=source.device)[:, None]
         for part in (self.keys, self.values):
             part[:, batch, target] = part[:, batch, source]
 
@@ -174,12 +209,13 @@ class KVCache:
         return self.seen(layer, len(both), stop)
 
     def seen(self, layer: int, batch: int, stop: int) -> tuple[Tensor, Tensor]:
-        """A layer's first `stop` keys and values of the first `batch` rows, (batch, heads, stop, dim)."""
+        """A layer's first `stop` keys and values of a block of `batch` rows, (batch, heads, stop, dim)."""
+        rows = self.rows(batch)
         if torch.compiler.is_compiling():
-            keys, values = self._held[layer, :batch, :stop].permute(2, 0, 3, 1, 4).unbind(0)
+            keys, values = self._held[layer, rows, :stop].permute(2, 0, 3, 1, 4).unbind(0)
             return keys, values
-        if self._span != (batch, stop):  # once for all layers
-            self._span, self._shown = (batch, stop), self._first[:, :, :batch, :, :stop].unbind(0)
+        if self._span != (rows, stop):  # once for all layers
+            self._span, self._shown = (rows, stop), self._first[:, :, rows, :, :stop].unbind(0)
         keys, values = self._shown[layer].unbind(0)
         return keys, values
 
@@ -190,21 +226,23 @@ class KVCache:
         What has no room is returned and not kept; without `keep`, nothing is.
         """
         both, queries = qkv.narrow(2, 1, 2), qkv.select(2, 0).transpose(1, 2)
-        batch, count, room = len(both), both.shape[1], self._held.shape[2] - first
-        if keep and count <= room:
-            self._behind(layer, batch, first, count).copy_(both)
-            return queries, *self.seen(layer, batch, first + count)
-        if keep and room > 0:
-            self._behind(layer, batch, first, room).copy_(both[:, :room])
-        if first:
-            both = torch.cat([self._behind(layer, batch, 0, first), both], dim=1)
-        return queries, *both.permute(2, 0, 3, 1, 4).unbind(0)
+        kept = min(both.shape[1], self._held.shape[2] - first) if keep else 0
+        there, gap, shown = self._until(layer, len(both), first, first + kept)
+        if kept:
+            gap.copy_(both[:, :kept] if kept < both.shape[1] else both)
+        if kept < both.shape[1]:
+            shown = torch.cat([there, both[:, kept:] if kept else both], dim=1).permute(2, 0, 3, 1, 4)
+        return queries, *shown.unbind(0)
 
-    def _behind(self, layer: int, batch: int, first: int, count: int) -> Tensor:
-        """So many rows of a layer from `first` on, (batch, count, 2, heads, dim)."""
-        if self._room != (batch, first, count):  # once for all layers
-            self._room = batch, first, count
-            self._gaps = self._held[:, :batch, first : first + count].unbind(0)
+    def _until(self, layer: int, batch: int, first: int, stop: int) -> tuple[Tensor, ...]:
+        """A layer's tokens up to `stop` (batch, stop, 2, heads, dim), those from `first` on, and all heads first."""
+        if torch.compiler.is_compiling():
+            there = self._held[layer, :batch, :stop]
+            return there, there[:, first:], there.permute(2, 0, 3, 1, 4)
+        if self._room != (batch, first, stop):  # once for all layers
+            there = self._held[:, :batch, :stop]
+            parts = (there.unbind(0), there[:, :, first:].unbind(0), there.permute(0, 3, 1, 4, 2, 5).unbind(0))
+            self._room, self._gaps = (batch, first, stop), tuple(zip(*parts, strict=True))
         return self._gaps[layer]
 
 
@@ -223,7 +261,7 @@ class Trace:
     tokens_per_forward: float = 0.0  # tokens of an image over its forwards, mean over images
     seconds: dict[str, float] = field(
         default_factory=dict
-    )  # total, model, sampler, decode; some: text, head, calibration
+    )  # total, model, sampler, decode; also text, head, calibration
     peak_memory_bytes: int = 0
     cache_bytes: int = 0  # the most that keys and values took at a time
     seeds: list[int] = field(default_factory=list)

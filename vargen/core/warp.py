@@ -4,7 +4,8 @@ It is the order of the LlamaGen scripts and of transformers; `temperature_last` 
 Guidance is already in the logits. Exactness of any method is a statement about the law *after* this step.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,16 +17,21 @@ LEAST, MOST = 2.0**-149, torch.finfo(torch.float32).max  # temperatures that flo
 
 @dataclass(frozen=True)
 class Warp:
-    """`top_k` 0 is off; `top_p` keeps the first id that crosses the threshold. Ties with the last that is kept stay."""
+    """`top_k` 0 is off; `top_p` keeps the first id that crosses the threshold. Ties with the last that is kept stay.
 
-    temperature: float = 1.0
+    `temperature` and `top_p` may be (B, 1, 1), of each image its own: see `together`.
+    """
+
+    temperature: float | Tensor = 1.0
     top_k: int = 0
-    top_p: float = 1.0
+    top_p: float | Tensor = 1.0
     allowed: Tensor | None = None  # (V,) bool
     temperature_last: bool = False
     top_n_sigma: float = 0.0  # ids further than so many deviations below the largest score are left out; 0 is off
 
     def __post_init__(self) -> None:
+        if self.apart:
+            return
         if self.temperature == 0:
             raise ValueError("got temperature 0, expected a number above 0: top_k=1 draws the likeliest id")
         if not LEAST <= self.temperature <= MOST:
@@ -36,6 +42,11 @@ class Warp:
             raise ValueError(f"got top-n-sigma {self.top_n_sigma}, expected 0 (off) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"got top-p {self.top_p}, expected a number above 0 and at most 1")
+
+    @property
+    def apart(self) -> bool:
+        """Whether images have each their own."""
+        return isinstance(self.temperature, Tensor) or isinstance(self.top_p, Tensor)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Unnormalised log-probabilities (..., V), -inf where an id is ruled out; `logits` is left alone."""
@@ -51,22 +62,47 @@ class Warp:
             mean = out.masked_fill(~left, 0.0).sum(-1, keepdim=True) / count
             deviation = ((out - mean).masked_fill(~left, 0.0).square().sum(-1, keepdim=True) / count).sqrt()
             out = out.masked_fill(out < largest - self.top_n_sigma * deviation, float("-inf"))
-        if self.top_p < 1.0:
+        if self.apart or self.top_p < 1.0:
             p = out.softmax(-1)
-            out = out.masked_fill(p < least_kept(p, self.top_p), float("-inf"))
+            out = out.masked_fill(p < self._least(p), float("-inf"))
         return self._tempered(out) if self.temperature_last else out
 
+    def _least(self, p: Tensor) -> Tensor:
+        """The least probability (..., 1) that top-p keeps of laws (..., V)."""
+        if not isinstance(self.top_p, Tensor):
+            return least_kept(p, self.top_p)
+        whole = self.top_p >= 1.0
+        return least_kept(p, self.top_p.masked_fill(whole, 0.0)).masked_fill(whole, 0.0)
+
     def _tempered(self, scores: Tensor) -> Tensor:
-        if self.temperature == 1.0:
+        if not self.apart and self.temperature == 1.0:
             return scores
-        return (scores - scores.amax(-1, keepdim=True)) / self.temperature  # the maximum is 0: nothing can overflow
+        tempered = (scores - scores.amax(-1, keepdim=True)) / self.temperature  # the maximum is 0: nothing can overflow
+        return (
+            torch.where(self.temperature == 1.0, scores, tempered) if isinstance(self.temperature, Tensor) else tempered
+        )
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Probabilities (..., V)."""
         return torch.softmax(self.scores(logits), dim=-1)
 
 
-def least_kept(p: Tensor, top_p: float) -> Tensor:
+def together(each: Sequence[Warp], device: torch.device) -> Warp:
+    """The law of images that have each their own temperature and top-p, of logits (B, n, V). ValueError where they
+    differ in more.
+    """
+    shared = {(one.top_k, id(one.allowed), one.temperature_last, one.top_n_sigma) for one in each}
+    if len(shared) > 1:
+        raise ValueError("got images of one batch whose laws differ in more than temperature and top-p")
+    own = {name: [float(getattr(one, name)) for one in each] for name in ("temperature", "top_p")}
+    if all(max(values) == min(values) for values in own.values()):
+        return each[0]
+    return replace(
+        each[0], **{name: torch.tensor(values, device=device)[:, None, None] for name, values in own.items()}
+    )
+
+
+def least_kept(p: Tensor, top_p: float | Tensor) -> Tensor:
     """The least probability (..., 1) that top-p keeps of laws (..., V): that of the first id that crosses `top_p`.
 
     On a CPU the likeliest ids are sorted first, and all of them only where those do not reach `top_p`.
@@ -74,7 +110,7 @@ def least_kept(p: Tensor, top_p: float) -> Tensor:
     for count in FEW if p.is_cpu and p.shape[-1] > 4 * FEW[-1] else ():
         falling = p.topk(count, dim=-1).values
         mass = falling.cumsum(-1)
-        if bool((mass[..., -1] > top_p).all()):
+        if bool((mass[..., -1:] > top_p).all()):
             break
     else:
         falling = _sorted(p)

@@ -107,7 +107,7 @@ class Controls:
             choices, free = self._choices(name, hint), name in OFFERED
             first = {"choices": choices, "value": choices[0], **state}
             return gr.Dropdown(**first, allow_custom_value=free, filterable=free, **common)
-        return gr.Number(**{"value": 0, **state}, precision=0 if hint is int else None, **common)
+        return gr.Number(**{"value": 0, **state}, **common)
 
     def _choices(self, name: str, hint: Any) -> list[str]:
         if name in PARTNERS:

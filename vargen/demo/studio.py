@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vargen.core import registry
+from vargen.core.messages import quoted
 from vargen.core.png import encode, texts
 from vargen.core.preset import LAW
 from vargen.core.specs import RasterSpec, ScaleSpec
@@ -77,9 +78,9 @@ class Studio:
             raise ValueError(registry.unknown("model", order.model, self.models))
         preset, limits = registry.preset(order.model), self.limits
         if not 1 <= values.whole(order.images, "number of images") <= limits.images:
-            raise ValueError(f"got {order.images} images, expected 1 to {limits.images}")
+            raise ValueError(f"got {quoted(order.images)} images, expected 1 to {limits.images}")
         if not 0 <= values.whole(order.seed, "seed") <= MOST_SEED:
-            raise ValueError(f"got seed {order.seed}, expected 0 to {MOST_SEED}")
+            raise ValueError(f"got seed {quoted(order.seed)}, expected 0 to {MOST_SEED}")
         if preset.classes:
             values.label(order.subject[:100], preset.names(), preset.classes, -1 if order.repainted else 0)
         elif not order.subject.strip():
@@ -93,6 +94,9 @@ class Studio:
         for name, value in order.options.items():
             if isinstance(value, str) and len(value) > limits.prompt:
                 raise ValueError(f"got {name} of {len(value)} characters, expected at most {limits.prompt}")
+            many = value if isinstance(value, list) else [value]
+            if wrong := [each for each in many if isinstance(each, int) and abs(each) > MOST_SEED]:
+                raise ValueError(f"got {name} {quoted(wrong[0])}, expected at most {MOST_SEED} here")
         recipe = preset.choose(order.options.get("preset"))
         request.image_size(order.options.get("image_size"))
         law = {name: order.options.get(name) for name in LAW}

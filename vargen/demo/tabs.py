@@ -58,7 +58,7 @@ def api(studio: Studio) -> None:
     with gr.Column(visible=False):
         texts = {"model": studio.models[0], "subject": "", "method": "", "size": "", "options": ""}
         model, subject, method, size, law = (gr.Textbox(value, label=name) for name, value in texts.items())
-        seed, images = gr.Number(0, label="seed", precision=0), gr.Number(1, label="images", precision=0)
+        seed, images = gr.Number(0, label="seed"), gr.Number(1, label="images")  # a precision would round them
         files, trace = gr.File(label="files", file_count="multiple"), gr.JSON(label="trace")
         go = gr.Button("api")
 

@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from vargen.core.types import KVCache
-from vargen.engine.graphs import Capture, Capturing, Recorder, Tensors
+from vargen.engine.graphs import Capture, Capturing, Recorder
 
 Spec = TypeVar("Spec")  # the layout of the images that a model draws
 KEPT = 2  # caches that are kept for the next call, with their graphs: the last one, and
@@ -28,7 +29,7 @@ class Held:
     cache: KVCache
     graphs: Recorder
     handed: Callable[[], KVCache | None] = lambda: None
-    condition: Tensors = field(default_factory=dict)  # what the cache knows of a condition, where graphs read it
+    condition: dict[Hashable, Tensor] = field(default_factory=dict)  # what the cache knows of conditions, for graphs
 
 
 class Caches:

@@ -12,7 +12,8 @@ from torch import Tensor
 from vargen.core.dispatch import Kernels
 from vargen.core.types import Block, Condition, Group, KVCache
 from vargen.core.warp import Warp
-from vargen.engine.guidance import Guidance
+from vargen.engine.guidance import AnyGuidance
+from vargen.engine.seats import Seats, joined, kept
 from vargen.engine.sound import Sound
 from vargen.kernels.sample import law
 from vargen.models.contract import ContinuousModel, RasterModel
@@ -22,9 +23,14 @@ from vargen.models.eagle import EagleHead
 class ModelDrafter:
     """A small model of the same vocabulary and grid, under the large one's guidance and truncation."""
 
-    def __init__(self, model: RasterModel, condition: Condition, guidance: Guidance, warp: Warp) -> None:
-        self._model, self._condition, self._guidance, self._warp = model, condition, guidance, warp
+    _seats: Seats
+
+    def __init__(self, model: RasterModel, condition: Condition, guidance: AnyGuidance, warp: Warp) -> None:
+        self._model, self._guidance, self._warp = model, guidance, warp
+        self._condition = condition.mirrored() if guidance.active else condition
+        self._images = len(condition.embedding) // (2 if guidance.active else 1)
         self.forwards, self.kernels, self.sound = 0, Kernels(), Sound("the drafter", model.device)
+        self.capacity, self.beside = self._images, None  # see `engine/running.py`
 
     def watch(self, model: RasterModel) -> RasterModel:
         """`model` as it is to be run: a small model drafts from tokens alone."""
@@ -32,16 +38,33 @@ class ModelDrafter:
 
     def reserve(self, extra: int) -> None:
         """Begin, with so many places in the cache behind the image's slots."""
-        rows, front, _ = self._condition.embedding.shape
-        self._cache = self._model.make_cache(rows, extra, front)
-        self._cache.kernels = self.kernels
-        self._model.prefill(self._condition, self._cache)
+        condition, guided = self._condition, self._guidance.active
+        if self.beside is None:
+            self._seats = Seats.of(self._model, condition, self.capacity, extra, guided=guided)
+        else:
+            condition = self.beside._seats.fitting(condition)
+            self._seats = self.beside._seats.small(self._images)
+        self._seats.cache.kernels = self.kernels
+        self._model.prefill(condition, self._seats.cache)
         self.forwards = 1
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the images `rows` (k,) alone, in this order."""
+        self._seats.keep(rows.tolist(), self._seats.cache.keys.shape[2])
+
+    def join(self, other: "ModelDrafter") -> None:
+        """Take the images of another one as well, behind its own: it was to join."""
+        self._seats.join(other._seats)
+        self.forwards += other.forwards
+
+    def under(self, guidance: AnyGuidance, warp: Warp) -> None:
+        """From now on, its laws are under these."""
+        self._guidance, self._warp = guidance, warp
 
     def laws(self, block: Block) -> Tensor:
         """Laws (B, n, V) of the slots behind a block of tokens, which enters the drafter's cache."""
         self.forwards += 1
-        logits = self._model.decode(self._guidance.spread(replace(block, moves=None)), self._cache)
+        logits = self._model.decode(self._guidance.spread(replace(block, moves=None)), self._seats.cache)
         mixed = self._guidance.mix(logits, block)
         self.sound.note(mixed)
         return law(self._model.spec.given(mixed, block.slots + 1), self._warp, self.kernels)
@@ -65,9 +88,13 @@ class HeadDrafter:
     (`see`), its own predictions where it has not.
     """
 
-    def __init__(self, head: EagleHead, model: Any, rows: int, guidance: Guidance, warp: Warp) -> None:
-        self._head, self._model, self._rows, self._guidance, self._warp = head, model, rows, guidance, warp
+    _seats: Seats
+    _states: Tensor  # (R, places, d), of the rows in use
+
+    def __init__(self, head: EagleHead, model: Any, images: int, guidance: AnyGuidance, warp: Warp) -> None:
+        self._head, self._model, self._images, self._guidance, self._warp = head, model, images, guidance, warp
         self.forwards, self.kernels, self.sound = 0, Kernels(), Sound("the drafter", head.device)
+        self.capacity, self.beside = images, None  # see `engine/running.py`
 
     def watch(self, model: RasterModel) -> RasterModel:
         """`model` as it is to be run, so that its states are seen."""
@@ -75,12 +102,32 @@ class HeadDrafter:
 
     def reserve(self, extra: int) -> None:
         """Begin, with so many places in the cache behind the image's slots."""
-        self._cache = self._head.make_cache(self._rows, extra)
-        self._cache.kernels = self.kernels
+        guided = self._guidance.active
+        if self.beside is None:
+            cache = self._head.make_cache(self.capacity * (2 if guided else 1), extra)
+            self._seats = Seats(cache, self.capacity, self._images, 0, guided=guided)
+        else:
+            self._seats = self.beside._seats.small(self._images)
+        self._seats.cache.kernels = self.kernels
         places = 1 + self._head.spec.slots + extra  # row 0 has the state of the condition, row 1 + s that of place s
         width = self._head.config.width
-        self._states = torch.zeros(self._rows, places, width, dtype=self._head.dtype, device=self._head.device)
+        self._states = torch.zeros(self._seats.rows, places, width, dtype=self._head.dtype, device=self._head.device)
         self.forwards = 0
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the images `rows` (k,) alone, in this order."""
+        self._states = kept(self._states, rows, self._seats.taken, guided=self._seats.guided)
+        self._seats.keep(rows.tolist(), self._seats.cache.keys.shape[2])
+
+    def join(self, other: "HeadDrafter") -> None:
+        """Take the images of another one as well, behind its own: it was to join."""
+        self._states = joined(self._states, other._states, guided=self._seats.guided)
+        self._seats.join(other._seats)
+        self.forwards += other.forwards
+
+    def under(self, guidance: AnyGuidance, warp: Warp) -> None:
+        """From now on, its laws are under these."""
+        self._guidance, self._warp = guidance, warp
 
     def see(self, states: Tensor, places: Tensor | None = None) -> None:
         """Keep the model's states (R, n, d) of `places` (R, n), or that of the condition."""
@@ -98,7 +145,7 @@ class HeadDrafter:
             self._keep(self._at(source), target)
         before = rows.slots - 1 if rows.parents is None else rows.parents
         tokens = self._model.embed(rows.tokens)
-        states = self._head.decode(tokens, self._at(before), replace(rows, moves=None), self._cache)
+        states = self._head.decode(tokens, self._at(before), replace(rows, moves=None), self._seats.cache)
         places = rows.slots if rows.places is None else rows.places
         predicted = slice(-1, None) if rows.parents is None else slice(None)
         self._keep(states[:, predicted], places[:, predicted])
@@ -108,10 +155,15 @@ class HeadDrafter:
 
     def _at(self, places: Tensor) -> Tensor:
         """The states (R, n, d) of `places` (R, n), -1 being the condition."""
-        return self._states[torch.arange(len(places), device=places.device)[:, None], places + 1]
+        return self._states[self._rows(places), places + 1]
 
     def _keep(self, states: Tensor, places: Tensor) -> None:
-        self._states[torch.arange(len(places), device=places.device)[:, None], places + 1] = states
+        self._states[self._rows(places), places + 1] = states
+
+    def _rows(self, places: Tensor) -> Tensor:
+        """Fewer rows than there are states of are the last ones."""
+        count = len(self._states)
+        return torch.arange(count - len(places), count, device=places.device)[:, None]
 
 
 class Watched:

@@ -8,80 +8,19 @@ and stops where the caller stops iterating.
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
 
 import torch
 
 from vargen.core.dispatch import Kernels
 from vargen.core.types import Condition
+from vargen.engine.clock import Clock, Counts
 from vargen.engine.guidance import Guidance, Ramp
+from vargen.engine.running import RunningBatch
 from vargen.engine.sound import Sound, check_tokens
 from vargen.engine.threads import ALL, Threads
 from vargen.models.contract import ContinuousModel, NextScaleModel, RasterModel
 from vargen.samplers.contract import ContinuousSampler, RasterSampler, ScaleSampler
 from vargen.tokenizers.multiscale_vq import Pyramid
-
-
-class Clock:
-    """Seconds by name. On CUDA it records events and reads them once, at the end, so that it never waits."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._cuda = device, device.type == "cuda"
-        self._marks: list[tuple[str, Any]] = [("", self._now())]
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under `name`."""
-        self._marks.append((name, self._now()))
-
-    def skip(self) -> None:
-        """Book the time since the last lap under nothing: it was the caller's."""
-        self.lap("")
-
-    def laps(self) -> dict[str, list[float]]:
-        """The seconds of each lap that was booked, by name."""
-        if self._cuda:
-            torch.cuda.synchronize(self._device)
-        out: dict[str, list[float]] = {}
-        for (_, start), (name, end) in pairwise(self._marks):
-            if name:
-                out.setdefault(name, []).append(_between(start, end))
-        return out
-
-    def seconds(self) -> dict[str, float]:
-        """What was booked, by name."""
-        return {name: sum(laps) for name, laps in self.laps().items()}
-
-
-def _between(start: Any, end: Any) -> float:
-    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
-
-
-@dataclass
-class Counts:
-    """What the loop counted: forwards of the model in all, by width of block (whoever ran it), and by image."""
-
-    forwards: int = 0
-    widths: dict[int, int] = field(default_factory=dict)
-    per_image: list[int] = field(default_factory=list)
-    by_others: int = 0  # forwards of models that go on where the first one stopped
-    cache_bytes: int = 0  # the most that keys and values took at a time
-    kernels: Kernels = field(default_factory=Kernels)  # which implementations ran
-
-    def note(self, width: int, unsettled: list[bool], *, by_other: bool = False) -> None:
-        self.forwards += not by_other
-        self.by_others += by_other
-        self.widths[width] = self.widths.get(width, 0) + 1
-        counted = self.per_image or [0] * len(unsettled)
-        self.per_image = [count + busy for count, busy in zip(counted, unsettled, strict=True)]
 
 
 def raster(
@@ -94,36 +33,15 @@ def raster(
     threads: Threads = ALL,
 ) -> Iterator[None]:
     """Decode a batch; yields after each forward, when `sampler` holds what is settled. Stop iterating to cancel."""
-    spec, (rows, front, _) = model.spec, condition.embedding.shape
-    cache, slots = model.make_cache(rows, sampler.extra, front), spec.slots
-    counts.cache_bytes, cache.kernels = cache.bytes, counts.kernels
-    sound, each = Sound("the model", model.device), cache.bytes / cache.keys.shape[:3].numel()
-    size = (rows * front, 0.0)
-    with threads.step(*size):
-        logits = guidance.mix(model.prefill(condition, cache))
-        sound.note(logits)
-        logits = spec.given(logits, torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device))
+    batch = RunningBatch(model, clock, counts, threads, capacity=len(sampler.settled), guided=guidance.active)
+    batch.begin(condition, sampler, guidance)
     while True:
-        counts.note(logits.shape[1], [n < slots for n in sampler.settled])
-        clock.lap("model")
-        with threads.step(*size):
-            sampler.accept(logits)
-        clock.lap("sampler")
+        counts.per_image = batch.forwards
         yield
         clock.skip()
-        if min(sampler.settled) >= slots:
-            return sound.check()
-        with threads.step(*size):
-            block = sampler.propose()
-        clock.lap("sampler")
-        spread = guidance.spread(block)
-        assert len(spread.slots) <= rows, "rows that were dropped cannot come back: their cache has holes"
-        rows = len(spread.slots)
-        size = (spread.slots.numel(), rows * spread.stop * each)
-        with threads.step(*size):
-            logits = guidance.mix(model.decode(spread, cache), block)
-            sound.note(logits)
-            logits = spec.given(logits, block.slots, ahead=1)
+        if not batch.busy:
+            return batch.sound.check()
+        batch.step()
 
 
 def next_scale(
@@ -158,7 +76,8 @@ def next_scale(
                 logits = model.decode(Condition(condition.embedding[:rows]), inputs, block, cache)
                 logits, ran = guidance.mix(logits, scale), scale + 1
                 sound.note(logits)
-                counts.note(width, [turn == 0] * batch, by_other=turn > 0)
+                counts.note(width, by_other=turn > 0)
+                counts.per_image = [n + (turn == 0) for n in counts.per_image]
                 clock.lap("model")
                 pyramid.add(sampler.draw(logits, scale))
                 clock.lap("sampler")
@@ -185,7 +104,8 @@ def continuous(
         rows = _repeated(condition, images, len(group.slots) // images)
         with threads.step(len(rows.embedding) * model.spec.slots):  # of a masked model, which runs all
             z = model.decode(rows, group, cache)
-        counts.note(group.slots.shape[1], [True] * images)
+        counts.note(group.slots.shape[1])
+        counts.per_image = [counts.forwards] * images
         counts.cache_bytes = 0 if cache is None else cache.bytes
         clock.lap("model")
         with threads.step(len(rows.embedding) * group.slots.shape[1]):

@@ -17,6 +17,7 @@ from vargen.core.specs import RasterSpec
 from vargen.core.types import Block, Condition, KVCache
 from vargen.engine.caches import Held, Replaying
 from vargen.engine.graphs import Tensors
+from vargen.engine.seats import NOTES
 from vargen.models.contract import RasterModel
 
 
@@ -33,7 +34,7 @@ class Replayed(Replaying[RasterSpec]):
         return cache
 
     def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
-        """The model's; what it notes of the condition stays where the graphs read it.
+        """The model's.
 
         Padded prompts are not replayed, since their lengths differ from call to call, and others once they come again.
         """
@@ -43,17 +44,12 @@ class Replayed(Replaying[RasterSpec]):
                 kept.padding = kept.shift = kept.places = None
             now, given = partial(self.model.prefill, condition), {"embedding": condition.embedding}
             return self._run(held, cache, now, given, partial(self._opening, held), patience=1)
-        logits = self.model.prefill(condition, cache)
-        for name in ("padding", "shift", "places"):
-            value = getattr(cache, name)
-            if value is not None:
-                value = held.condition.setdefault(name, value.clone()).copy_(value)
-            setattr(held.cache, name, value)
-        return logits
+        return self.model.prefill(condition, cache)
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:
         """The model's logits; they may be in a buffer that the next block takes again."""
         held = self.caches.of(cache)
+        _note(held, cache)
         now = partial(self.model.decode, block)  # with the bounds that the host knows
         return self._run(held, cache, now, _inputs(block, self.spec.slots, held), partial(self._whole, held))
 
@@ -68,7 +64,8 @@ class Replayed(Replaying[RasterSpec]):
     ) -> Tensor:
         notes = {"decode": "graph"}
         held.cache.kernels = Kernels(cache.kernels.impl, notes, captured=True)
-        fixed = (held.cache.padding is None, held.cache.places is None, cache.kernels.impl)
+        held.cache.end = cache.end
+        fixed = (held.cache.padding is None, held.cache.places is None, cache.kernels.impl, cache.end)
         how: dict[str, Any] = {"repeated": _moved, "replayed": whole, "notes": notes, "patience": patience}
         logits, ran = held.graphs.run(lambda _: now(cache), given, fixed, **how)
         cache.kernels.ran.update(ran or {})
@@ -84,6 +81,17 @@ class Replayed(Replaying[RasterSpec]):
         moves = (inputs["source"], inputs["target"]) if "source" in inputs else None
         block = Block(inputs["tokens"], inputs["slots"], 0, stop, inputs.get("sees"), inputs.get("places"), moves=moves)
         return self.model.decode(block, held.cache)
+
+
+def _note(held: Held, cache: KVCache) -> None:
+    """What a cache has noted of its conditions, put where the graphs for as many rows read it."""
+    for name in NOTES:
+        value = getattr(cache, name)
+        if value is not None:
+            kept = held.condition.setdefault((name, value.shape), value.clone())
+            value = kept if kept is value else kept.copy_(value)
+            setattr(cache, name, value)
+        setattr(held.cache, name, value)
 
 
 def _inputs(block: Block, slots: int, held: Held) -> Tensors:

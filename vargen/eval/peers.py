@@ -18,7 +18,7 @@ from vargen.core.generation import Generation
 from vargen.core.messages import first_line
 from vargen.core.preset import PLAIN_METHODS
 from vargen.core.types import Trace
-from vargen.engine.loops import Clock
+from vargen.engine.clock import Clock
 from vargen.models.emu3 import LINE
 
 Law = dict[str, Any]  # guidance, truncation and settings by name

@@ -27,7 +27,7 @@ _TURNED = {"HEADS": 20, "KEYS": 20, "DIM": HEAD, "HALF": HEAD // 2, "Q_EACH": 20
 CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any], int]] = {  # kernel, types, constants, warps
     "sample, law": (sample._rows, _SAMPLE, {**TRUNCATED, "DRAW": False}, 16),
     "sample, draw": (sample._rows, _SAMPLE, {**TRUNCATED, "DRAW": True}, 16),
-    "verify": (verify._rows, (I64, F32, F32, I64, INT, BOOL, I64, INT, INT),
+    "verify": (verify._rows, (I64, F32, F32, I64, I64, BOOL, I64, INT, INT),
                {"ACCEPT": 2, "REDRAW": 3, "BLOCK": verify.CHUNK}, 8),
     "attention, causal": (attention._stretch, _STRETCH, {**_HEADS, **_WINDOW, "SEES": False, "PADDING": False}, 4),
     "attention, masked": (attention._stretch, _STRETCH, {**_HEADS, **_WINDOW, "SEES": True, "PADDING": True}, 4),

@@ -5,6 +5,8 @@ scores, which needs no sort; ids that tie with the threshold stay, as in the twi
 noise hashed inside the kernel.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,16 +25,18 @@ def law(logits: Tensor, warp: Warp, kernels: Kernels) -> Tensor:
     return warp(logits)
 
 
-def draw(logits: Tensor, warp: Warp, noise: Table, slots: Tensor, span: tuple[int, int], kernels: Kernels) -> Tensor:
-    """Tokens (B, n): argmax(log p + g), with the Gumbel noise g of `slots` (B, n), which lie in `range(*span)`."""
+def draw(logits: Tensor, warp: Warp, noise: Table, slots: Tensor, stops: Sequence[int], kernels: Kernels) -> Tensor:
+    """Tokens (B, n): argmax(log p + g), with the Gumbel noise g of `slots` (B, n), row b's below `stops[b]`."""
     if kernels.triton("sample", logits, unfit=_unfit(logits, warp)):
         return _launch(logits, warp, noise, slots)[1]
-    return (warp.scores(logits) + noise.at(slots, *span)).argmax(-1)
+    return (warp.scores(logits) + noise.at(slots, stops)).argmax(-1)
 
 
 def _unfit(logits: Tensor, warp: Warp) -> str | None:
     if logits.shape[-1] > WIDEST:
         return f"the vocabulary of {logits.shape[-1]} ids is above {WIDEST}"
+    if warp.apart:
+        return "images with temperatures or top-p of their own are for PyTorch alone"
     if warp.top_n_sigma or warp.temperature_last:
         return "top-n-sigma, and a temperature behind the truncation, are for PyTorch alone"
     return None

@@ -5,8 +5,6 @@ left of that, it stays. The uniforms are hashed inside the kernel, from (seed, s
 passes over the laws: what is left in all, then where the draw falls.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -39,7 +37,7 @@ def _launch(drafts: Tensor, q: Tensor, p: Tensor, uniforms: Uniforms) -> tuple[T
             q,
             p,
             uniforms.seed,
-            uniforms.step,
+            uniforms.steps,
             kept,
             tokens,
             width,
@@ -52,13 +50,13 @@ def _launch(drafts: Tensor, q: Tensor, p: Tensor, uniforms: Uniforms) -> tuple[T
     return kept, tokens
 
 
-@partial(jit, do_not_specialize=["step"])  # it is another in every launch
+@jit
 def _rows(
     drafts,
     q,
     p,
     seeds,
-    step,
+    steps,
     kept,
     tokens,
     width,
@@ -69,7 +67,7 @@ def _rows(
 ):
     row = tl.program_id(0).to(tl.int64)
     place, seed = row % width, tl.load(seeds + row // width)
-    draft, at = tl.load(drafts + row), tl.full([], step, tl.int64)
+    draft, at = tl.load(drafts + row), tl.load(steps + row // width)
     p += row * vocabulary
     q += row * vocabulary
     keep = hashed.uniform(seed, at, ACCEPT, place) * tl.load(q + draft) < tl.load(p + draft)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vargen.core.described import as_dataclass
+from vargen.core.messages import quoted
 from vargen.core.specs import RasterSpec
 from vargen.core.types import Condition, KVCache
 from vargen.kernels.rope import Halves
@@ -227,12 +228,12 @@ class GlmImage(Wrapped):
 
     def places(self, positions: Tensor, cache: KVCache) -> Tensor:
         """Three-part positions (3, R, n) of those (R, n) that count a row's tokens from its first one on."""
-        words = cache.front if cache.shift is None else cache.front - cache.shift[: len(positions)]
+        words = cache.front if cache.shift is None else cache.front - cache.shift[-len(positions) :]
         slots = positions - words
         begin, text = words, positions
         if cache.places is not None:
-            shown = cache.places[:, : len(positions)]
-            rows = (positions if cache.shift is None else positions + cache.shift[: len(positions)]).clamp(
+            shown = cache.places[:, -len(positions) :]
+            rows = (positions if cache.shift is None else positions + cache.shift[-len(positions) :]).clamp(
                 max=shown.shape[-1] - 1
             )
             begin, text = shown[:, :, -1:] + 1, shown.gather(2, rows.expand(3, -1, -1))
@@ -260,3 +261,11 @@ def scaffold(spec: RasterSpec, tokenizer: Any) -> str:
 
 def _read(text: str, tokenizer: Any) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def check_words(tokenizer: Any) -> None:
+    """ValueError where a text tokenizer lacks what a prompt ends in."""
+    named = tokenizer.special_tokens_map
+    if lacking := [name for name in ("grid_bos_token", "grid_eos_token", "bos_token") if not named.get(name)]:
+        where = quoted(tokenizer.name_or_path)
+        raise ValueError(f"the text tokenizer {where} names no {lacking[0]}, which a prompt of GLM-Image ends in")

@@ -259,5 +259,5 @@ def behind(front: int, block: Block, cache: KVCache) -> Standing:
 
 def sight_over(cache: KVCache, rows: Tensor, first: int, stop: int, sees: Tensor | None, dtype: torch.dtype) -> Sight:
     """What tokens that are cached in `rows` (R, n) see of the cache."""
-    padding = None if cache.padding is None else cache.padding[: len(rows)]
+    padding = None if cache.padding is None else cache.padding[-len(rows) :]
     return Sight(rows, first, stop, dtype, sees, padding, cache.kernels)

@@ -126,7 +126,7 @@ class Prompted(Model, ABC):
         slots, rows, first, stop, sees = standing
         sight, positions = sight_over(cache, rows, first, stop, sees, x.dtype), slots
         if cache.shift is not None:
-            positions = (slots - cache.shift[: len(slots)]).clamp(min=0)
+            positions = (slots - cache.shift[-len(slots) :]).clamp(min=0)
         return self.layers(x, positions, sight, cache)
 
     def forward(self, condition: Condition, tokens: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vargen.core import model_config, pretrained
 from vargen.core.machine import ordinary
-from vargen.core.messages import shown
+from vargen.core.messages import first_line, shown
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
 REPOSITORY, REVISION = "google/flan-t5-xl", "7d6315df2c2fb742f0f5b556879d730926ca9001"
@@ -61,7 +61,12 @@ def load_tokenizer(
 
     if source is not None:
         check_folder(source)
-    return pretrained.load(AutoTokenizer, source or published, what, revision=revision)
+    found = pretrained.load(AutoTokenizer, source or published, what, revision=revision)
+    try:
+        found("a", truncation=False)
+    except Exception as error:  # whatever a config may make of it
+        raise ValueError(f"the text tokenizer {source or published} reads no text: {first_line(error)}") from None
+    return found
 
 
 def check_folder(source: str) -> None:

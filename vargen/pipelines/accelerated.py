@@ -15,7 +15,7 @@ from vargen.core.preset import DEFAULT_METHODS, Recipe
 from vargen.core.types import Trace
 from vargen.models.lean import ATTENTION
 from vargen.models.wrapped_chameleon import Chameleon
-from vargen.pipelines import asked_grid, asked_law, request
+from vargen.pipelines import asked_grid, asked_law, request, values
 from vargen.pipelines.asked_law import Asked
 from vargen.pipelines.prompted import PromptedPipeline
 
@@ -146,11 +146,12 @@ class Accelerated(ABC):
         """New tokens at most, as `generate` has it: 20 where nobody says."""
         config, given, length = asked.config, asked.given, asked.ids.shape[1]
         if config.max_new_tokens is not None:
-            return config.max_new_tokens
+            return values.whole(config.max_new_tokens, "max_new_tokens", least=1)
         passed = given.get("generation_config")
         said = (given.get("max_length"), passed and passed.max_length, self.model.generation_config.max_length)
         if not any(said):
             return config.max_length
+        values.whole(config.max_length, "max_length")
         if config.max_length <= length:
             raise ValueError(
                 f"got max_length {config.max_length}, expected more than the {length} tokens of the prompt"

@@ -3,11 +3,13 @@
 import functools
 import inspect
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vargen.core.messages import quoted
 from vargen.core.specs import RasterSpec
 from vargen.models.glm_image import FACTOR, GlmImage
 from vargen.pipelines import asked_law, values
@@ -16,17 +18,14 @@ from vargen.pipelines.asked_law import Asked
 from vargen.pipelines.glm_image import GlmImagePipeline
 from vargen.pipelines.glm_sources import Source
 
+SEEDS: ContextVar[list[int] | None] = ContextVar("seeds", default=None)  # of the next images; each thread has its own
 WHERE = "expected the grids that transformers' processor gives"
 
 
 class GlmImages(Guided):
-    """Of GlmImageForConditionalGeneration: `generate(..., image_grid_thw=...)` gives prompts and codes (B, T).
-
-    `seeds`, where they are set, are those of the next images.
-    """
+    """Of GlmImageForConditionalGeneration: `generate(..., image_grid_thw=...)` gives prompts and codes (B, T)."""
 
     takes = ("image_grid_thw", "images_per_sample", "pixel_values")
-    seeds: list[int] | None = None
 
     def parts(self) -> tuple[nn.Module, nn.Linear]:
         return self.model.model.language_model, self.model.lm_head
@@ -56,11 +55,11 @@ class GlmImages(Guided):
         return self._answer(asked, torch.cat([self._prompts(asked)[0], drawn], 1))
 
     def _seeds(self, count: int, asked: Asked) -> list[int]:
-        if self.seeds is None:
+        if (seeds := SEEDS.get()) is None:
             return super()._seeds(count, asked)
-        if len(self.seeds) != count:
-            raise ValueError(f"got {len(self.seeds)} seeds for {count} images, expected one each")
-        return self.seeds
+        if len(seeds) != count:
+            raise ValueError(f"got {len(seeds)} seeds for {count} images, expected one each")
+        return seeds
 
     def _grids(self, asked: Asked, given: Mapping[str, Any]) -> tuple[list[list[tuple[int, int]]], RasterSpec]:
         """Rows and columns of the pictures in each prompt, and the layout of what is drawn.
@@ -162,14 +161,24 @@ def _call(pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     texts = [prompt] if isinstance(prompt, str) else prompt
     if each > 1:
         given["prompt"], given["num_images_per_prompt"] = [text for text in texts for _ in range(each)], 1
-        if image := given.get("image"):
-            image = image if isinstance(image[0], list | tuple) else [image]
-            given["image"] = [some for some in image for _ in range(each)]
-    first.seeds = _seeds(given.get("generator"), len(texts) * each)
+        image = given.get("image")
+        if image is not None and not (isinstance(image, list | tuple) and not image):
+            given["image"] = [some for some in _listed(image, len(texts)) for _ in range(each)]
+    before = SEEDS.set(_seeds(given.get("generator"), len(texts) * each))
     try:
         return own.__call__(**given)
     finally:
-        first.seeds = None
+        SEEDS.reset(before)
+
+
+def _listed(image: Any, prompts: int) -> list[Any]:
+    """Pictures of each prompt. ValueError where they are not as diffusers takes them: a list, or one each."""
+    if not isinstance(image, list | tuple):
+        raise ValueError(f"got image of type {type(image).__name__}, expected a list of pictures for each prompt")
+    many = [*image] if image and all(isinstance(some, list | tuple) for some in image) else [image]
+    if len(many) != prompts:
+        raise ValueError(f"got {len(many)} lists of pictures for {prompts} prompts, expected one each")
+    return many
 
 
 def _seeds(generator: Any, count: int) -> list[int] | None:
@@ -178,6 +187,8 @@ def _seeds(generator: Any, count: int) -> list[int] | None:
         return None
     if isinstance(generator, torch.Generator):
         return values.seeds(count, generator.initial_seed(), None)
+    if not isinstance(generator, list) or not all(isinstance(each, torch.Generator) for each in generator):
+        raise ValueError(f"got generator {quoted(generator)}, expected a torch.Generator or a list of them")
     if len(generator) != count:
         raise ValueError(f"got {len(generator)} generators for {count} images, expected one for all, or one each")
     return values.seeds(count, [each.initial_seed() for each in generator], None)

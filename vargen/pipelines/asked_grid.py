@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 MANY = 64  # ids, from which on a list that comes again is not looked up again
+ROOM = 4096  # tokens
 STRIDE = 7919  # a prime: codes far from each other, to ask with
 NO_GRID = "got a prefix_allowed_tokens_fn that allows no grid of image codes with a newline behind each row"
 
@@ -41,8 +42,10 @@ class Allowed:
     def along(self, prompt: int, ids: Tensor, most: int, ends: Sequence[int]) -> list[Tensor]:
         """What it allows at the places behind a prompt (T,), up to one that ends a text, or `most` of them."""
         said: list[Tensor] = []
-        line = torch.cat([ids, ids.new_zeros(most)])
-        for place in range(len(ids), len(line)):
+        line = ids
+        for place in range(len(ids), len(ids) + most):
+            if place == len(line):  # room for many more, but not for as many as somebody may say
+                line = torch.cat([line, line.new_zeros(ROOM)])
             said.append(self(prompt, line[:place]))
             line[place] = said[-1][(place * STRIDE) % len(said[-1])]
             if said[-1].numel() == 1 and int(said[-1]) in ends:

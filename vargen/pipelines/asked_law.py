@@ -47,12 +47,12 @@ class Asked:
     @property
     def each(self) -> int:
         """Images of each prompt."""
-        return self.config.num_return_sequences or 1
+        return _each(self.config)
 
     @property
     def drawn(self) -> bool:
         """Whether chance has a part."""
-        return self.config.do_sample is True
+        return _samples(self.config)
 
 
 def arguments(generate: Any, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,9 +68,14 @@ def read(model: Any, given: Mapping[str, Any], takes: tuple[str, ...], guidance:
 
     `guidance` is the scale where none is set. ValueError names what cannot be carried over.
     """
+    from transformers import GenerationConfig  # slow to import
+
     named = {"inputs", "generation_config", *takes, *inspect.signature(type(model).generate).parameters}
     others = {name: value for name, value in given.items() if name not in named}
-    config, rest = model._prepare_generation_config(given.get("generation_config"), **others)
+    passed = given.get("generation_config")
+    if not isinstance(passed, GenerationConfig | None):
+        raise ValueError(f"got generation_config {quoted(passed)}, expected a GenerationConfig of transformers")
+    config, rest = model._prepare_generation_config(passed, **others)
     known = {"inputs", "input_ids", "attention_mask", "generation_config", *takes}
     beside = {name: value for name, value in given.items() if name in named} | rest
     for name, value in beside.items():
@@ -88,21 +93,30 @@ def _nothing(value: Any) -> bool:
 
 def _check(config: Any) -> None:
     """ValueError names a setting that changes the law, or what is given back, in a way that is not ours."""
-    sampling, usual = SAMPLING if config.do_sample is True else {}, type(config)()
+    sampling, usual = SAMPLING if _samples(config) else {}, type(config)()
     for name in vars(usual):  # a model's own entries beside are nobody's law
         value = vars(config).get(name)
         if name.startswith("_") or name in CARRIED | INDIFFERENT or (name in SAMPLING and not sampling):
             continue
         if not _nothing(value) and value != {**NEUTRAL, **sampling}.get(name):
             raise ValueError(f"got {name} {quoted(value)}, {BACK}")
-    values.whole(config.num_return_sequences or 1, "num_return_sequences", least=1, most=values.MOST_IMAGES)
+    values.whole(_each(config), "num_return_sequences", least=1, most=values.MOST_IMAGES)
+
+
+def _samples(config: Any) -> bool:
+    """Whether a call samples: transformers asks whether `do_sample` is true, which 1 is as well."""
+    return bool(config.do_sample)
+
+
+def _each(config: Any) -> Any:
+    return 1 if config.num_return_sequences is None else config.num_return_sequences
 
 
 def _law(config: Any, guidance: float) -> dict[str, Any]:
     scale = guidance if config.guidance_scale is None else values.number(config.guidance_scale, "guidance_scale")
     if not scale >= 1:
         raise ValueError(f"got guidance_scale {scale}, expected 1 (off) or more")
-    if config.do_sample is not True:
+    if not _samples(config):
         return {"guidance_scale": scale, "temperature": 1.0, "top_k": 1, "top_p": 1.0}
     usual = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     found = {name: vars(config)[name] for name in usual if vars(config)[name] is not None}
@@ -146,6 +160,8 @@ def negatives(asked: Asked) -> tuple[Tensor, Tensor]:
     the negative prompts, or else the last token of each prompt. ValueError where they are of another number.
     """
     ids = asked.given.get("negative_prompt_ids")
+    if ids is None and asked.given.get("negative_prompt_attention_mask") is not None:
+        raise ValueError("got negative_prompt_attention_mask and no negative_prompt_ids, expected both or none")
     if ids is None:
         ids = asked.ids[:, -1:]
         ids = ids.repeat_interleave(asked.each, 0)

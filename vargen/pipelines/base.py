@@ -18,7 +18,7 @@ from vargen.core.generation import Generation
 from vargen.core.machine import ordinary, peak_memory, plainly, reset_peak_memory, versions
 from vargen.core.preset import Preset
 from vargen.core.types import Trace
-from vargen.engine.loops import Clock, Counts
+from vargen.engine.clock import Clock, Counts
 from vargen.engine.runners import Runners
 from vargen.models.prompted import against
 from vargen.pipelines import drawn, habits, options, request, saving, values

@@ -144,8 +144,8 @@ def drafter_for(pipe: Any, method: Method, inputs: tuple[Tensor, ...]) -> tuple[
             raise ValueError(f"an EAGLE head cannot draft for {type(target).__name__}, which does not show its states")
         if (ours := module.config.width) != (theirs := target.config.width):
             raise ValueError(f"EagleHead cannot draft here: width {ours} instead of {theirs}")
-        head, rows = module.to(target.device, target.dtype), len(inputs[0]) * (2 if method.guidance.active else 1)
-        return name, HeadDrafter(head, target, rows, method.guidance, method.warp)
+        head = module.to(target.device, target.dtype)
+        return name, HeadDrafter(head, target, len(inputs[0]), method.guidance, method.warp)
     if isinstance(target, Prompted) and isinstance(module, Prompted):
         _check_words(name, module, target, inputs)
     elif not target.spec.classes:

@@ -18,7 +18,7 @@ from vargen.core.image_processor import listed
 from vargen.core.preset import Preset
 from vargen.core.types import Trace
 from vargen.engine.runners import Runners
-from vargen.models.glm_image import GlmImage
+from vargen.models.glm_image import GlmImage, check_words
 from vargen.pipelines import sized, values
 from vargen.pipelines.glm_painting import FIRST, PAINTER, Painting, paint, read_painter
 from vargen.pipelines.glm_sources import Reader, Source
@@ -50,6 +50,8 @@ class GlmImagePipeline(PromptedPipeline):
         is one, reads pictures.
         """
         super().__init__(transformer, tokenizer, text_encoder, text_tokenizer, preset=preset)
+        if text_tokenizer is not None:
+            check_words(text_tokenizer)
         self.painter, self.reader, self.painting, self._offloads = painter, reader, Painting(), False
         self.sources: list[list[Source]] = []  # of each prompt of a call
 
@@ -149,7 +151,7 @@ class GlmImagePipeline(PromptedPipeline):
         if not self.decodes:
             raise ValueError(
                 f"{self.preset.name} has no diffusion transformer here, which paints from its codes: load the whole "
-                "repository, or ask for output_type latent"
+                "repository, or a saved folder, by vargen.load, or ask for output_type latent"
             )
         return self.painter
 

@@ -42,7 +42,8 @@ class Kept(DiffusionPipeline):
     ) -> None:
         """Write the pipeline into a new folder, whole or not at all: safetensors, and JSON that says what they are.
 
-        `vargen.load(folder)` and `DiffusionPipeline.from_pretrained(folder)` load it. Drafters are not saved.
+        `vargen.load(folder)` and `DiffusionPipeline.from_pretrained(folder)` load it, the latter without what paints
+        from GLM-Image's codes. Drafters are not saved.
         ValueError where the folder is not empty, the transformer is quantised, or another format is asked for.
         """
         harmless = {"safe_serialization": (True,), "variant": (None,), "max_shard_size": None, "push_to_hub": (False,)}

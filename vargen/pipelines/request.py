@@ -12,8 +12,8 @@ from vargen.core.messages import quoted
 from vargen.core.preset import LAW, Preset, Recipe
 from vargen.core.specs import ContinuousSpec, RasterSpec, ScaleSpec
 from vargen.core.warp import Warp
+from vargen.engine.clock import Clock
 from vargen.engine.guidance import Guidance, Ramp
-from vargen.engine.loops import Clock
 from vargen.pipelines import values
 from vargen.samplers.contract import ContinuousSampler, RasterSampler, ScaleSampler
 

@@ -49,9 +49,9 @@ def whole(value: Any, name: str, *, least: int | None = None, most: int | None =
     except TypeError:
         raise ValueError(f"got {name} {quoted(value)}, expected a whole number") from None
     if least is not None and found < least:
-        raise ValueError(f"got {name} {found}, expected at least {least}")
+        raise ValueError(f"got {name} {quoted(found)}, expected at least {least}")
     if most is not None and found > most:
-        raise ValueError(f"got {name} {found}, expected at most {most}")
+        raise ValueError(f"got {name} {quoted(found)}, expected at most {most}")
     return found
 
 

@@ -46,6 +46,7 @@ TEXT = {  # GlmImageTextConfig as published
 def build(sources: Sources, device: torch.device, dtype: torch.dtype) -> "GlmImagePipeline":
     """The pipeline from the whole repository, or from its first stage alone, which gives codes and no pictures."""
     from vargen.models import t5
+    from vargen.models.glm_image import check_words
     from vargen.pipelines.glm_image import GlmImagePipeline
     from vargen.pipelines.glm_painting import read_painter
     from vargen.pipelines.glm_sources import Reader
@@ -60,7 +61,7 @@ def build(sources: Sources, device: torch.device, dtype: torch.dtype) -> "GlmIma
         _check_index(folder)
     first, words = (folder / FIRST, folder / PROCESSOR) if whole else (folder, folder)
     text = t5.load_tokenizer(sources.text_encoder or str(words), REPOSITORY)
-    _check_words(text, words)
+    check_words(text)
     model = _first(first)
     transformer = _transformer(model, first).to(device, dtype).eval().requires_grad_(False)
     if transformer.start != text.bos_token_id:
@@ -79,12 +80,6 @@ def _check_index(folder: Path) -> None:
     for part in (FIRST, PROCESSOR):
         if not (folder / part).is_dir():
             raise ValueError(f"the folder {folder} lacks {part}, which {REPOSITORY} has")
-
-
-def _check_words(text: Any, folder: Path) -> None:
-    named = text.special_tokens_map
-    if lacking := [name for name in ("grid_bos_token", "grid_eos_token", "bos_token") if not named.get(name)]:
-        raise ValueError(f"the text tokenizer of {folder} names no {lacking[0]}, which a prompt of {NAME} ends in")
 
 
 def _images(folder: Path) -> Any:

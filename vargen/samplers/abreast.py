@@ -11,7 +11,7 @@ else sees. A token sees what is committed before it in reading order, and the ea
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from vargen.core import noise
 from vargen.core.noise import Purpose
 from vargen.core.specs import Grid
 from vargen.core.types import Block
+from vargen.core.warp import Warp
 from vargen.samplers.contract import RasterSampler, Task
 
 
@@ -52,6 +53,7 @@ class Abreast(RasterSampler):
         last = np.arange(len(self._firsts)) > len(self._firsts) - spec.rows  # rows that need not wait for all above
         above = np.roll(self._lengths, 1)
         above[0] = 0
+        start, ahead = (min(count, task.spec.slots) for count in (start, ahead))  # any number is allowed
         self._needs = np.where(last, np.minimum(start, above), above)  # tokens of the row above before a row starts
         self._ahead = np.where(last, np.minimum(ahead, above), 0)
         self._width = min(drafts, int(self._lengths.max()))
@@ -63,6 +65,20 @@ class Abreast(RasterSampler):
         if spec.newline is not None:
             self._buffer[:, :-1].unflatten(1, (spec.rows, spec.columns))[..., -1] = spec.newline
         self._step = self._plan(np.zeros((task.batch, 1), dtype=np.int64), width=1)
+        self._steps = task.seeds.new_zeros(task.batch, 1)  # of each image, those that have noise of their own
+
+    def keep(self, rows: Tensor) -> None:
+        index = rows.cpu().numpy()
+        self._task, self._buffer, self._steps = self._task.kept(rows), self._buffer[rows], self._steps[rows]
+        self._done, self._run = self._done[index], self._run[index]
+
+    def join(self, other: Any) -> None:
+        self._task = self._task.joined(other._task)
+        self._buffer, self._steps = torch.cat([self._buffer, other._buffer]), torch.cat([self._steps, other._steps])
+        self._done, self._run = np.concatenate([self._done, other._done]), np.concatenate([self._run, other._run])
+
+    def under(self, warp: Warp) -> None:
+        self._task = replace(self._task, warp=warp)
 
     @classmethod
     def block_width(cls, settings: Any) -> int | None:
@@ -200,9 +216,11 @@ class Abreast(RasterSampler):
         g = noise.gumbel(self._task.seeds, step.at.flatten(1), purpose, scores.shape[-1])
         return (scores + g.view_as(scores)).argmax(-1)
 
-    def _uniform(self, at: Tensor, steps: int, size: int) -> tuple[Tensor, ...]:
+    def _uniform(self, at: Tensor, size: int) -> tuple[Tensor, ...]:
         """`size` fresh uniforms (B, n) for slots (B, n), keyed by them and the number of steps so far."""
-        return noise.uniform(self._task.seeds, at + steps * self._buffer.shape[1], Purpose.ACCEPT, size).unbind(-1)
+        return noise.uniform(self._task.seeds, at + self._steps * self._buffer.shape[1], Purpose.ACCEPT, size).unbind(
+            -1
+        )
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._task.device)

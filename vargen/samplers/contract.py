@@ -1,7 +1,7 @@
 """What a sampler is: a few methods around its own state. `engine/loops.py` owns the loops and calls the model."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from vargen.core.dispatch import Kernels
 from vargen.core.noise import PathNoise, Purpose
 from vargen.core.specs import ContinuousSpec, Kind, RasterSpec, ScaleSpec
 from vargen.core.types import Block, Group
-from vargen.core.warp import Warp
+from vargen.core.warp import MOST, Warp
 
 
 class Drafter(Protocol):
@@ -23,6 +23,14 @@ class Drafter(Protocol):
 
     def reserve(self, extra: int) -> None:
         """Begin, with so many places in the cache behind the image's slots."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the images `rows` (k,) alone, in this order."""
+        ...
+
+    def join(self, other: Any) -> None:
+        """Take the images of another one as well, behind its own."""
         ...
 
     def laws(self, block: Block) -> Tensor:
@@ -54,6 +62,14 @@ class Task:
     @property
     def device(self) -> torch.device:
         return self.seeds.device
+
+    def kept(self, rows: Tensor) -> "Task":
+        """The task of the images `rows` (k,) alone."""
+        return replace(self, seeds=self.seeds[rows])
+
+    def joined(self, other: "Task") -> "Task":
+        """The task of another's images as well, behind its own."""
+        return replace(self, seeds=torch.cat([self.seeds, other.seeds]))
 
     def uniform_guess(self) -> tuple[Tensor, Tensor]:
         """The ids (n,) that a draft from nowhere may be, and its law (V,)."""
@@ -151,6 +167,20 @@ class RasterSampler(Sampler, ABC):
     def accept(self, logits: Tensor) -> None:
         """Take the guided logits (B, n, V) of the block just proposed; at first those of slot 0, (B, 1, V)."""
 
+    # Rows come and go between steps (`engine/running.py`): of all that is kept for each image, and of nothing else.
+
+    @abstractmethod
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the images `rows` (k,) alone, in this order."""
+
+    @abstractmethod
+    def join(self, other: Any) -> None:
+        """Take the images of a sampler of the same settings as well, behind its own; it has begun, and is used up."""
+
+    @abstractmethod
+    def under(self, warp: Warp) -> None:
+        """From now on, the laws of the images are under `warp`."""
+
 
 class LatentDrafter(Protocol):
     """A small continuous model that drafts for a large one."""
@@ -209,8 +239,8 @@ class ContinuousSampler(Sampler, ABC):
     @classmethod
     def check(cls, settings: Any, spec: ContinuousSpec, temperature: float = 1.0) -> None:
         """ValueError where `settings` do not go with such images, or the head cannot draw at a `temperature`."""
-        if not cls.least_temperature <= temperature < float("inf"):
-            raise ValueError(f"got temperature {temperature}, expected {cls.least_temperature} or more")
+        if not cls.least_temperature <= temperature <= MOST:
+            raise ValueError(f"got temperature {temperature}, expected {cls.least_temperature} to {MOST:.2g}")
 
     @abstractmethod
     def propose(self) -> Group:

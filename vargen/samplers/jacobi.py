@@ -19,7 +19,7 @@ from vargen.core.types import Block
 from vargen.kernels import sample
 from vargen.samplers.contract import Task
 from vargen.samplers.width import WidthPolicy
-from vargen.samplers.window import Window
+from vargen.samplers.window import Window, stacked
 
 Guess = Literal["uniform", "left", "above", "preview", "sample-left", "sample-above", "sample-preview"]
 
@@ -52,7 +52,9 @@ class JacobiWindow(Window):
         self._lowest, self._unseen = 0, list[int]()  # where the slowest row was last seen, and widths of steps since
         self._p: Tensor | None = None  # laws of the last step, (B, w, V)
         self._q: Tensor | None = None  # laws that the drafts of this step were drawn from, (B, w, V)
-        self._gumbel = noise.Table(noise.gumbel, task.seeds, Purpose.TOKEN, size=task.spec.vocabulary)
+        # Where pointers are read a step late, a slot may be as far behind as two windows.
+        how = {"size": task.spec.vocabulary, "reach": 2 * self.widest, "ahead": max(32, self.widest)}
+        self._gumbel = noise.Table(noise.gumbel, task.seeds, Purpose.TOKEN, **how)
         self._ids, flat = task.uniform_guess()
         self._flat = flat[None, None]  # (1, 1, V)
         sampled = settings.guess.startswith("sample-")
@@ -67,6 +69,26 @@ class JacobiWindow(Window):
     @classmethod
     def block_width(cls, settings: WindowSettings) -> int | None:
         return None if settings.window == "auto" else settings.window
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self._known, self._moved = self._known[rows], self._moved[rows]
+        self._p = None if self._p is None else self._p[rows]
+        self._laws = None if self._laws is None else self._laws[rows]
+        self._gumbel.keep(rows)
+        self._watch_anew()
+
+    def join(self, other: Any) -> None:
+        self._p = stacked(self._p, other._p, (len(self._known), len(other._known)))  # no draft stands yet in new rows
+        super().join(other)
+        self._known, self._moved = torch.cat([self._known, other._known]), torch.cat([self._moved, other._moved])
+        self._laws = None if self._laws is None else torch.cat([self._laws, other._laws])
+        self._gumbel.join(other._gumbel)
+        self._watch_anew()
+
+    def _watch_anew(self) -> None:
+        """The image furthest behind is another one now."""
+        self._lowest, self._unseen = min(self.settled), []
 
     @abstractmethod
     def _revise(self, logits: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,8 +128,8 @@ class JacobiWindow(Window):
     def _plain_draw(self, logits: Tensor) -> Tensor:
         """argmax(log p + g) (B, w), g fixed per slot: the tokens that plain decoding would draw under these laws."""
         width, task = logits.shape[1], self._task
-        span = (min(self.settled), max(self.settled) + self._slack + width)
-        return sample.draw(logits, task.warp, self._gumbel, self._slots(width), span, task.kernels)
+        stops = [n + self._slack + width for n in self.settled]
+        return sample.draw(logits, task.warp, self._gumbel, self._slots(width), stops, task.kernels)
 
     def _advance(self, revised: Tensor, moved: Tensor) -> None:
         """Take the `revised` window (B, w), move the pointers, and tell the policy what the step settled."""

@@ -9,7 +9,7 @@ Approximate, since a token is drawn before all of the row above is there; exact 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from vargen.core import rules
 from vargen.samplers.abreast import Abreast, Step
 from vargen.samplers.contract import Task
 from vargen.samplers.relax import RuleSettings, rule
+from vargen.samplers.window import stacked
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,23 @@ class Jacobi2D(Abreast):
         self._q = self._flat  # those that the drafts of this step were drawn from (B, n, V)
         self._where = task.seeds.new_full(self._buffer.shape, -1)  # of each slot, its law's place there, or -1
         self._u: list[Tensor] = []  # this step's uniforms: to judge its drafts with, and to redraw them
-        self._steps = 0
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self._p, self._where = None if self._p is None else self._p[rows], self._where[rows]
+
+    def join(self, other: Any) -> None:
+        self._p = stacked(self._p, other._p, (len(self._where), len(other._where)))
+        super().join(other)
+        self._where = torch.cat([self._where, other._where])
 
     def _guess(self, step: Step, final: Tensor) -> None:
-        self._steps += 1
+        self._steps = self._steps + 1
         if self._width == 1:
             return
         at = step.at.flatten(1)
         where, law = self._where.gather(1, at), self._flat.expand(*at.shape, -1)
-        u_guess, *self._u = self._uniform(at, self._steps, 3)
+        u_guess, *self._u = self._uniform(at, 3)
         tokens = self._ids[(u_guess * len(self._ids)).long()]
         if self._copies:
             first, columns = self._task.spec.around(at)

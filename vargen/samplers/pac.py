@@ -10,7 +10,7 @@ revised as in `sjd.py`, under the laws of the path that was kept, where it was r
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from vargen.samplers.jacobi import WindowSettings
 from vargen.samplers.relax import RuleSettings
 from vargen.samplers.sjd import CoupledJacobi
 from vargen.samplers.tree import family, parents_of
+from vargen.samplers.window import Moves, kept_moves, stacked_moves
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,25 @@ class ProactiveJacobi(CoupledJacobi):
         self._shape = shape = Shape(parents_of(settings.tree), task.device)
         super().__init__(settings, task, more=shape.depth * (shape.candidates - 1))
         self.extra = shape.others  # places in the cache
-        self._rows = torch.arange(task.batch, device=task.device)
         self._grown = False  # whether the block just proposed has a tree
+        self._moves: Moves | None = None
+        self._number()
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self._moves = kept_moves(self._moves, rows)
+        self._number()
+
+    def join(self, other: Any) -> None:
+        self._moves = stacked_moves(self._moves, other._moves, (len(self._rows), len(other._rows)))
+        super().join(other)
+        self._number()
+
+    def _number(self) -> None:
+        """Make what has a row for each image, and nothing in it."""
+        task, shape = self._task, self._shape
+        self._rows = torch.arange(task.batch, device=task.device)
         self._candidates = task.seeds.new_zeros(task.batch, shape.depth, shape.candidates)
-        self._moves: tuple[Tensor, Tensor] | None = None
 
     def propose(self) -> Block:
         block, shape = replace(super().propose(), moves=self._moves), self._shape

@@ -13,7 +13,7 @@ tokens and its own ancestors; the path that was accepted is then moved to its sl
 import re
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from vargen.core.types import Block
 from vargen.kernels import sample
 from vargen.samplers.contract import Task
 from vargen.samplers.relax import DraftedSettings, RuleSettings, rule
-from vargen.samplers.window import Window
+from vargen.samplers.window import Moves, Window, kept_moves, stacked_moves
 
 MOST_NODES = 256
 SHAPES = {  # by the names of their authors: EAGLE's (arXiv 2401.15077), and the one of LANTERN++ (2502.06352)
@@ -94,13 +94,29 @@ class Tree(Window):
         self._rule, self._drafter = rule(settings, task), task.drafter
         self.extra, self._deepest = nodes, deepest  # places in the cache; levels
         self._drafter.reserve(nodes + scratch)
-        self._nodes = task.seeds.new_zeros(task.batch, nodes + 1)
-        self._depths = task.seeds.new_zeros(task.batch, nodes + 1)
-        self._sees = torch.zeros(task.batch, nodes + 1, nodes, dtype=torch.bool, device=task.device)  # itself too
-        self._children = task.seeds.new_zeros(task.batch, nodes + 1, 1)
+        self._moves: Moves | None = None
+        self._begun = False
+        self._number()
+
+    def _number(self) -> None:
+        """Make what has a row for each image, and is filled in step by step."""
+        batch, nodes, device = self._task.batch, self.extra, self._task.device
+        self._nodes = self._task.seeds.new_zeros(batch, nodes + 1)
+        self._depths = torch.zeros_like(self._nodes)
+        self._sees = torch.zeros(batch, nodes + 1, nodes, dtype=torch.bool, device=device)  # itself too
+        self._children = self._nodes[..., None]
         self._q: Tensor | None = None  # (B, nodes + 1, V)
-        self._rows = torch.arange(task.batch, device=task.device)
-        self._moves: tuple[Tensor, Tensor] | None = None
+        self._rows = torch.arange(batch, device=device)
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self._moves = kept_moves(self._moves, rows)
+        self._number()
+
+    def join(self, other: Any) -> None:
+        self._moves = stacked_moves(self._moves, other._moves, (len(self._rows), len(other._rows)))
+        super().join(other)
+        self._number()
 
     @abstractmethod
     def _grow(self) -> None: ...
@@ -131,7 +147,8 @@ class Tree(Window):
 
     def accept(self, logits: Tensor) -> None:
         p, redraw = sample.law(logits, self._task.warp, self._task.kernels), self._uniform(Purpose.REDRAW, self.widest)
-        if logits.shape[1] == 1 and self._uniforms.step == 0:  # the first token: nothing was drafted
+        if not self._begun:  # the first token: nothing was drafted
+            self._begun = True
             self._buffer.scatter_(1, self._pointers, rules.draw(p[:, 0], redraw[:, 0])[:, None])
             self._commit(torch.ones_like(self._pointers))
             return
@@ -181,29 +198,31 @@ class TreeSpeculative(Tree):
     def __init__(self, settings: TreeSettings, task: Task) -> None:
         parents = [0, *parents_of(settings.tree)]  # of the root: itself
         below, depths = family(parents[1:])
-        super().__init__(settings, task, nodes=len(parents) - 1, deepest=max(depths))
         kin = [{0}]
         for node in range(1, len(parents)):
             kin.append(kin[parents[node]] | {node})
         most = max(map(len, below))
         # Per level, the nodes that have children, and per rank those that have so many, with the children: known to the
         # host, so that a step reads nothing from the device to find its way.
-        levels = [[n for n, own in enumerate(depths) if own == depth and below[n]] for depth in range(self._deepest)]
+        levels = [[n for n, own in enumerate(depths) if own == depth and below[n]] for depth in range(max(depths))]
         self._feeding = [torch.tensor(nodes, device=task.device) for nodes in levels]
         self._ranks = [
             [[(n, below[n][: rank + 1]) for n in nodes if len(below[n]) > rank] for rank in range(most)]
             for nodes in levels
         ]
 
-        def rows(values: list) -> Tensor:
-            value = torch.tensor(values, device=task.device)
-            return value.expand(task.batch, *value.shape)
+        children = [nodes + [0] * (most - len(nodes)) for nodes in below]
+        sees = [[n in own for n in range(1, len(parents))] for own in kin]
+        self._shape = [torch.tensor(part, device=task.device) for part in (parents, depths, children, sees)]
+        super().__init__(settings, task, nodes=len(parents) - 1, deepest=max(depths))
 
-        self._parents, self._depths = rows(parents), rows(depths)
-        self._children = rows([nodes + [0] * (most - len(nodes)) for nodes in below])
-        self._sees = rows([[n in own for n in range(1, len(parents))] for own in kin])
-        shape = (task.batch, len(parents), task.spec.vocabulary)
-        self._q = task.seeds.new_zeros(shape, dtype=torch.float32)
+    def _number(self) -> None:
+        super()._number()
+        batch = self._task.batch
+        shape = (part.expand(batch, *part.shape) for part in self._shape)
+        self._parents, self._depths, self._children, self._sees = shape
+        rows = (batch, len(self._shape[0]), self._task.spec.vocabulary)
+        self._q = self._task.seeds.new_zeros(rows, dtype=torch.float32)
 
     def _grow(self) -> None:
         assert self._q is not None

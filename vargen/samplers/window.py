@@ -1,10 +1,14 @@
 """What every method that verifies drafts shares: a commit pointer per row, the tokens, noise by step and offset."""
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from vargen.core import noise
 from vargen.core.noise import Purpose
+from vargen.core.warp import Warp
 from vargen.samplers.contract import RasterSampler, Task
 
 
@@ -20,6 +24,7 @@ class Window(RasterSampler):
         self._buffer = task.seeds.new_zeros(task.batch, padded)
         self._offsets = torch.arange(widest, device=task.device)
         self._pointers = task.seeds.new_zeros(task.batch, 1)  # n_b
+        self._standing: Tensor | None = None
         self.settled = [0] * task.batch
         self._slack = 0  # how far the pointers may be beyond `settled`
         self._copied: Copied | None = None  # the pointers behind the last step
@@ -30,8 +35,36 @@ class Window(RasterSampler):
     def tokens(self) -> Tensor:
         return self._buffer[:, : self._task.spec.slots]
 
+    def keep(self, rows: Tensor) -> None:
+        self._task = self._task.kept(rows)
+        self._buffer, self._pointers = self._buffer[rows], self._pointers[rows]
+        self._uniforms.keep(rows)
+        if self._task.drafter is not None:
+            self._task.drafter.keep(rows)
+        self._read()
+
+    def join(self, other: Any) -> None:
+        self._task = self._task.joined(other._task)
+        self._buffer = torch.cat([self._buffer, other._buffer])
+        self._pointers = torch.cat([self._pointers, other._pointers])
+        self._uniforms.join(other._uniforms)
+        if self._task.drafter is not None:
+            self._task.drafter.join(other._task.drafter)
+        self._read()
+
+    def under(self, warp: Warp) -> None:
+        self._task = replace(self._task, warp=warp)
+
+    def _read(self) -> None:
+        """Read where the pointers stand."""
+        self.settled, self._slack, self._copied = self._pointers.flatten().tolist(), 0, None
+        self._standing = None
+
     def _slots(self, width: int) -> Tensor:
-        return self._pointers + self._offsets[:width]  # (B, w)
+        """Where the first `width` drafts stand, (B, w)."""
+        if self._standing is None or self._standing.shape[1] != width:  # once for a step
+            self._standing = self._pointers + self._offsets[:width]
+        return self._standing
 
     @property
     def counted(self) -> tuple[int, int]:
@@ -56,7 +89,8 @@ class Window(RasterSampler):
         """
         slots = self._task.spec.slots
         self._pointers = (self._pointers + moved).clamp_(max=slots)
-        self._uniforms.step += 1
+        self._standing = None
+        self._uniforms.advance()
         learnt = []
         if self._task.late and most is not None:
             before, self._copied = self._copied, Copied(self._pointers)
@@ -68,6 +102,35 @@ class Window(RasterSampler):
                     return learnt
         self.settled, self._slack = self._pointers.flatten().tolist(), 0
         return [*learnt, min(self.settled)]
+
+
+def stacked(one: Tensor | None, other: Tensor | None, counts: tuple[int, int]) -> Tensor | None:
+    """(B, n, ...) and (C, m, ...) below each other, the shorter one filled up with zeros; None stands for zeros, and
+    `counts` are B and C.
+    """
+    some = one if other is None else other
+    if some is None:
+        return None
+    parts = [
+        some.new_zeros(n, 0, *some.shape[2:]) if x is None else x for x, n in zip((one, other), counts, strict=True)
+    ]
+    out = some.new_zeros(sum(counts), max(part.shape[1] for part in parts), *some.shape[2:])
+    out[: counts[0], : parts[0].shape[1]], out[counts[0] :, : parts[1].shape[1]] = parts
+    return out
+
+
+Moves = tuple[Tensor, Tensor]  # source and target of what is moved in a cache before a block runs, see `Block`
+
+
+def stacked_moves(one: Moves | None, other: Moves | None, counts: tuple[int, int]) -> Moves | None:
+    """The moves of two batches in one; where one has none, its place 0 is moved to itself."""
+    source, target = (stacked(*pair, counts) for pair in zip(one or (None, None), other or (None, None), strict=True))
+    return None if source is None or target is None else (source, target)
+
+
+def kept_moves(moves: Moves | None, rows: Tensor) -> Moves | None:
+    """Those of the images `rows` (k,) alone."""
+    return None if moves is None else (moves[0][rows], moves[1][rows])
 
 
 class Copied:

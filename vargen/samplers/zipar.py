@@ -7,7 +7,7 @@ the row waits for another trial, and at the end of the row above for none.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,12 +51,20 @@ class AdaptiveZipAR(ZipAR):
         self._trial = np.zeros(self._done.shape, dtype=bool)  # rows whose first token is on trial
         shape = (*self._done.shape, task.spec.vocabulary)
         self._laws = task.seeds.new_zeros(shape, dtype=torch.float32)  # that it was drawn from
-        self._steps = 0
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self._trial, self._laws = self._trial[rows.cpu().numpy()], self._laws[rows]
+
+    def join(self, other: Any) -> None:
+        super().join(other)
+        self._trial = np.concatenate([self._trial, other._trial])
+        self._laws = torch.cat([self._laws, other._laws])
 
     def _decide(self, scores: Tensor, step: Step) -> tuple[Tensor, np.ndarray]:
         drawn, moved, rows = self._plain_draw(scores, step), step.wanted.sum(-1), step.rows
         early = step.wanted[..., 0] & (step.columns[..., 0] == 0) & (self._above_of(rows) < self._lengths[rows])
-        self._steps += 1
+        self._steps = self._steps + 1
         if not early.any():
             return drawn, moved
         # A first trial has noise of its own: that of plain decoding, used once it was refused, would know of that.
@@ -67,7 +75,7 @@ class AdaptiveZipAR(ZipAR):
         batch = torch.arange(len(rows), device=p.device)[:, None]
         at = step.at[..., 0]
         q, draft = self._laws[batch, index], self._buffer.gather(1, at)
-        kept, settled = rules.keep(draft, q, p, *self._uniform(at, self._steps, 2))
+        kept, settled = rules.keep(draft, q, p, *self._uniform(at, 2))
         tokens = torch.where(self._tensor(on_trial), settled, drawn)
         final = ~early | (on_trial & kept.cpu().numpy())
         waiting = self._tensor(early & ~final)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vargen.core import checkpoints, weight_files
 from vargen.core.atomic import check_writable, write_atomically
+from vargen.core.types import mirrored
 from vargen.core.warp import Warp
 from vargen.engine.guidance import Guidance
 from vargen.models.contract import embed
@@ -113,12 +114,17 @@ def losses(
     """
     (guidance, warp), out = law, []
     with torch.no_grad():
-        wanted = warp(guidance.mix(model.logits(states[:, 1:])))  # (B, N - 1, V): the laws of slots 1, 2, ...
+        wanted = warp(_mixed(guidance, model.logits(states[:, 1:])))  # (B, N - 1, V): the laws of slots 1, 2, ...
     for step, predicted in enumerate(unrolled(head, model, states, ids.repeat(len(states) // len(ids), 1), depth)):
-        logits, p = guidance.mix(model.logits(predicted))[:, step:], wanted[:, step:]
+        logits, p = _mixed(guidance, model.logits(predicted))[:, step:], wanted[:, step:]
         nats = -(p * (logits / warp.temperature).log_softmax(-1)).sum(-1).mean()  # before top-k and top-p cut it off
         out.append((nats, torch.minimum(p, warp(logits.detach())).sum(-1).mean()))
     return out
+
+
+def _mixed(guidance: Guidance, logits: Tensor) -> Tensor:
+    """Guided logits of rows of which the conditional ones come first."""
+    return guidance.mix(mirrored(logits) if guidance.active else logits)
 
 
 def train(

@@ -1,0 +1,199 @@
+"""A batch of raster images that others may join, and that each may leave, between any two forwards.
+
+Every image has its own pointer, its own noise and its own rows of the cache, so that it does not matter when it began:
+what joins is a batch of its own for its prefill and its first token, and then rows more of this one. An image that
+leaves is taken out, and the last one moves to its seat. A plain call is a running batch that all join at the start.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vargen.core import warp as warps
+from vargen.core.types import Condition
+from vargen.core.warp import Warp
+from vargen.engine.clock import Clock, Counts
+from vargen.engine.guidance import AnyGuidance, Guidance, together
+from vargen.engine.seats import Seats, closed
+from vargen.engine.sound import Sound
+from vargen.engine.threads import ALL, Threads
+from vargen.models.contract import RasterModel
+from vargen.samplers.contract import RasterSampler
+
+Make = Callable[[Tensor, Warp, Any], RasterSampler]  # of seeds (B,), their law, and what drafts for them
+
+
+@dataclass(frozen=True)
+class Law:
+    """What an image is drawn from. In one batch, `warp` differs in temperature and top-p at most."""
+
+    guidance: Guidance
+    warp: Warp
+
+
+@dataclass(eq=False)
+class Row:
+    """An image of a running batch. What became of it, it has from when it left."""
+
+    seed: int
+    law: Law
+    forwards: int = 0  # of the model, while it was drawn
+    settled: int = 0
+    tokens: Tensor | None = None  # (slots,), final up to `settled` in decoding order
+
+
+class RunningBatch:
+    """Images of one model, one method and one size. `step` is a forward; `admit` and `leave` come between steps."""
+
+    def __init__(
+        self,
+        model: RasterModel,
+        clock: Clock,
+        counts: Counts,
+        threads: Threads = ALL,
+        *,
+        capacity: int,
+        guided: bool,
+        make: Make | None = None,
+        opens: RasterModel | None = None,
+    ) -> None:
+        """For at most `capacity` images, `guided` where some are. `make` makes the samplers of those that are admitted;
+        the prefill of those that join others is run by `opens`, where that is another model with the same weights.
+        """
+        self._model, self._opens, self._make = model, opens or model, make
+        self._clock, self._counts, self._threads = clock, counts, threads
+        self.capacity, self.guided, self.sound = capacity, guided, Sound("the model", model.device)
+        self.rows: list[Row] = []
+        self.forwards: list[int] = []  # of each image
+        self._sampler: Any = None
+        self._seats: Any = None
+        self._guidance: AnyGuidance = Guidance()
+        self._drafter: Any = None
+        self._size = (0, 0.0)  # of a step, see `Threads`
+
+    @property
+    def settled(self) -> list[int]:
+        """Tokens of each image that are final."""
+        return [] if self._sampler is None else self._sampler.settled
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B, slots), of which row b is final up to `settled[b]`: a live view."""
+        return self._sampler.tokens
+
+    @property
+    def busy(self) -> bool:
+        """Whether an image has tokens to come."""
+        return any(n < self._model.spec.slots for n in self.settled)
+
+    def begin(self, condition: Condition, sampler: RasterSampler, guidance: AnyGuidance, watched: Any = None) -> None:
+        """A forward: the prefill of images, and their first tokens. They are the first ones here, or join the others.
+
+        `watched` runs the prefill in place of the model, so that a drafter sees its states.
+        """
+        images, first = len(sampler.settled), self._sampler is None
+        condition = condition.mirrored() if self.guided else condition
+        runner = watched or (self._model if first else self._opens)
+        if first:
+            seats = Seats.of(self._model, condition, self.capacity, sampler.extra, guided=self.guided)
+            self._counts.cache_bytes = max(self._counts.cache_bytes, seats.cache.bytes)
+        else:
+            condition = self._seats.fitting(condition)
+            seats = self._seats.small(images)
+        seats.cache.kernels = self._counts.kernels
+        self._size = (condition.embedding.shape[0] * condition.embedding.shape[1], 0.0)
+        with self._threads.step(*self._size):
+            logits = guidance.mix(runner.prefill(condition, seats.cache))
+            self.sound.note(logits)
+            logits = self._model.spec.given(logits, logits.new_zeros(logits.shape[:2], dtype=torch.int64))
+        self._counts.note(logits.shape[1])
+        self._clock.lap("model")
+        with self._threads.step(*self._size):
+            sampler.accept(logits)
+            if first:
+                self._sampler, self._seats, self._guidance = sampler, seats, guidance
+            else:
+                self._sampler.join(sampler)
+                self._seats.join(seats)
+        self.forwards += [1] * images
+        self._clock.lap("sampler")
+
+    def step(self) -> None:
+        """A forward: a block of every image that is not done."""
+        spec, guidance, sampler, cache = self._model.spec, self._guidance, self._sampler, self._seats.cache
+        unsettled = [n < spec.slots for n in sampler.settled]
+        with self._threads.step(*self._size):
+            block = sampler.propose()
+        self._clock.lap("sampler")
+        spread = guidance.spread(block)
+        each = cache.bytes / cache.keys.shape[:3].numel()
+        self._size = (spread.slots.numel(), len(spread.slots) * spread.stop * each)
+        with self._threads.step(*self._size):
+            logits = guidance.mix(self._model.decode(spread, cache), block)
+            self.sound.note(logits)
+            logits = spec.given(logits, block.slots, ahead=1)
+        self._counts.note(logits.shape[1])
+        self._clock.lap("model")
+        with self._threads.step(*self._size):
+            sampler.accept(logits)
+        self.forwards = [n + busy for n, busy in zip(self.forwards, unsettled, strict=True)]
+        self._clock.lap("sampler")
+
+    def admit(self, condition: Condition, seeds: Sequence[int], laws: Sequence[Law], drafter: Any = None) -> list[Row]:
+        """Images of a condition, with unconditional rows where the batch is guided; each has its own seed and law.
+
+        It takes a forward. `drafter` is one of their own, where the method drafts. ValueError where there is no room.
+        """
+        if not 0 < len(seeds) <= self.capacity - len(self.rows):
+            raise ValueError(
+                f"got {len(seeds)} images, expected 1 to {self.capacity - len(self.rows)}: {self.capacity} in all"
+            )
+        assert self._make is not None
+        guidance, warp = self._law(laws)
+        watched, first = None, self._sampler is None
+        if drafter is not None:
+            drafter.kernels = self._counts.kernels
+            if first:
+                self._drafter, drafter.capacity = drafter, self.capacity
+                self._model = watched = drafter.watch(self._opens)
+            else:
+                drafter.beside, watched = self._drafter, drafter.watch(self._opens)
+        sampler = self._make(torch.tensor(seeds, device=self._model.device), warp, drafter)
+        self.begin(condition, sampler, guidance, watched)
+        new = [Row(seed, law) for seed, law in zip(seeds, laws, strict=True)]
+        self.rows += new
+        self._relaw()
+        return new
+
+    def leave(self, rows: Sequence[Row]) -> None:
+        """Images go, done or not, with the tokens that they have."""
+        gone = [self.rows.index(row) for row in rows]
+        for at in gone:
+            row = self.rows[at]
+            row.tokens, row.settled, row.forwards = self.tokens[at].clone(), self.settled[at], self.forwards[at]
+        order = closed(len(self.rows), gone)
+        self.rows, self.forwards = [self.rows[i] for i in order], [self.forwards[i] for i in order]
+        if not order:
+            self._sampler = self._seats = None
+            return
+        # What stands behind the image's slots may be wanted yet: a path that was kept is moved by the next block.
+        places = self._seats.cache.keys.shape[2]
+        written = places if self._sampler.extra else min(places, self._seats.front + max(self.settled))
+        self._sampler.keep(torch.tensor(order, device=self._model.device))
+        self._seats.keep(order, written)
+        self._relaw()
+
+    def _law(self, laws: Sequence[Law]) -> tuple[AnyGuidance, Warp]:
+        device = self._model.device
+        guidance = together([law.guidance for law in laws], device, guided=self.guided)
+        return guidance, warps.together([law.warp for law in laws], device)
+
+    def _relaw(self) -> None:
+        """The laws of the images that are here now."""
+        self._guidance, warp = self._law([row.law for row in self.rows])
+        self._sampler.under(warp)
+        if self._drafter is not None:
+            self._drafter.under(self._guidance, warp)
