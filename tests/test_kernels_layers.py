@@ -213,7 +213,7 @@ def test_rope(heads, kv_heads, dim, joined, groups, dtype):
         cache = KVCache(2, rows + 1, slots, kv_heads, dim, dtype=dtype, device=torch.device(DEVICE))
         cache.keys.add_(5)
         cache.values.add_(6)
-        cache.kernels = Kernels(impl)
+        cache.kernels, cache.end = Kernels(impl), rows  # the block has the first rows
         with torch.no_grad():
             where = (turns, cache, 1, cache.flat(places), slots - 1)
             out, keys, values = rope.enter_joined(qkv, *where) if joined else rope.enter(q, k, v, *where, norms)

@@ -259,9 +259,7 @@ class Trace:
     drafts_kept: int = 0  # of these, those that stand in the images
     forwards_per_image: float = 0.0  # mean over images of the calls during which that image was being decoded
     tokens_per_forward: float = 0.0  # tokens of an image over its forwards, mean over images
-    seconds: dict[str, float] = field(
-        default_factory=dict
-    )  # total, model, sampler, decode; also text, head, calibration
+    seconds: dict[str, float] = field(default_factory=dict)  # total, model, sampler, decode; text, head, calibration
     peak_memory_bytes: int = 0
     cache_bytes: int = 0  # the most that keys and values took at a time
     seeds: list[int] = field(default_factory=list)
