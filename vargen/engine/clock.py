@@ -16,6 +16,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self._device, self._cuda = device, device.type == "cuda"
         self._marks: list[tuple[str, Any]] = [("", self._now())]
+        self._folded: dict[str, float] = {}
 
     def _now(self) -> Any:
         if not self._cuda:
@@ -44,7 +45,14 @@ class Clock:
 
     def seconds(self) -> dict[str, float]:
         """What was booked, by name."""
-        return {name: sum(laps) for name, laps in self.laps().items()}
+        out = dict(self._folded)
+        for name, laps in self.laps().items():
+            out[name] = out.get(name, 0.0) + sum(laps)
+        return out
+
+    def fold(self) -> None:
+        """Add up what was booked, and keep no lap of it: for a clock that runs on and on."""
+        self._folded, self._marks = self.seconds(), self._marks[-1:]
 
 
 def _between(start: Any, end: Any) -> float:

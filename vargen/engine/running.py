@@ -85,6 +85,11 @@ class RunningBatch:
         return self._sampler.tokens
 
     @property
+    def committed(self) -> Any:
+        """(B, slots) bool, which tokens are final, where that is not in reading order; else None."""
+        return self._sampler.committed
+
+    @property
     def busy(self) -> bool:
         """Whether an image has tokens to come."""
         return any(n < self._model.spec.slots for n in self.settled)

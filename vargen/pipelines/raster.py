@@ -12,6 +12,7 @@ from torch import Tensor
 from vargen.core.dispatch import Kernels
 from vargen.core.generation import Generation
 from vargen.core.machine import processor
+from vargen.core.types import Condition
 from vargen.engine import loops, timed
 from vargen.engine.replayed import Replayed
 from vargen.engine.threads import Threads
@@ -166,9 +167,7 @@ class RasterPipeline(Pipeline):
         model, device = self.transformer, self.transformer.device
         trace, runner = self._begin(method, seeds), self._runners.of("model", model, self.fast)
         clock, counts = loops.Clock(device), loops.Counts(kernels=Kernels.of(self.fast))
-        condition = embed(model, inputs, guided=method.guidance.active)
-        if isinstance(model, Prompted) and isinstance(runner, Replayed):
-            condition = condition.rounded(PROMPTS)  # prompts of many lengths in the same graphs
+        condition = self.condition(inputs, runner, guided=method.guidance.active)
         seeded, parts = torch.tensor(seeds, device=device), {"codebook": self._codebook(), "kernels": counts.kernels}
         task = Task(model.spec, seeded, method.warp, **parts)
         if drafting := drafter_for(self, method, inputs):
@@ -190,6 +189,13 @@ class RasterPipeline(Pipeline):
             trace.drafter_forwards = drafting[1].forwards
             trace.drafts, trace.drafts_kept = sampler.counted
         self._fill(trace, clock, counts)
+
+    def condition(self, inputs: tuple[Tensor, ...], runner: Any, *, guided: bool) -> Condition:
+        """The condition of `inputs` as the model's `runner` takes it."""
+        condition = embed(self.transformer, inputs, guided=guided)
+        if isinstance(self.transformer, Prompted) and isinstance(runner, Replayed):
+            return condition.rounded(PROMPTS)  # prompts of many lengths in the same graphs
+        return condition
 
     def _codebook(self) -> Tensor | None:
         """The image tokenizer's codes (V, D), as it uses them."""

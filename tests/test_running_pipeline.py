@@ -1,0 +1,129 @@
+"""Continuous batching over pipelines: whoever joins, each image is the one that a call of its own draws."""
+
+import chameleon
+import numpy as np
+import pytest
+import small
+import torch
+from traced import Traced
+
+import vargen
+from vargen.engine.runners import Runners
+from vargen.pipelines.prompted import PromptedPipeline
+from vargen.pipelines.running import RunningImages
+
+TEXTS = ("a red boat", "a lake", "a very long walk along the beach at dawn, with a green palm and no clouds", "fog")
+
+
+def classes():
+    pipe = small.pipeline()
+    pipe.drafter = small.llamagen(scale=1.4)
+    return pipe
+
+
+def prompts():
+    pipe = PromptedPipeline(chameleon.lumina(), chameleon.vqgan(), None, chameleon.text())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def asked_for(pipe, seed):
+    """What image `seed` is asked for with."""
+    law = {"guidance_scale": (2.0, 1.0, 3.5)[seed % 3], "temperature": (1.0, 0.9)[seed % 2]}
+    law["top_p"] = (1.0, 0.95, 0.8)[seed // 2 % 3]
+    if pipe.transformer.spec.classes:
+        return {"class_labels": [seed % 5], **law}
+    return {"prompt": TEXTS[seed % 4], **law} | ({"negative_prompt": "rain and fog"} if seed % 3 == 2 else {})
+
+
+def joined(pipe, method, count, capacity, *, gone=0.0, asked=asked_for):
+    """Tokens by seed of images that join at random steps; those whose client hangs up are missing."""
+    batch, rng, left, out = RunningImages(pipe, capacity), np.random.default_rng(2), list(range(count)), {}
+    while left or batch.drawing:
+        if left and (not batch.drawing or rng.random() < 0.3):
+            seed = left.pop(0)
+            batch.admit(method=method, seed=seed, **asked(pipe, seed))
+        for image in batch.step():
+            out[image.seed] = image.partial.tokens[0]
+            assert image.partial.trace.seeds == [image.seed]
+        batch.leave([image for image in (*batch.running, *batch.waiting) if rng.random() < gone])
+    return out
+
+
+def alone(pipe, method, seed, asked=asked_for):
+    *_, last = pipe.stream(method=method, seed=seed, **asked(pipe, seed))
+    return last.tokens[0].clone()
+
+
+METHODS = ("ar", "sjd-exact:window=4", "sjd-coupled:window=4", "sjd-pac:window=4:tree=2-1", "zipar:window=2")
+
+
+@pytest.mark.parametrize("make", [classes, prompts])
+@pytest.mark.parametrize("method", METHODS)
+def test_images_are_those_of_a_call_of_their_own(make, method):
+    pipe = make()
+    found = joined(pipe, method, 14, 4, gone=0.01)
+    assert len(found) > 8
+    assert all(torch.equal(tokens, alone(pipe, method, seed)) for seed, tokens in found.items())
+
+
+@pytest.mark.parametrize("method", ["speculative:length=2", "speculative-tree:tree=2-1", "speculative:drafter=eagle"])
+def test_drafters_go_along(method):
+    pipe = classes()
+    if "eagle" in method:
+        from test_eagle import head_for
+
+        pipe.drafter, method = head_for(), "speculative-tree:tree=2-1"
+    found = joined(pipe, method, 10, 3)
+    assert all(torch.equal(tokens, alone(pipe, method, seed)) for seed, tokens in found.items())
+
+
+@pytest.mark.parametrize("make", [classes, prompts])
+def test_replayed_forwards(make):
+    """Graphs read what is noted of prompts where it was when they were captured."""
+    pipe, method = make(), "sjd-exact:window=4"
+    wanted = [alone(pipe, method, seed) for seed in range(10)]
+    pipe._runners = Runners(Traced())
+    found = joined(pipe, method, 10, 3)
+    assert all(torch.equal(found[seed], wanted[seed]) for seed in range(10))
+
+
+def test_the_pocket_model_draws_the_images_of_ar():
+    """In float32, images that join one after another: of every one the tokens of plain decoding."""
+    pipe = vargen.load("pocket-llamagen", device="cpu")
+
+    def asked(pipe, seed):
+        return {"class_labels": [seed % 10]}
+
+    found = joined(pipe, "sjd-exact:window=16", 6, 4, asked=asked)
+    assert all(torch.equal(found[seed], alone(pipe, "ar", seed, asked)) for seed in range(6))
+
+
+def test_kinds_wait_for_one_another_in_turn():
+    pipe = classes()
+    batch = RunningImages(pipe, 2)
+    order = [("ar", 0), ("sjd:window=4", 1), ("ar", 2), ("ar", 3), ("sjd:window=4", 4)]
+    for method, seed in order:
+        batch.admit([seed % 5], method=method, seed=seed)
+    done = []
+    while batch.drawing:
+        assert len({image.kind for image in batch.running}) <= 1
+        done += [image.seed for image in batch.step()]
+    assert sorted(done[:2]) == [0, 2]  # of one kind, beside each other
+    assert sorted(done[2:]) == [1, 3, 4]
+
+
+def test_what_cannot_be_drawn_is_refused_where_it_is_asked_for():
+    batch = RunningImages(classes(), 2)
+    for given, words in (
+        ({"class_labels": [999]}, "got class 999"),
+        ({"class_labels": [0], "method": "var"}, "var"),
+        ({}, "class"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            batch.admit(**given)
+    assert not batch.drawing
+    with pytest.raises(ValueError, match="capacity 0"):
+        RunningImages(classes(), 0)
+    with pytest.raises(ValueError, match="no raster model"):
+        RunningImages(vargen.load("pocket-var", device="cpu"), 2)

@@ -1,0 +1,218 @@
+"""Images that are asked for one by one and drawn together: continuous batching over a raster pipeline.
+
+    batch = RunningImages(vargen.load("pocket-llamagen"), capacity=16)
+    batch.admit("beach", seed=3, method="sjd-exact:window=16")
+    while batch.drawing:
+        for image in batch.step():
+            image.partial.images()[0].save(f"{image.seed}.png")
+
+Whoever asks joins at the next step, and an image that is done makes room for the next one. An image is the same, beyond
+rounding, whoever it is drawn beside.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vargen.core import warp as warps
+from vargen.core.dispatch import Kernels
+from vargen.core.machine import plainly
+from vargen.core.types import Trace
+from vargen.engine import guidance
+from vargen.engine.clock import Clock, Counts
+from vargen.engine.replayed import Replayed
+from vargen.engine.running import Law, Row, RunningBatch
+from vargen.engine.threads import Threads
+from vargen.pipelines.choose_drafter import drafter_for
+from vargen.pipelines.partial import Partial
+from vargen.pipelines.request import Method
+from vargen.samplers.contract import RasterSampler, Task
+
+FOLD = 512  # forwards after which the clock's marks are added up
+
+
+@dataclass(eq=False)
+class Drawing:
+    """An image that was asked for."""
+
+    pipe: Any  # of its size, and with what else its call said
+    method: Method
+    inputs: tuple[Tensor, ...]  # a row of the call's
+    seed: int
+    image_size: int | None
+    placed: float = field(default_factory=time.perf_counter)
+    row: Row | None = None  # in the batch, once it is drawn
+    partial: Partial | None = None  # once it is done: its tokens, its trace, its picture
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Images of the same kind may be drawn together: of one size, by one method, of laws that differ in guidance,
+        temperature and top-p at most.
+        """
+        shared = (self.method.warp.top_k, self.method.warp.top_n_sigma)
+        return (self.pipe.transformer.spec, self.pipe.size, self.method.sampler, self.method.settings, *shared)
+
+
+class RunningImages:
+    """A batch of at most `capacity` images that others join. Those that wait do so in the order in which they came."""
+
+    def __init__(self, pipe: Any, capacity: int = 16) -> None:
+        """ValueError where the model draws no tokens one by one."""
+        if pipe.kind != "raster":
+            raise ValueError(f"{pipe.preset.name} is no raster model: its images begin together")
+        if capacity < 1:
+            raise ValueError(f"got capacity {capacity}, expected 1 or more")
+        self.pipe, self.capacity = pipe, capacity
+        self.waiting: deque[Drawing] = deque()
+        self.running: list[Drawing] = []
+        self._batch: RunningBatch | None = None
+        self._counts, self._clock = Counts(), Clock(pipe.transformer.device)
+        self._guided, self._runner = False, pipe.transformer
+
+    @property
+    def drawing(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self.waiting or self.running)
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of the model so far."""
+        return self._counts.forwards
+
+    @torch.inference_mode()
+    def admit(self, class_labels: Any = None, **given: Any) -> list[Drawing]:
+        """Ask for images, by the options of `pipe.stream`; they join at a next step. ValueError as for a call."""
+        pipe, asked, _ = self.pipe._asked(class_labels, given, stream=True)
+        new: list[Drawing] = []
+        for row, seed in enumerate(asked.seeds):
+            some, drawn = slice(row, row + 1), asked.method.drawn
+            own = {key: value[some] if isinstance(value, list) else value for key, value in drawn.items()}
+            method = replace(asked.method, drawn=own | {"batch_size": 1})
+            new.append(Drawing(pipe, method, tuple(part[some] for part in asked.inputs), seed, asked.image_size))
+        self.waiting += new
+        return new
+
+    @torch.inference_mode()
+    def step(self) -> list[Drawing]:
+        """A forward: the prefill of those that can join, or a block of all that run. Those that are done have left."""
+        with plainly(self.pipe.transformer.device):
+            if joining := self._joining():
+                self._join(joining)
+            elif self.running:
+                assert self._batch is not None
+                self._batch.step()
+            if self._counts.forwards % FOLD == 0:
+                self._clock.fold()
+            return self._done()
+
+    @torch.inference_mode()
+    def leave(self, images: Sequence[Drawing]) -> None:
+        """Nobody waits for these any more. Their seats are free for the next step."""
+        for image in [image for image in images if image in self.waiting]:
+            self.waiting.remove(image)
+        gone = [image for image in images if image in self.running]
+        if gone:
+            assert self._batch is not None
+            self._batch.leave([image.row for image in gone if image.row is not None])
+            self.running = [image for image in self.running if image not in gone]
+
+    def shown(self, image: Drawing) -> Partial:
+        """An image on its way, as `stream` would have it."""
+        assert self._batch is not None
+        assert image.row is not None
+        at, committed = self._batch.rows.index(image.row), self._batch.committed
+        some = slice(at, at + 1)
+        settled, final = self._batch.settled[at], None if committed is None else committed[some]
+        return self._partial(image, self._batch.tokens[some], settled, final)
+
+    def _joining(self) -> list[Drawing]:
+        """Those that can join now: the first that waits, and all of its kind behind it for which there are seats."""
+        free = self.capacity - len(self.running)
+        if not self.waiting or not free:
+            return []
+        first = self.waiting[0]
+        kin = [one for one in self.waiting if one.kind == first.kind]
+        if not self.running:
+            self._guided = any(one.method.guidance.active for one in kin)
+        elif self.running[0].kind != first.kind:
+            return []
+        fit = [one for one in kin if self._guided or not one.method.guidance.active]
+        return fit[:free] if first in fit else []
+
+    def _join(self, images: list[Drawing]) -> None:
+        for image in images:
+            self.waiting.remove(image)
+        if not self.running:
+            self._begin(images[0])
+        assert self._batch is not None
+        pipe, inputs = images[0].pipe, stacked([image.inputs for image in images])
+        laws = [Law(image.method.guidance, image.method.warp) for image in images]
+        device = pipe.transformer.device
+        mixed = guidance.together([law.guidance for law in laws], device, guided=self._guided)
+        method: Any = replace(images[0].method, warp=warps.together([law.warp for law in laws], device))
+        drafting = drafter_for(pipe, replace(method, guidance=mixed), inputs)
+        condition = pipe.condition(inputs, self._runner, guided=self._guided)
+        seeds, drafter = [image.seed for image in images], None if drafting is None else drafting[1]
+        for image, row in zip(images, self._batch.admit(condition, seeds, laws, drafter), strict=True):
+            image.row = row
+        self.running += images
+
+    def _begin(self, image: Drawing) -> None:
+        """An empty batch for images of a kind."""
+        pipe, method, counts = image.pipe, image.method, self._counts
+        model, codebook = pipe.transformer, pipe._codebook()
+        self._runner = runner = pipe._runners.of("model", model, pipe.fast)
+        counts.kernels, replayed = Kernels.of(pipe.fast), isinstance(runner, Replayed)
+
+        def make(seeds: Tensor, warp: Any, drafter: Any) -> RasterSampler:
+            late = replayed and drafter is None
+            task = Task(model.spec, seeds, warp, None, drafter, codebook, counts.kernels, late)
+            return method.sampler(method.settings, task)
+
+        how: Any = {"capacity": self.capacity, "guided": self._guided, "make": make}
+        how["opens"] = model if replayed else runner
+        self._batch = RunningBatch(runner, self._clock, counts, Threads(model), **how)
+
+    def _done(self) -> list[Drawing]:
+        if self._batch is None or not self.running:
+            return []
+        slots, settled = (
+            self.running[0].pipe.transformer.spec.slots,
+            dict(zip(self._batch.rows, self._batch.settled, strict=True)),
+        )
+        done = [image for image in self.running if image.row is not None and settled[image.row] >= slots]
+        if done:
+            self._batch.sound.check()
+            self.leave(done)
+        for image in done:
+            assert image.row is not None
+            assert image.row.tokens is not None
+            image.partial = self._partial(image, image.row.tokens[None], slots)
+        return done
+
+    def _partial(self, image: Drawing, tokens: Tensor, settled: int, committed: Any = None) -> Partial:
+        assert image.row is not None
+        pipe, method, forwards = image.pipe, image.method, max(1, image.row.forwards)
+        trace = Trace(pipe.preset.name, method.name, 1, forwards, seeds=[image.seed], drawn=method.drawn)
+        trace.settings = method.described | ({} if pipe.quantize is None else {"quantize": pipe.quantize})
+        trace.forwards_per_image, trace.tokens_per_forward = forwards, tokens.shape[1] / forwards
+        trace.seconds, trace.versions = {"total": time.perf_counter() - image.placed}, pipe.versions
+        trace.kernels = pipe._runners.notes | self._counts.kernels.ran
+        rest: Any = {"committed": committed, "inputs": image.inputs, "seeds": (image.seed,)}
+        return Partial(tokens, [settled], forwards, trace, pipe, image.image_size, **rest)
+
+
+def stacked(inputs: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """What is drawn, of several calls: labels, or prompts and their masks, of which the shorter ones are padded."""
+    parts = []
+    for each in zip(*inputs, strict=True):
+        longest = max(part.shape[-1] for part in each)
+        ragged = any(part.shape[-1] < longest for part in each)
+        parts.append(torch.cat([F.pad(part, (0, longest - part.shape[-1])) if ragged else part for part in each]))
+    return tuple(parts)
