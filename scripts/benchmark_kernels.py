@@ -22,8 +22,9 @@ from vargen.core.types import KVCache, Trace
 from vargen.core.warp import Warp
 from vargen.kernels import gsd, lantern, sample, verify
 from vargen.kernels.attention import Sight, attend
-from vargen.kernels.norm import rms_norm
+from vargen.kernels.norm import add_norm, rms_norm
 from vargen.kernels.rope import Halves, Joined, enter, enter_joined
+from vargen.kernels.silu_mul import silu_mul
 from vargen.models.chameleon import HeadNorm
 
 VOCABULARY = 16384  # LlamaGen's
@@ -55,13 +56,13 @@ def cases(width: int, device: torch.device) -> dict[str, Callable[[Kernels], Any
     }
 
 
-LAYERS = ("attention", "norm", "rope", "rope, norms")
+LAYERS = ("attention", "norm", "add_norm", "silu_mul", "rope", "rope, norms")
 
 
 def layers(width: int, device: torch.device) -> dict[str, Callable[[Kernels], Any]]:
     """Kernels inside a forward, in bfloat16, in the middle of the image."""
     generator = torch.Generator(device).manual_seed(0)
-    heads, dim, slots = 20, 64, 577
+    heads, dim, hidden, slots = 20, 64, 3584, 577
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, device=device).bfloat16()
@@ -87,6 +88,8 @@ def layers(width: int, device: torch.device) -> dict[str, Callable[[Kernels], An
     return {
         "attention": attending,
         "norm": partial(rms_norm, x, weight, 1e-5),
+        "add_norm": partial(add_norm, x, normal(2, width, heads * dim), weight, 1e-5),
+        "silu_mul": partial(silu_mul, *normal(2, width, 2 * hidden).chunk(2, dim=-1)),
         "rope": partial(entering, None),
         "rope, norms": partial(entering, norms),
     }

@@ -11,6 +11,7 @@ from flow_loop import Recorded, relative
 
 from vargen.core.noise import PathNoise
 from vargen.core.types import Denoising
+from vargen.kernels.rope import Joined
 from vargen.models import flow, flowar
 from vargen.models.flow import Step
 from vargen.models.flowar import FlowAR, FlowARConfig
@@ -80,13 +81,13 @@ def test_cached_scales_are_one_masked_pass(model, monkeypatch):
     seen = scale[:, None] >= scale
 
     def attend(q, k, v):
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
 
     monkeypatch.setattr(flow, "attend", attend)
-    step = Step(torch.cat([flow.grid(side, 16, 16, model.device) for side in sides], dim=1))
-    modulations = condition.embedding[:, 1:].unflatten(1, (-1, 6))
-    whole = model.through(torch.cat(inputs, dim=1), slice(0, spec.slots), modulations, step) + model.positions
+    turns = [flow.grid(side, 16, 16, model.device) for side in sides]
+    cos, sin = (torch.cat(part, dim=1) for part in zip(*((each.cos, each.sin) for each in turns), strict=True))
+    given = (slice(0, spec.slots), condition.embedding[:, 1:], Step(Joined(cos, sin)))
+    whole = model.through(torch.cat(inputs, dim=1), *given) + model.positions
     assert relative(z, whole) < 1e-5
 
 
@@ -119,7 +120,7 @@ def test_what_does_not_change_is_computed_once(model):
     """Of z and of the times, whatever the number of steps."""
     z, calls = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(0)), []
     once = [model.head.cond_embed, model.head.time_embed]
-    once += [part for name, part in model.head.named_modules() if name.endswith(("cross.kv", "ada_lin_attn"))]
+    once += [part for name, part in model.head.named_modules() if name.endswith(("cross.wkv", "ada_lin_attn"))]
     hooks = [part.register_forward_hook(lambda part, *_: calls.append(part)) for part in once]
     model.head.sample(z, Denoising(8), PathNoise(torch.arange(1), torch.arange(4)[None], 16))
     for hook in hooks:

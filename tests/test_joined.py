@@ -1,16 +1,32 @@
 """Joined weights by the names that a state has: what is loaded in parts, or with other shapes."""
 
+import copy
+
 import chameleon
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import llamagen
+from small import llamagen, mar
+
+from vargen.core import checkpoints
+from vargen.models.flowar import FlowAR, FlowARConfig
+
+
+def flowar_model():
+    """Whose head attends."""
+    return FlowAR(FlowARConfig(1, 2, 32, 3, 5, 1, 64, True, (1, 2), 4))
+
 
 JOINED = {  # a model, and the parts of one parameter
     "gate and up": (llamagen, ("layers.0.feed_forward.w1.weight", "layers.0.feed_forward.w3.weight")),
     "turned": (llamagen, ("layers.0.attention.wqkv.weight",)),
+    "FlowAR's gate and up": (flowar_model, ("encoder_blocks.0.mlp.fc1_g.bias", "encoder_blocks.0.mlp.fc1_x.bias")),
+    "FlowAR's bias, turned": (flowar_model, ("encoder_blocks.0.attn.qkv.bias",)),
+    "FlowAR's keys, turned": (flowar_model, ("head.blocks.0.cross.kv.weight",)),
+    "the modulations of MAR's head": (mar, ("head.blocks.0.modulate.weight", "head.modulate.weight")),
     "q, k, v": (chameleon.decoder, tuple(f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv")),
 }
+MODELS = (llamagen, chameleon.decoder, flowar_model, mar)
 
 
 @pytest.mark.parametrize("case", JOINED)
@@ -44,7 +60,7 @@ def test_a_part_alone_is_loaded_and_the_others_stay(case):
 
 
 def test_a_state_is_written_by_safetensors_itself(tmp_path):
-    for make in (llamagen, chameleon.decoder):
+    for make in MODELS:
         state = make().state_dict()
         save_file(state, tmp_path / "weights.safetensors")
         found = load_file(tmp_path / "weights.safetensors")
@@ -52,7 +68,18 @@ def test_a_state_is_written_by_safetensors_itself(tmp_path):
         assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
-@pytest.mark.parametrize("make", [llamagen, chameleon.decoder])
+@pytest.mark.parametrize("make", MODELS)
+def test_a_file_is_read_whole(make, tmp_path):
+    """Also where parts of several modules are joined in one above them all."""
+    model = make()
+    checkpoints.save(tmp_path / "weights.safetensors", model.state_dict())
+    fresh = copy.deepcopy(model).to("meta")
+    checkpoints.load_into(fresh, tmp_path / "weights.safetensors")
+    own = fresh.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("make", MODELS)
 def test_a_parameter_with_a_name_of_the_state_is_what_the_state_has(make):
     """Whoever trains a part by the module's own names, LoRA say, is refused, and not read in another order."""
     model = make()

@@ -23,7 +23,7 @@ EPS = torch.finfo(torch.float32).eps
 SEEDS = torch.tensor([5, -(2**60), 2**62], device=DEVICE)
 
 
-LAYERS = {"attention", "norm", "rope"}  # every forward has them
+LAYERS = {"attention", "norm", "add_norm", "silu_mul", "rope"}  # every forward has them
 
 
 def kernels():

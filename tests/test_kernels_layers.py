@@ -11,12 +11,16 @@ from vargen.core.dispatch import Kernels, triton
 from vargen.core.types import KVCache
 from vargen.kernels import attention, rope
 from vargen.kernels.attention import Sight
-from vargen.kernels.norm import rms_norm
+from vargen.kernels.norm import add_norm, rms_norm
+from vargen.kernels.silu_mul import silu_mul
 from vargen.models.chameleon import HeadNorm
 
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is not installed for this platform")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter cannot reckon in bfloat16
+
+
+SMALL = ("norm", "add_norm", "silu_mul", "rope", "attention")  # in the order in which they are asked for below
 
 
 def kernels():
@@ -111,6 +115,54 @@ def test_norm(width, dtype):
     assert (got - want).abs().max() <= 2 * (plain - want).abs().max()
 
 
+@pytest.mark.parametrize("width", [16, 100, 1280])
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_norm_of_a_sum(width, dtype):
+    """The sum is the twin's to the bit; what is normalised is the sum as it is kept."""
+    _, normal = drawer(width, dtype)
+    x, change, weight, ran = normal(3, 5, width) * 7, normal(3, 5, 2 * width)[..., width:], normal(width), kernels()
+    x[0, 0] = change[0, 0] = 0
+    total, got = add_norm(x, change, weight, 1e-5, ran)
+    wanted, plain = add_norm(x, change, weight, 1e-5)
+    want = wanted.double() * (wanted.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.double()
+    assert ran.ran == {"add_norm": "triton"}
+    assert got.dtype == dtype
+    assert torch.equal(total, wanted)
+    assert torch.equal(total, x + change)
+    assert (got - want).abs().max() <= 2 * (plain - want).abs().max()
+
+
+def test_norm_of_nothing_but_x():
+    _, normal = drawer(0, torch.float32)
+    x, weight, ran = normal(2, 3, 32), normal(32), kernels()
+    total, got = add_norm(x, None, weight, 1e-5, ran)
+    assert total is x
+    assert ran.ran == {"norm": "triton"}
+    assert torch.allclose(got, rms_norm(x, weight, 1e-5), atol=1e-6)
+    with pytest.raises(ValueError, match=r"add_norm cannot run: torch.float32 \(2, 3, 32\) and torch.float64"):
+        add_norm(x, x.double(), weight, 1e-5, ran)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+@pytest.mark.parametrize("width", [16, 100, 2500])  # of which the last takes several programs
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_silu_mul(width, joined, dtype):
+    _, normal = drawer(width, dtype)
+    gate, up = (
+        (normal(2, 3, 2 * width) * 4).chunk(2, dim=-1) if joined else (normal(2, 3, width) * 4, normal(2, 3, width))
+    )
+    gate[0, 0, :3] = torch.tensor([0.0, 60.0, -200.0])
+    ran = kernels()
+    got, plain = silu_mul(gate, up, ran), silu_mul(gate, up)
+    want = torch.nn.functional.silu(gate.double()) * up.double()
+    assert ran.ran == {"silu_mul": "triton"}
+    assert (got.dtype, got.shape, got.is_contiguous()) == (dtype, gate.shape, True)
+    assert (got - want).abs().max() <= max(2 * (plain - want).abs().max(), 1e-6)
+    with pytest.raises(ValueError, match="silu_mul cannot run"):
+        silu_mul(gate, up[..., 1:], ran)
+
+
 def turned(x, turns):
     """In float64."""
     cos, sin = (part.double() for part in turns.parts)
@@ -162,7 +214,7 @@ def test_rope(heads, kv_heads, dim, joined, groups, dtype):
         cache.end = rows  # of a cache that has room for one more
         cache.keys.add_(5)
         cache.values.add_(6)
-        cache.kernels = Kernels(impl)
+        cache.kernels, cache.end = Kernels(impl), rows  # the block has the first rows
         with torch.no_grad():
             where = (turns, cache, 1, cache.flat(places), slots - 1)
             out, keys, values = rope.enter_joined(qkv, *where) if joined else rope.enter(q, k, v, *where, norms)
@@ -201,11 +253,13 @@ def test_small_kernels_are_for_graphs(monkeypatch):
         cache = KVCache(1, 1, 1, 1, 16, dtype=x.dtype, device=torch.device(DEVICE))
         cache.kernels = ran = Kernels(captured=captured)
         rms_norm(x, x[0, 0, 0], 1e-5, ran)
+        add_norm(x, x, x[0, 0, 0], 1e-5, ran)
+        silu_mul(x, x, ran)
         place = torch.zeros(1, 1, dtype=torch.int64, device=DEVICE)
         turns = rope.Halves(x, x)
         rope.enter(x, x, x, turns, cache, 0, cache.flat(place), 1)
         attention.attend(x, x, x, Sight(place, 0, 1, x.dtype, kernels=ran))
-    assert told == [(op, pays) for pays in (False, True) for op in ("norm", "rope", "attention")]
+    assert told == [(op, pays) for pays in (False, True) for op in SMALL]
 
 
 def test_auto_takes_a_kernel_where_it_pays():

@@ -1,5 +1,7 @@
 """MAR's parts: solvers, one step, temperature, the last layer, the autoencoder's input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from small import LATENTS, kl, latent_pipeline, mar
 
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Denoising, Group
+from vargen.models import diffusion
 from vargen.models.diffusion import DiffusionHead, kept, solver, tables
 from vargen.samplers.contract import LatentTask
 
@@ -92,3 +95,12 @@ def test_the_last_layer_is_run_where_it_is_asked_for():
     other = drawn.clone()
     other[:, 3] += 1  # not known: not read
     assert torch.equal(some, model.decode(condition, Group(torch.tensor([[4], [11]]), known, other), None))
+
+
+def test_modulations_are_the_same_in_one_product_and_in_several(monkeypatch):
+    head = mar(replace(LATENTS, head_depth=3)).head
+    x, time, condition = torch.randn(5, 3), torch.randn(32), torch.randn(5, 32)
+    together, joined = head.net(x, time, condition), head.told.register_forward_hook
+    monkeypatch.setattr(diffusion, "FEW", 4)
+    joined(lambda *_: pytest.fail("made for all blocks at once, of more rows than that is for"))
+    assert torch.allclose(head.net(x, time, condition), together, atol=1e-6)

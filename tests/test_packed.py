@@ -36,7 +36,12 @@ def test_every_kind_draws_what_it_draws_without(name, tmp_path):
     pipe = make(tmp_path) if name == "harmon" else make()
     pipe.set_progress_bar_config(disable=True)
     auto, off = drawn(pipe, "auto", asked), drawn(pipe, "off", asked)
-    assert torch.allclose(auto, off, rtol=1e-4, atol=1e-4) if auto.is_floating_point() else torch.equal(auto, off)
+    if (
+        auto.is_floating_point()
+    ):  # as a whole: Harmon's tokens are some 1e5 here, and one near zero is a difference of such
+        assert (auto - off).norm() <= 5e-6 * off.norm()
+    else:
+        assert torch.equal(auto, off)
     assert not any(isinstance(part, PackedLinear) for part in pipe.transformer.modules())
     assert pipe(**asked, seed=2, output_type="latent").trace.kernels.get("linear") is None
     pipe.fast = "auto"

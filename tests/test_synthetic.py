@@ -30,7 +30,7 @@ def test_rows_of_every_width_batch_and_mode(tmp_path, capsys):
         assert row["model_ms"] > 0
         assert row["sampler_ms"] > 0
         assert row["tokens_per_forward"] == (1 if row["width"] == 1 else 3)
-        layers = {"attention", "norm", "rope"}
+        layers = {"attention", "norm", "add_norm", "silu_mul", "rope"}
         assert set(row["kernels"]) == layers | {"sample"} | ({"verify"} if row["width"] > 1 else set())
         assert row["limit_ms"] == pytest.approx(row["bytes"] / result["bytes_per_second"] * 1e3, rel=1e-2)
     shown = capsys.readouterr().out

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vargen.core.atomic import write_atomically
+from vargen.core.joined import owners
 from vargen.core.layout import PLAIN, Layout
 from vargen.core.messages import shown
 from vargen.core.weight_files import Place, find, is_dense, is_mapped, stamp, tensors
@@ -120,12 +121,13 @@ def _units(module: nn.Module, expected: Mapping[str, tuple[list[str], tuple[int,
 
     That module, `layers.3.attention` or the root's "", is the one whose hooks turn or join them.
     """
-    whole = {name for name, _ in [*module.named_parameters(), *module.named_buffers()]}
+    joins = owners(module)
     out: dict[tuple[str, str], list[str]] = {}
     for key, (ours, _) in expected.items():
         shared = zip(*(one.split(".")[:-2] for one in ours), strict=False)
         around = ".".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, shared))
-        out.setdefault((around, key if whole.issuperset(ours) else ""), []).append(key)
+        unit = (joins[ours[0]], "") if ours[0] in joins else (around, key)
+        out.setdefault(unit, []).append(key)
     return [(around, keys) for (around, _), keys in out.items()]
 
 

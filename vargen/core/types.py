@@ -150,6 +150,7 @@ class KVCache:
         self._rows = [part.flatten(0, 1) for part in self._held]  # of each layer, (R * S, 2, heads, dim)
         self._first = self._held.permute(0, 3, 1, 4, 2, 5)  # heads first, (layers, 2, R, heads, S, dim)
         self._span, self._shown = (slice(0), 0), tuple(self._rows[:0])  # what was seen last, of each layer
+        self._room, self._gaps = (0, 0, 0), tuple(zip(self._rows[:0]))  # what was joined last, of each layer
         self._offset = torch.arange(batch, device=device)[:, None] * rows
         self.end = batch
 
@@ -218,18 +219,31 @@ class KVCache:
         keys, values = self._shown[layer].unbind(0)
         return keys, values
 
-    def join(self, layer: int, first: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (R, n, heads, dim) behind row `first`; return them behind all that was before.
+    def join(self, layer: int, first: int, qkv: Tensor, *, keep: bool = True) -> tuple[Tensor, ...]:
+        """Append keys and values behind row `first`, of queries, keys and values in one (R, n, 3, heads, dim).
 
-        What has no room is returned and not kept.
+        Heads first: the queries (R, heads, n, dim), and keys and values behind all before, (R, heads, first + n, dim).
+        What has no room is returned and not kept; without `keep`, nothing is.
         """
-        out = []
-        for part, new in ((self.keys[layer], k), (self.values[layer], v)):
-            kept = min(new.shape[1], part.shape[1] - first)
-            part[: len(new), first : first + kept] = new[:, :kept]
-            there = part[: len(new), : first + kept]
-            out.append(there if kept == new.shape[1] else torch.cat([there, new[:, kept:]], dim=1))
-        return out[0], out[1]
+        both, queries = qkv.narrow(2, 1, 2), qkv.select(2, 0).transpose(1, 2)
+        kept = min(both.shape[1], self._held.shape[2] - first) if keep else 0
+        there, gap, shown = self._until(layer, len(both), first, first + kept)
+        if kept:
+            gap.copy_(both[:, :kept] if kept < both.shape[1] else both)
+        if kept < both.shape[1]:
+            shown = torch.cat([there, both[:, kept:] if kept else both], dim=1).permute(2, 0, 3, 1, 4)
+        return queries, *shown.unbind(0)
+
+    def _until(self, layer: int, batch: int, first: int, stop: int) -> tuple[Tensor, ...]:
+        """A layer's tokens up to `stop` (batch, stop, 2, heads, dim), those from `first` on, and all heads first."""
+        if torch.compiler.is_compiling():
+            there = self._held[layer, :batch, :stop]
+            return there, there[:, first:], there.permute(2, 0, 3, 1, 4)
+        if self._room != (batch, first, stop):  # once for all layers
+            there = self._held[:, :batch, :stop]
+            parts = (there.unbind(0), there[:, :, first:].unbind(0), there.permute(0, 3, 1, 4, 2, 5).unbind(0))
+            self._room, self._gaps = (batch, first, stop), tuple(zip(*parts, strict=True))
+        return self._gaps[layer]
 
 
 @dataclass
@@ -245,9 +259,7 @@ class Trace:
     drafts_kept: int = 0  # of these, those that stand in the images
     forwards_per_image: float = 0.0  # mean over images of the calls during which that image was being decoded
     tokens_per_forward: float = 0.0  # tokens of an image over its forwards, mean over images
-    seconds: dict[str, float] = field(
-        default_factory=dict
-    )  # total, model, sampler, decode; some: text, head, calibration
+    seconds: dict[str, float] = field(default_factory=dict)  # total, model, sampler, decode; text, head, calibration
     peak_memory_bytes: int = 0
     cache_bytes: int = 0  # the most that keys and values took at a time
     seeds: list[int] = field(default_factory=list)

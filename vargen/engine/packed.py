@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vargen.core.joined import Projection
 from vargen.core.machine import total_memory
-from vargen.models.joined import Projection
 
 SHARE = 0.25  # of the machine's memory that weights in order may take
 ROWS = 32  # of a product, for which oneDNN chooses the order; others are right as well

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vargen.core.dispatch import triton
-from vargen.kernels import attention, gsd, lantern, norm, rope, sample, verify
+from vargen.kernels import attention, gsd, lantern, norm, rope, sample, silu_mul, verify
 
 TARGETS = (80, 90)
 VOCABULARY, HEAD = 16384, 64
@@ -35,7 +35,9 @@ CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any], int]] = {  # kernel
     "attention, float32": (attention._stretch, (F32, F32, F32, *_STRETCH[3:]),
                            {**_WIDE, "QUERIES": attention.MOST // 4 // 128, "SEES": True, "PADDING": True}, 4),
     "attention, join": (attention._join, (F32, F32, BF16, INT, INT, INT), {**_HEADS, "STRETCHES": 8}, 4),
-    "norm": (norm._rows, (BF16, BF16, BF16, INT, FLOAT), {"BLOCK": 2048}, 4),
+    "norm": (norm._rows, (*(BF16,) * 5, INT, FLOAT), {"ADD": False, "BLOCK": 2048}, 4),
+    "norm, of a sum": (norm._rows, (*(BF16,) * 5, INT, FLOAT), {"ADD": True, "BLOCK": 2048}, 4),
+    "silu times": (silu_mul._channels, (BF16, BF16, BF16, INT, INT, INT), {"BLOCK": silu_mul.BLOCK}, 4),
     "rope": (rope._heads, _ROPE, {**_TURNED, "NORM": False}, 1),
     "rope, norms": (rope._heads, _ROPE, {**_TURNED, "NORM": True}, 1),
     "shifted": (lantern._shifted, (I64, F32, I64, F32, INT, INT, FLOAT),

@@ -23,6 +23,12 @@ class Halves:
     cos: Tensor
     sin: Tensor
 
+    @classmethod
+    def of(cls, angles: Tensor) -> "Halves":
+        """Of the angles (n, D / 2) of tokens, (1, n, 1, D)."""
+        cos, sin = angles.cos().repeat(1, 2), torch.cat([-angles.sin(), angles.sin()], dim=-1)
+        return Halves(cos[None, :, None], sin[None, :, None])
+
     @property
     def parts(self) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the angles, (R, n, 1, D / 2)."""
@@ -43,10 +49,25 @@ class Joined(Halves):
     Cosines and sines are (R or 1, n, 3, 1, D) float32: of queries, of keys, of values (1 and 0).
     """
 
+    @classmethod
+    def of(cls, angles: Tensor) -> "Joined":
+        """Of the angles (n, D / 2) of tokens, (1, n, 3, 1, D)."""
+        turned = Halves.of(angles)
+        cos = torch.stack([turned.cos, turned.cos, torch.ones_like(turned.cos)], dim=2)
+        return cls(cos, torch.stack([turned.sin, turned.sin, torch.zeros_like(turned.sin)], dim=2))
+
     @property
     def parts(self) -> tuple[Tensor, Tensor]:
         half = self.cos.shape[-1] // 2
         return self.cos[:, :, 0, :, :half], self.sin[:, :, 0, :, half:]
+
+    @property
+    def alone(self) -> Halves:
+        """What turns queries, or keys, that are by themselves."""
+        return Halves(self.cos[:, :, 0], self.sin[:, :, 0])
+
+    def to(self, device: torch.device) -> "Joined":
+        return Joined(self.cos.to(device), self.sin.to(device))
 
 
 class HeadNorm(Protocol):
@@ -102,8 +123,9 @@ def enter(
         return out, *held.seen(layer, len(k), stop)
     if norms is not None:
         q, k = norms[0](q), norms[1](k)
-    q, k = (x if x.dtype == v.dtype else x.to(v.dtype) for x in (turns.turn(q), turns.turn(k)))
-    return q, *cache.write(layer, flat, k, v, stop)
+    heads, turned = q.shape[2], turns.turn(torch.cat([q, k], dim=2))
+    turned = turned if turned.dtype == v.dtype else turned.to(v.dtype)
+    return turned[:, :, :heads], *cache.write(layer, flat, turned[:, :, heads:], v, stop)
 
 
 def _launch(

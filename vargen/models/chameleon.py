@@ -1,6 +1,6 @@
 """Chameleon's decoder (arXiv 2405.09818), which Lumina-mGPT and Anole have too: text and image tokens in one sequence.
 
-Names and shapes in its state are the official checkpoints', though projections are joined (`models/joined.py`). Queries
+Names and shapes in its state are the official checkpoints', though projections are joined (`core/joined.py`). Queries
 and keys pass a LayerNorm per head, whose weights have a row per group of heads. Where the published code, under
 autocast, works in float32 (that norm and the rotary embedding, by a table rounded to the weights' type), so does this.
 """
@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vargen.core.dispatch import Kernels
+from vargen.core.joined import published
 from vargen.core.layout import Layout
 from vargen.core.types import KVCache
 from vargen.kernels.attention import Sight, attend
 from vargen.kernels.rope import Halves, enter
-from vargen.models.joined import published
-from vargen.models.llama import RMSNorm
+from vargen.kernels.silu_mul import silu_mul
+from vargen.models.llama import AddNorm, RMSNorm
 
 LAYOUT = Layout(ignored=r"model\.vqmodel\..*")  # an encoder of images, which training dropped
 
@@ -95,9 +97,9 @@ class FeedForward(nn.Module):
         published(self, "gate_up_proj.weight", dict.fromkeys(("gate_proj.weight", "up_proj.weight"), config.hidden))
         self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kernels: Kernels) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(silu_mul(gate, up, kernels))
 
 
 class Layer(nn.Module):
@@ -105,16 +107,21 @@ class Layer(nn.Module):
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = FeedForward(config)
-        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+        norm = RMSNorm if config.norm_last else AddNorm
+        self.input_layernorm = norm(config.width, config.norm_eps)
+        self.post_attention_layernorm = norm(config.width, config.norm_eps)
         self.norm_last = config.norm_last
 
-    def forward(self, x: Tensor, step: Step, layer: int) -> Tensor:
+    def forward(self, x: Tensor, change: Tensor | None, step: Step, layer: int) -> tuple[Tensor, Tensor]:
+        """States (R, n, d), and what is to be added to them, from those of the layer before."""
+        kernels = step.cache.kernels
         if self.norm_last:
-            x = x + self.input_layernorm(self.self_attn(x, step, layer))
-            return x + self.post_attention_layernorm(self.mlp(x))
-        x = x + self.self_attn(self.input_layernorm(x, step.cache.kernels), step, layer)
-        return x + self.mlp(self.post_attention_layernorm(x, step.cache.kernels))
+            x = x if change is None else x + change
+            x = x + self.input_layernorm(self.self_attn(x, step, layer), kernels)
+            return x, self.post_attention_layernorm(self.mlp(x, kernels), kernels)
+        x, y = self.input_layernorm(x, change, kernels)
+        x, y = self.post_attention_layernorm(x, self.self_attn(y, step, layer), kernels)
+        return x, self.mlp(y, kernels)
 
 
 class Trunk(nn.Module):
@@ -122,7 +129,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.norm = AddNorm(config.width, config.norm_eps)
 
 
 class Chameleon(nn.Module):
@@ -146,6 +153,7 @@ class Chameleon(nn.Module):
         dtype = self.model.embed_tokens.weight.dtype
         cos, sin = (part[positions].to(dtype).float()[:, :, None] for part in self._rope)
         step = Step(Halves(cos, sin), sight, cache, cache.flat(sight.rows))
+        change = None
         for index, layer in enumerate(self.model.layers):
-            x = layer(x, step, index)
-        return self.model.norm(x)
+            x, change = layer(x, change, step, index)
+        return self.model.norm(x, change, cache.kernels)[1]

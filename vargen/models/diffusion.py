@@ -6,7 +6,7 @@ diffusers' schedulers over the same kept steps.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vargen.core.joined import published
 from vargen.core.noise import PathNoise
 from vargen.core.types import Denoising, DenoisingPath
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 TRAINED_STEPS = 1000
 ROWS_AT_A_TIME = 1 << 17  # of the network, where a whole path is judged
+FEW = 1 << 10  # rows of the network whose modulations are made in one product
 SOLVERS = ("ddpm", "ddim", "dpm++")
 
 
@@ -116,16 +118,22 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.modulate = nn.Linear(width, 3 * width)
 
-    def forward(self, x: Tensor, silu: Tensor) -> Tensor:
-        shift, scale, gate = self.modulate(silu).chunk(3, dim=-1)
-        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        """x and its modulations (..., W); 1 is added to the scale."""
+        return torch.addcmul(x, gate, self.mlp(torch.addcmul(shift, self.norm(x), scale)))
 
 
 # A step from x (B, n, C), given what the network is told of its time (W,) and of z (R, n, W), its law (8,) and its
 # noise (B, n, C): mean and log variance of what is behind it, and a draw.
 Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def _modulations(product: Tensor, width: int) -> tuple[Tensor, ...]:
+    """Every third, from the second on, is a scale."""
+    every = product.unflatten(-1, (-1, width))
+    every[..., 1::3, :].add_(1)
+    return every.unbind(-2)
 
 
 class DiffusionHead(nn.Module):
@@ -138,17 +146,35 @@ class DiffusionHead(nn.Module):
         self.cond_embed = nn.Linear(condition, width)
         self.input_proj = nn.Linear(channels, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
-        self.modulate = nn.Linear(width, 2 * width)
+        self.told = nn.Linear(width, (3 * depth + 2) * width)  # of every block, then of what comes out
         self.output = nn.Linear(width, 2 * channels)
+        for part in ("weight", "bias"):
+            names = [*(f"blocks.{block}.modulate.{part}" for block in range(depth)), f"modulate.{part}"]
+            published(self, f"told.{part}", dict(zip(names, [3 * width] * depth + [2 * width], strict=True)))
 
     def net(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """Noise and variance logits (..., 2C) of x (..., C), from what embeddings of time and of z say (..., W)."""
-        h, silu = self.input_proj(x.to(condition.dtype)), F.silu(time + condition)
+        x = x if x.dtype == condition.dtype else x.to(condition.dtype)
+        h, modulated = self.input_proj(x), self._modulated(F.silu(time + condition))
         for block in self.blocks:
-            h = block(h, silu)
-        shift, scale = self.modulate(silu).chunk(2, dim=-1)
-        h = F.layer_norm(h, h.shape[-1:], eps=1e-6)
-        return self.output(h * (1 + scale) + shift).float()
+            h = block(h, *next(modulated))
+        shift, scale = next(modulated)
+        out = self.output(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=1e-6), scale))
+        return out if out.dtype == torch.float32 else out.float()
+
+    def _modulated(self, silu: Tensor) -> Iterator[Sequence[Tensor]]:
+        """Modulations (..., W) of every block (shift, 1 + scale, gate), then of what comes out (shift, 1 + scale).
+
+        In one product where rows are few; of many they would take too much memory together.
+        """
+        depth, width = len(self.blocks), silu.shape[-1]
+        if silu.numel() <= FEW * width:
+            every = _modulations(self.told(silu), width)
+            yield from (every[3 * block : 3 * block + 3] for block in range(depth + 1))
+            return
+        parts = (part.split(3 * width) for part in (self.told.weight, self.told.bias))
+        for weight, bias in zip(*parts, strict=True):
+            yield _modulations(F.linear(silu, weight, bias), width)
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """Noise and variance logits (M, 2C) of x (M, C) at training steps t (M,), given z (M, d)."""

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor, nn
 
+from vargen.core.joined import paired, published
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Denoising, KVCache
 from vargen.kernels.attention import plain
+from vargen.kernels.rope import Joined
 from vargen.models.contract import Model
 from vargen.models.llama import RMSNorm
 
@@ -37,20 +39,21 @@ RENAME = (
 
 def normalise(x: Tensor) -> Tensor:
     """Root-mean-square norm without a weight, in float32."""
-    return F.rms_norm(x.float(), x.shape[-1:], eps=EPS).type_as(x)
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, x.shape[-1:], eps=EPS)
+    return F.rms_norm(x.float(), x.shape[-1:], eps=EPS).to(x.dtype)
 
 
-def rotations(rows: Tensor, columns: Tensor, head_dim: int) -> Tensor:
-    """Rotations (1, n, 1, head_dim / 2), complex64, of tokens at `rows` (n,) and `columns` (n,): rows first."""
+def angles(rows: Tensor, columns: Tensor, head_dim: int) -> Tensor:
+    """Angles (n, head_dim / 2), float32, of tokens at `rows` (n,) and `columns` (n,): rows first."""
     half = head_dim // 2
     frequencies = ROPE_BASE ** (-torch.arange(0, half, 2, device="cpu").float() / half)
-    angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=-1)
-    return torch.polar(torch.ones_like(angles), angles)[None, :, None]
+    return torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=-1)
 
 
 @cache
-def grid(side: int, extent: int, head_dim: int, device: torch.device) -> Tensor:
-    """Rotations (1, side^2, 1, head_dim / 2) of a square in reading order, stretched to `extent`.
+def grid(side: int, extent: int, head_dim: int, device: torch.device) -> Joined:
+    """Rotations of side^2 tokens of a square in reading order, stretched to `extent`.
 
     Made on a CPU, since sines differ in their last bit from device to device; and not as an inference tensor, since it
     is kept, and a model in training may be the next to want it.
@@ -58,13 +61,7 @@ def grid(side: int, extent: int, head_dim: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         places = torch.arange(side, device="cpu").float() / side * extent
         rows, columns = repeat(places, "h -> (h w)", w=side), repeat(places, "w -> (h w)", h=side)
-        return rotations(rows, columns, head_dim).to(device)
-
-
-def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Rotate neighbouring channel pairs of `x` (R, n, H, D) by complex `rotations` (R or 1, n, 1, D / 2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotations).flatten(-2).type_as(x)
+        return Joined.of(angles(rows, columns, head_dim)).to(device)
 
 
 def timesteps(times: Sequence[float], device: torch.device) -> Tensor:
@@ -96,50 +93,54 @@ def guided_velocity(velocity: Callable[[Tensor], Tensor], x: Tensor, scale: floa
 class Step:
     """What every layer of one forward shares."""
 
-    rotations: Tensor  # (1, n, 1, D / 2) complex
+    turns: Joined
     cache: KVCache | None = None
     first: int = 0  # rows of the cache that are seen
     keeps: bool = True  # whether this forward's keys and values go behind them
 
-    def join(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values that are seen, k and v (R, n, H, D) behind those of the cache."""
+    def seen(self, layer: int, qkv: Tensor) -> tuple[Tensor, ...]:
+        """Queries (R, H, n, D) of qkv (R, n, 3, H, D), and the keys and values that are seen: its own behind those of
+        the cache, (R, H, m, D).
+        """
         if self.cache is None:
-            return k, v
-        if self.keeps:
-            return self.cache.join(layer, self.first, k, v)
-        before = (part[layer, : len(k), : self.first] for part in (self.cache.keys, self.cache.values))
-        keys, values = (torch.cat([old, new], dim=1) for old, new in zip(before, (k, v), strict=True))
-        return keys, values
+            return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.cache.join(layer, self.first, qkv, keep=self.keeps)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention (R, n, H D) of queries (R, n, H, D) to all keys and values (R, m, H, D)."""
-    return plain(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).flatten(2)
+    """Attention (R, n, H D) of queries (R, H, n, D) to all keys and values (R, H, m, D)."""
+    return plain(q, k, v).transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int, *, bias: bool = True) -> None:
         super().__init__()
         self.heads, self.dim = heads, width // heads
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.wqkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width)
+        for part in ("weight", "bias") if bias else ("weight",):
+            paired(self, f"wqkv.{part}", f"qkv.{part}", 2 * heads, self.dim)
 
     def forward(self, x: Tensor, step: Step, layer: int) -> Tensor:
-        qk, v = self.qkv(x).unflatten(-1, (3 * self.heads, self.dim)).split((2 * self.heads, self.heads), dim=2)
-        q, k = rotate(qk, step.rotations).chunk(2, dim=2)  # (R, n, H, D)
-        return self.proj(attend(q, *step.join(layer, k, v)))
+        qkv = step.turns.turn(self.wqkv(x).unflatten(-1, (3, self.heads, self.dim)))  # (R, n, 3, H, D)
+        return self.proj(attend(*step.seen(layer, qkv)))
 
 
 class GatedMLP(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         hidden = 8 * width // 3
-        self.fc1_g = nn.Linear(width, hidden)
-        self.fc1_x = nn.Linear(width, hidden)
+        self.fc1 = nn.Linear(width, 2 * hidden)
         self.fc2 = nn.Linear(hidden, width)
+        for part in ("weight", "bias"):
+            published(self, f"fc1.{part}", {f"fc1_g.{part}": hidden, f"fc1_x.{part}": hidden})
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1_g(x)) * self.fc1_x(x))
+        gate, up = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(F.gelu(gate) * up)
+
+
+Modulation = Sequence[Tensor]  # each (R, 1 or n, d): gains of both residuals, then 1 + scales, then shifts
 
 
 class Layer(nn.Module):
@@ -149,15 +150,10 @@ class Layer(nn.Module):
         self.mlp = GatedMLP(width)
         self.modulate = nn.Linear(width, 6 * width)
 
-    def modulation(self, silu: Tensor) -> Tensor:
-        """Modulations (..., 6, d) of a condition (..., d) behind its SiLU."""
-        return self.modulate(silu).unflatten(-1, (6, -1))
-
-    def forward(self, x: Tensor, modulation: Tensor, step: Step, layer: int) -> Tensor:
-        """`modulation` (R, 1 or n, 6, d): gains of both residuals, then scales, then shifts."""
-        gain_1, gain_2, scale_1, scale_2, shift_1, shift_2 = modulation.unbind(2)
-        x = x + gain_1 * self.attn(normalise(x) * (1 + scale_1) + shift_1, step, layer)
-        return x + gain_2 * self.mlp(normalise(x) * (1 + scale_2) + shift_2)
+    def forward(self, x: Tensor, modulation: Modulation, step: Step, layer: int) -> Tensor:
+        gain_1, gain_2, scale_1, scale_2, shift_1, shift_2 = modulation
+        x = torch.addcmul(x, gain_1, self.attn(torch.addcmul(shift_1, normalise(x), scale_1), step, layer))
+        return torch.addcmul(x, gain_2, self.mlp(torch.addcmul(shift_2, normalise(x), scale_2)))
 
 
 @dataclass(frozen=True)
@@ -228,16 +224,20 @@ class Backbone(Model):
         return Condition(self.classes(labels)[:, None])
 
     def modulations(self, condition: Tensor) -> Tensor:
-        """Modulations (R, 2 layers, 6, d) of every layer, from a condition (R, d)."""
+        """Modulations (R, 6 * 2 layers, d) of every layer, as `Modulation` has them, from a condition (R, d)."""
         silu, layers = F.silu(condition), [*self.encoder_blocks, *self.decoder_blocks]
-        return torch.stack([layer.modulation(silu) for layer in layers if isinstance(layer, Layer)], dim=1)
+        every = torch.cat([layer.modulate(silu) for layer in layers if isinstance(layer, Layer)], dim=-1)
+        parts = every.unflatten(-1, (len(layers), 6, -1))
+        parts[:, :, 2:4] += 1
+        return parts.flatten(1, 2)
 
     def through(self, x: Tensor, slots: slice, modulations: Tensor, step: Step) -> Tensor:
         """Features (R, n, d) of tokens x (R, n, d) that stand at `slots`."""
         x = self.inward_norm(x + self.encoder_positions[:, slots])
+        told = modulations.unsqueeze(2).unbind(1)
         for index, layer in enumerate(self.encoder_blocks):
-            x = layer(x, modulations[:, index, None], step, index)
+            x = layer(x, told[6 * index : 6 * index + 6], step, index)
         x = self.between(self.encoder_norm(x)) + self.decoder_positions[:, slots]
         for index, layer in enumerate(self.decoder_blocks, len(self.encoder_blocks)):
-            x = layer(x, modulations[:, index, None], step, index)
+            x = layer(x, told[6 * index : 6 * index + 6], step, index)
         return self.decoder_norm(x)

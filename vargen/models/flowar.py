@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vargen.core.joined import paired
 from vargen.core.layout import Layout
 from vargen.core.noise import PathNoise
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Denoising, Group, KVCache
+from vargen.kernels.rope import Halves
 from vargen.models.diffusion import TimeEmbedding
 from vargen.models.flow import (
     EPS,
@@ -33,7 +35,6 @@ from vargen.models.flow import (
     guidance,
     guided_velocity,
     normalise,
-    rotate,
     timesteps,
 )
 from vargen.models.llama import RMSNorm
@@ -102,9 +103,10 @@ def times(count: int) -> tuple[float, ...]:
 class Given:
     """What a layer of the head is told once for all steps, where it attends to `z`."""
 
-    keys: Tensor  # (R, n, H, D)
-    values: Tensor  # (R, n, H, D)
-    modulations: Tensor  # (T, 3, W) of the attention, from the time alone
+    keys: Tensor  # (R, H, n, D)
+    values: Tensor  # (R, H, n, D)
+    turns: Halves  # of queries
+    modulations: Tensor  # (3, T, W) of the attention, from the time alone: gains, 1 + scales, shifts
 
 
 class TokenLayer(Layer):
@@ -118,25 +120,31 @@ class TokenLayer(Layer):
 
     def run(self, x: Tensor, silu: Tensor, given: Given | None, index: int, step: Step) -> Tensor:
         """x (R, n, W) at time `index`, of which `silu` (R, n, W) is told."""
-        return self(x, self.modulation(silu), step, 0)
+        gain_1, gain_2, scale_1, scale_2, shift_1, shift_2 = self.modulate(silu).chunk(6, dim=-1)
+        return self(x, (gain_1, gain_2, scale_1 + 1, scale_2 + 1, shift_1, shift_2), step, 0)
 
 
 class CrossAttention(nn.Module):
     def __init__(self, config: FlowARConfig) -> None:
         super().__init__()
         width = config.head_width
-        self.q = nn.Linear(width, width, bias=False)
-        self.kv = nn.Linear(config.width, 2 * width, bias=False)
+        self.wq = nn.Linear(width, width, bias=False)
+        self.wkv = nn.Linear(config.width, 2 * width, bias=False)
         self.proj = nn.Linear(width, width)
+        for part in ("q", "kv"):
+            paired(self, f"w{part}.weight", f"{part}.weight", width // HEAD_DIM, HEAD_DIM)
 
-    def given(self, z: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Keys and values of z (R, n, d)."""
-        k, v = self.kv(z).unflatten(-1, (2, -1, HEAD_DIM)).unbind(2)
-        return rotate(k, step.rotations), v
+    def given(self, z: Tensor, turns: Halves) -> tuple[Tensor, Tensor]:
+        """Keys and values (R, H, n, D) of z (R, n, d)."""
+        k, v = self.wkv(z).unflatten(-1, (2, -1, HEAD_DIM)).unbind(2)
+        return turns.turn(k).transpose(1, 2), v.transpose(1, 2)
 
-    def forward(self, x: Tensor, given: Given, step: Step) -> Tensor:
-        q = rotate(self.q(x).unflatten(-1, (-1, HEAD_DIM)), step.rotations)
-        return self.proj(attend(q, given.keys[: len(x)], given.values[: len(x)]))
+    def forward(self, x: Tensor, given: Given) -> Tensor:
+        q = given.turns.turn(self.wq(x).unflatten(-1, (-1, HEAD_DIM))).transpose(1, 2)
+        keys, values = given.keys, given.values
+        if len(keys) > len(x):
+            keys, values = keys[: len(x)], values[: len(x)]
+        return self.proj(attend(q, keys, values))
 
 
 class CrossLayer(nn.Module):
@@ -155,17 +163,18 @@ class CrossLayer(nn.Module):
 
     def given(self, z: Tensor, time: Tensor, step: Step) -> Given:
         """What this layer makes of z (R, n, d) and of all times (T, W)."""
-        keys, values = self.cross.given(self.given_norm(z), step)
-        return Given(keys, values, self.ada_lin_attn(F.silu(time)).unflatten(-1, (3, -1)))
+        keys, values = self.cross.given(self.given_norm(z), step.turns.alone)
+        gain, scale, shift = self.ada_lin_attn(F.silu(time)).chunk(3, dim=-1)
+        return Given(keys, values, step.turns.alone, torch.stack([gain, 1 + scale, shift]))
 
     def run(self, x: Tensor, silu: Tensor, given: Given | None, index: int, step: Step) -> Tensor:
         """x (R, n, W) at time `index`, of which, and of z, `silu` (R, n, W) is told."""
         assert given is not None
-        gain, scale, shift = given.modulations[index]
-        x = x + gain * self.attn(normalise(x) * (1 + scale) + shift, step, 0)
-        x = x + self.cross(self.cross_norm(x), given, step)
+        gain, scale, shift = given.modulations.select(1, index).unbind(0)
+        x = torch.addcmul(x, gain, self.attn(torch.addcmul(shift, normalise(x), scale), step, 0))
+        x = x + self.cross(self.cross_norm(x), given)
         gain, scale, shift = self.ada_lin_mlp(silu).chunk(3, dim=-1)
-        return x + gain * self.mlp(normalise(x) * (1 + scale) + shift)
+        return torch.addcmul(x, gain, self.mlp(torch.addcmul(shift, normalise(x), scale + 1)))
 
 
 @dataclass(frozen=True)
@@ -225,7 +234,7 @@ class FlowHead(nn.Module):
             assert isinstance(layer, TokenLayer | CrossLayer)
             h = layer.run(h, silu, given, index, told.step)
         shift, scale = self.modulate(silu).chunk(2, dim=-1)
-        return self.output(normalise(h) * (1 + scale) + shift).float()
+        return self.output(torch.addcmul(shift, normalise(h), scale + 1)).float()
 
 
 class FlowAR(Backbone):
@@ -249,7 +258,7 @@ class FlowAR(Backbone):
         They depend on the class alone, and so are computed once for all scales.
         """
         own = super().class_condition(labels, guided=guided).embedding
-        return Condition(torch.cat([own, self.modulations(own[:, 0]).flatten(1, 2)], dim=1))
+        return Condition(torch.cat([own, self.modulations(own[:, 0])], dim=1))
 
     def decode(self, condition: Condition, group: Group, cache: KVCache) -> Tensor:
         """`z` (R, n, d) of a scale; see `models/contract.py`."""
@@ -265,8 +274,7 @@ class FlowAR(Backbone):
             x = x.repeat(rows // len(x), 1, 1)
         slots = slice(first, first + side**2)
         step = Step(grid(side, self.config.extent, self.config.head_dim, x.device), cache, first)
-        modulations = condition.embedding[:, 1:].unflatten(1, (-1, 6))
-        return self.through(x, slots, modulations, step) + self.positions[:, slots]
+        return self.through(x, slots, condition.embedding[:, 1:], step) + self.positions[:, slots]
 
     def enlarge(self, values: Tensor, side: int) -> Tensor:
         """Tokens (B, n, C) of a scale at the next one's side, (B, side^2, C)."""

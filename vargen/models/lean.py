@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vargen.core.types import KVCache
 from vargen.kernels.attention import Sight, attend
-from vargen.kernels.norm import rms_norm
-from vargen.kernels.rope import Halves
+from vargen.kernels.norm import add_norm, rms_norm
+from vargen.kernels.rope import Halves, enter
+from vargen.kernels.silu_mul import silu_mul
 
 KNOWN = {  # a layer's class, and whether attention and feed-forward are normalised behind as well
     "LlamaDecoderLayer": False,
@@ -51,12 +51,18 @@ class Step:
     def norm(self, part: Any, x: Tensor) -> Tensor:
         return rms_norm(x, part.weight, part.variance_epsilon, self.cache.kernels)
 
-    def turned(self, x: Tensor) -> Tensor:
-        """Heads (R, n, H, D), of which the first channels are turned."""
+    def added(self, part: Any, x: Tensor, change: Tensor | None) -> tuple[Tensor, Tensor]:
+        return add_norm(x, change, part.weight, part.variance_epsilon, self.cache.kernels)
+
+    def enter(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (R, n, H, D), of whose heads the first channels are turned, and all keys and values."""
         some = self.turns.cos.shape[-1]
         if some == self.dim:
-            return self.turns.turn(x)
-        return torch.cat([self.turns.turn(x[..., :some]), x[..., some:]], dim=-1)
+            return enter(q, k, v, self.turns, self.cache, layer, self.flat, self.sight.stop)
+        both = torch.cat([q, k], dim=2)
+        both = torch.cat([self.turns.turn(both[..., :some]), both[..., some:]], dim=-1)
+        q, k = both.split((q.shape[2], k.shape[2]), dim=2)
+        return q, *self.cache.write(layer, self.flat, k, v, self.sight.stop)
 
 
 def layers(language: Any) -> list[Layer] | None:
@@ -114,25 +120,24 @@ def rotations(language: Any, x: Tensor, places: Tensor) -> Halves:
 def run(language: Any, parts: list[Layer], x: Tensor, turns: Halves, sight: Sight, cache: KVCache) -> Tensor:
     """States (R, n, d) of tokens `x`, normalised at the end."""
     step = Step(turns, sight, cache, cache.flat(sight.rows), language.layers[0].self_attn.head_dim)
+    change = None
     for index, layer in enumerate(parts):
-        x = _layer(layer, x, step, index)
-    return step.norm(language.norm, x)
+        x, change = _layer(layer, x, change, step, index)
+    return step.added(language.norm, x, change)[1]
 
 
-def _layer(layer: Layer, x: Tensor, step: Step, index: int) -> Tensor:
+def _layer(layer: Layer, x: Tensor, change: Tensor | None, step: Step, index: int) -> tuple[Tensor, Tensor]:
+    """States, and what is to be added to them, from those of the layer before."""
     first, second, *behind = layer.norms
-    y = _attention(layer, step.norm(first, x), step, index)
-    x = x + (step.norm(behind[0], y) if behind else y)
-    y = step.norm(second, x)
+    x, y = step.added(first, x, change)
+    y = _attention(layer, y, step, index)
+    x, y = step.added(second, x, step.norm(behind[0], y) if behind else y)
     gate, up = layer.up[0](y).chunk(2, dim=-1) if behind else (each(y) for each in layer.up)
-    y = layer.down(F.silu(gate) * up)
-    return x + (step.norm(behind[1], y) if behind else y)
+    y = layer.down(silu_mul(gate, up, step.cache.kernels))
+    return x, step.norm(behind[1], y) if behind else y
 
 
 def _attention(layer: Layer, x: Tensor, step: Step, index: int) -> Tensor:
     shape = (*x.shape[:2], -1, step.dim)
-    q, k, v = (each(x).view(shape) for each in layer.qkv)
-    heads, turned = q.shape[2], step.turned(torch.cat([q, k], dim=2))
-    turned = turned if turned.dtype == v.dtype else turned.to(v.dtype)
-    k, v = step.cache.write(index, step.flat, turned[:, :, heads:], v, step.sight.stop)
-    return layer.out(attend(turned[:, :, :heads], k, v, step.sight).flatten(2))
+    q, k, v = step.enter(index, *(each(x).view(shape) for each in layer.qkv))
+    return layer.out(attend(q, k, v, step.sight).flatten(2))

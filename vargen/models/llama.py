@@ -5,7 +5,7 @@ float32. Its table is zero (not the identity) in front of the image, which is wh
 trained with.
 
 A step of a small model is a question of how many operations it has. So one projection gives queries, keys and values,
-turned in one, and another gate and up; a module's state still has the published names and rows (`models/joined.py`).
+turned in one, and another gate and up; a module's state still has the published names and rows (`core/joined.py`).
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,14 @@ from einops import repeat
 from torch import Tensor, nn
 
 from vargen.core.dispatch import Kernels
+from vargen.core.joined import paired, published
 from vargen.core.specs import RasterSpec
 from vargen.core.types import Block, KVCache
 from vargen.kernels.attention import Sight, attend
-from vargen.kernels.norm import rms_norm
+from vargen.kernels.norm import add_norm, rms_norm
 from vargen.kernels.rope import Joined, enter_joined
+from vargen.kernels.silu_mul import silu_mul
 from vargen.models.contract import Model
-from vargen.models.joined import paired, published
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,24 @@ def rope_table(config: LlamaGenConfig, front: int) -> tuple[Tensor, Tensor]:
     return tables[0], tables[1]
 
 
-class RMSNorm(nn.Module):
+class Norm(nn.Module):
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
+
+class RMSNorm(Norm):
     def forward(self, x: Tensor, kernels: Kernels | None = None) -> Tensor:
         return rms_norm(x, self.weight, self.eps, kernels)
+
+
+class AddNorm(Norm):
+    """RMSNorm of states behind what the part before adds to them; see `kernels/norm.py`."""
+
+    def forward(self, x: Tensor, change: Tensor | None, kernels: Kernels | None) -> tuple[Tensor, Tensor]:
+        """x + `change` (R, n, d), and that normalised."""
+        return add_norm(x, change, self.weight, self.eps, kernels)
 
 
 class Attention(nn.Module):
@@ -96,7 +107,7 @@ class Attention(nn.Module):
         self.heads, self.dim = config.heads, config.head_dim
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.wo = nn.Linear(config.width, config.width, bias=False)
-        paired(self, "qkv.weight", "wqkv.weight", config.heads)
+        paired(self, "qkv.weight", "wqkv.weight", 2 * config.heads, config.head_dim)
 
     def forward(self, x: Tensor, step: "Step", layer: int) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.dim))  # (R, n, 3, H, D)
@@ -126,9 +137,9 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(config.hidden, config.width, bias=False)
         published(self, "w13.weight", {"w1.weight": config.hidden, "w3.weight": config.hidden})
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kernels: Kernels | None) -> Tensor:
         gate, up = self.w13(x).chunk(2, dim=-1)
-        return self.w2(F.silu(gate) * up)
+        return self.w2(silu_mul(gate, up, kernels))
 
 
 class Layer(nn.Module):
@@ -136,12 +147,14 @@ class Layer(nn.Module):
         super().__init__()
         self.attention = Attention(config)
         self.feed_forward = FeedForward(config)
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.ffn_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = AddNorm(config.width, config.norm_eps)
+        self.ffn_norm = AddNorm(config.width, config.norm_eps)
 
-    def forward(self, x: Tensor, step: "Step", layer: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x, step.kernels), step, layer)
-        return x + self.feed_forward(self.ffn_norm(x, step.kernels))
+    def forward(self, x: Tensor, change: Tensor | None, step: "Step", layer: int) -> tuple[Tensor, Tensor]:
+        """States (R, n, d), and what is to be added to them, from those of the layer before."""
+        x, y = self.attention_norm(x, change, step.kernels)
+        x, y = self.ffn_norm(x, self.attention(y, step, layer), step.kernels)
+        return x, self.feed_forward(y, step.kernels)
 
 
 class Memory(Protocol):
@@ -222,9 +235,10 @@ class Trunk(Model):
 
     def through(self, x: Tensor, step: Step) -> Tensor:
         """`x` (R, n, d) through every layer."""
+        change = None
         for index, layer in enumerate(self.layers):
-            x = layer(x, step, index)
-        return x
+            x, change = layer(x, change, step, index)
+        return x if change is None else x + change
 
 
 Standing = tuple[Tensor, Tensor, int, int, Tensor | None]

@@ -92,12 +92,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, places: Tensor | None, seen: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (R, n, H, D)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # (R, H, n, D)
         if places is not None:
-            q = take(q, places)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out = plain(q, k, v, None if seen is None else seen[:, None, None])
-        return self.proj(out.transpose(1, 2).flatten(2))
+            q = take(q.transpose(1, 2), places).transpose(1, 2)
+        return self.proj(plain(q, k, v, seen).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -119,7 +117,7 @@ class Layer(nn.Module):
         self.mlp = MLP(width)
 
     def forward(self, x: Tensor, places: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
-        """x (R, n, d); what comes out at `places` (R, m) alone, if given. `seen` (R, n) bool: who may be attended."""
+        """x (R, n, d); what comes out at `places` (R, m) alone, if given. `seen` (R, 1, 1, n) bool: who is attended."""
         attended = self.attn(self.norm1(x), places, seen)
         x = (x if places is None else take(x, places)) + attended
         return x + self.mlp(self.norm2(x))
@@ -202,7 +200,7 @@ class MAR(Model):
         x = self.inward_norm(x + positions.encoder[places].repeat(copies, 1, 1))
         seen = None
         if group.hidden is not None:
-            seen = F.pad(~group.hidden, (buffer, 0), value=True).repeat(copies, 1)
+            seen = F.pad(~group.hidden, (buffer, 0), value=True).repeat(copies, 1)[:, None, None]
         for layer in self.encoder_blocks:
             x = layer(x, seen=seen)
         return self.encoder_norm(x)

@@ -6,6 +6,7 @@ the side of the scale that is next (`tokenizers/multiscale_vq.py`). The class sh
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vargen.core.joined import Projection
 from vargen.core.layout import Layout
 from vargen.core.specs import ScaleSpec
 from vargen.core.types import Condition, KVCache
 from vargen.kernels.attention import plain
 from vargen.models.contract import Model
-from vargen.models.joined import Projection
 from vargen.tokenizers.multiscale_vq import OFFICIAL_SIDES
 
 # The official files (`VAR` in models/var.py): our key to theirs. Buffers are computed and not loaded.
@@ -79,9 +80,11 @@ def normalise(x: Tensor, eps: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Step:
-    """What every layer of one forward shares."""
+    """What every layer of one forward shares, and what is made for all layers in one."""
 
     first: int  # slot of the block's first token
+    biases: Sequence[Tensor]  # (3 d,) of each layer: of queries, of keys, of values
+    sharpness: Sequence[Tensor]  # (2, H, 1) of each layer: what unit queries, and unit keys, are multiplied by
     mask: Tensor | None = None  # (n, m) bool: who sees whom; None: all see all
     cache: KVCache | None = None
 
@@ -97,16 +100,34 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor, step: Step, layer: int) -> Tensor:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        q, k, v = self.qkv(x, bias).unflatten(-1, (3, self.heads, self.dim)).unbind(2)
-        sharpness = self.temperature.float().clamp(max=math.log(100)).exp().view(self.heads, 1)
-        q = (F.normalize(q.float(), dim=-1) * sharpness).type_as(v)  # (R, n, H, D)
-        k = F.normalize(k.float(), dim=-1).type_as(v)
-        if step.cache is not None:
-            k, v = step.cache.join(layer, step.first, k, v)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out = plain(q, k, v, step.mask, scale=1.0)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        qkv = self.qkv(x, step.biases[layer]).unflatten(-1, (3, self.heads, self.dim))
+        qk, v = qkv.split((2, 1), dim=2)
+        qk = unit(qk) * step.sharpness[layer]
+        qkv = torch.cat([qk if qk.dtype == v.dtype else qk.to(v.dtype), v], dim=2)  # (R, n, 3, H, D)
+        if step.cache is None:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q, k, v = step.cache.join(layer, step.first, qkv)
+        return self.proj(plain(q, k, v, step.mask, scale=1.0).transpose(1, 2).flatten(2))
+
+
+def unit(x: Tensor) -> Tensor:
+    """x (..., D) brought to unit length, in float32."""
+    x = x if x.dtype == torch.float32 else x.float()
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def biases(parts: Sequence[Attention]) -> tuple[Tensor, ...]:
+    """See `Step`."""
+    q, v = torch.stack([part.q_bias for part in parts]), torch.stack([part.v_bias for part in parts])
+    return torch.cat([q, torch.zeros_like(q), v], dim=1).unbind(0)
+
+
+def sharpness(parts: Sequence[Attention]) -> tuple[Tensor, ...]:
+    """See `Step`."""
+    temperature = torch.stack([part.temperature.view(1, -1, 1) for part in parts]).float()
+    sharp = temperature.clamp(max=math.log(100)).exp()
+    return torch.cat([sharp, torch.ones_like(sharp)], dim=1).unbind(0)
 
 
 class FeedForward(nn.Module):
@@ -130,11 +151,12 @@ class Layer(nn.Module):
         else:
             self.modulate = nn.Linear(config.width, 6 * config.width)
 
-    def forward(self, x: Tensor, modulation: Tensor, step: Step, layer: int) -> Tensor:
-        """`modulation` (R, 6, d): gains of both residuals, then scales, then shifts."""
-        gain_1, gain_2, scale_1, scale_2, shift_1, shift_2 = modulation[:, None].unbind(2)  # (R, 1, d) each
-        x = x + gain_1 * self.attention(normalise(x, self.eps) * (1 + scale_1) + shift_1, step, layer)
-        return x + gain_2 * self.ffn(normalise(x, self.eps) * (1 + scale_2) + shift_2)
+    def forward(self, x: Tensor, modulation: Sequence[Tensor], step: Step, layer: int) -> Tensor:
+        """`modulation`, six (R, 1, d): gains of both residuals, then 1 + scales, then shifts."""
+        gain_1, gain_2, scale_1, scale_2, shift_1, shift_2 = modulation
+        told = torch.addcmul(shift_1, normalise(x, self.eps), scale_1)
+        x = torch.addcmul(x, gain_1, self.attention(told, step, layer))
+        return torch.addcmul(x, gain_2, self.ffn(torch.addcmul(shift_2, normalise(x, self.eps), scale_2)))
 
 
 class VAR(Model):
@@ -180,7 +202,8 @@ class VAR(Model):
         return KVCache(c.layers, batch, slots, c.heads, c.head_dim, dtype=self.dtype, device=self.device)
 
     def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
-        """Rows (R, 1 + 6 layers + 2, d): the classes' own, six modulations for each layer, two for the head.
+        """Rows (R, 1 + 6 layers + 2, d): the classes' own, six modulations for each layer, two for the head; 1 is
+        added to scales.
 
         They depend on the class alone, and so are computed once for all scales.
         """
@@ -193,12 +216,15 @@ class VAR(Model):
             assert isinstance(layer, Layer)
             rows.append(layer.modulate(silu) if shared is None else shared + layer.offset.flatten(1))
         rows.append(self.modulate(silu))
-        return Condition(torch.cat(rows, dim=1).unflatten(1, (-1, self.config.width)))
+        every = torch.cat(rows, dim=1).unflatten(1, (-1, self.config.width))
+        every[:, 1:-2].unflatten(1, (-1, 6))[:, :, 2:4] += 1
+        every[:, -2] += 1
+        return Condition(every)
 
     def decode(self, condition: Condition, inputs: Tensor, scales: range, cache: KVCache) -> Tensor:
         """Logits of the last of some scales; see `models/contract.py`."""
         mask = None if len(scales) == 1 else self._mask(scales)
-        x = self._through(condition, inputs, scales, Step(self.spec.start(scales.start), mask, cache))
+        x = self._through(condition, inputs, scales, self._step(self.spec.start(scales.start), mask, cache))
         return self._logits(condition, x[:, -(self.config.sides[scales[-1]] ** 2) :])
 
     def forward(self, condition: Condition, inputs: Tensor) -> Tensor:
@@ -211,10 +237,14 @@ class VAR(Model):
         if not known:
             raise ValueError(f"got features of {inputs.shape[1]} tokens, which are no whole scales of {spec.sides}")
         scales = range(known[0])
-        return self._logits(condition, self._through(condition, inputs, scales, Step(0, self._mask(scales))))
+        return self._logits(condition, self._through(condition, inputs, scales, self._step(0, self._mask(scales))))
+
+    def _step(self, first: int, mask: Tensor | None, cache: KVCache | None = None) -> Step:
+        parts = [layer.attention for layer in self.layers if isinstance(layer, Layer)]
+        return Step(first, biases(parts), sharpness(parts), mask, cache)
 
     def _through(self, condition: Condition, inputs: Tensor, scales: range, step: Step) -> Tensor:
-        own, modulations = condition.embedding[:, :1], condition.embedding[:, 1:-2].unflatten(1, (-1, 6))
+        own, told = condition.embedding[:, :1], condition.embedding[:, 1:-2].unsqueeze(2).unbind(1)
         x = self.inward(inputs.to(self.dtype))
         if scales.start == 0:
             x = torch.cat([own + self.start, x], dim=1)
@@ -222,12 +252,12 @@ class VAR(Model):
         places = [self.positions[:, start(s) : start(s + 1)] + self.levels.weight[s] for s in scales]
         x = x + torch.cat(places, dim=1)
         for index, layer in enumerate(self.layers):
-            x = layer(x, modulations[:, index], step, index)
+            x = layer(x, told[6 * index : 6 * index + 6], step, index)
         return x
 
     def _logits(self, condition: Condition, x: Tensor) -> Tensor:
         scale, shift = condition.embedding[:, -2:].split(1, dim=1)
-        return self.head((normalise(x.float(), self.config.norm_eps) * (1 + scale) + shift).to(self.dtype))
+        return self.head((normalise(x.float(), self.config.norm_eps) * scale + shift).to(self.dtype))
 
     def _mask(self, scales: range) -> Tensor:
         """Who of `scales` sees whom of all up to the last of them, (n, m) bool: its own scale and those before."""

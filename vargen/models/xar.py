@@ -18,6 +18,7 @@ from vargen.core.layout import Layout
 from vargen.core.noise import PathNoise
 from vargen.core.specs import ContinuousSpec
 from vargen.core.types import Condition, Denoising, Group, KVCache
+from vargen.kernels.rope import Joined
 from vargen.models.diffusion import TimeEmbedding
 from vargen.models.flow import RENAME, Backbone, BackboneConfig, Step, grid, guidance, guided_velocity, timesteps
 
@@ -60,14 +61,13 @@ def times(count: int) -> tuple[float, ...]:
 
 
 @cache
-def cell_rotations(config: XARConfig, device: torch.device) -> Tensor:
-    """Rotations (1, side^2, 1, head_dim / 2) in the order of cells."""
+def cell_rotations(config: XARConfig, device: torch.device) -> Joined:
+    """Rotations of side^2 tokens in the order of cells."""
     with torch.inference_mode(False):  # see `grid`
-        table = grid(config.side, config.side, config.head_dim, device)
         cells, cell = config.cells, config.cell
-        return rearrange(
-            table, "1 (rows h columns w) 1 d -> 1 (rows columns h w) 1 d", rows=cells, columns=cells, h=cell
-        )
+        order = "1 (rows h columns w) part 1 d -> 1 (rows columns h w) part 1 d"
+        table, sizes = grid(config.side, config.side, config.head_dim, device), {"rows": cells, "columns": cells}
+        return Joined(*(rearrange(part, order, h=cell, **sizes) for part in (table.cos, table.sin)))
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,6 @@ class XAR(Backbone):
     def _run(self, x: Tensor, condition: Tensor, context: Context, *, keeps: bool) -> Tensor:
         """Features (R, n, d) of a cell (R, n, C) that stands behind what is cached."""
         slots = slice(context.first, context.first + x.shape[1])
-        rotations = cell_rotations(self.config, x.device)[:, slots]
-        step = Step(rotations, context.cache, context.first, keeps)
+        turns = cell_rotations(self.config, x.device)
+        step = Step(Joined(turns.cos[:, slots], turns.sin[:, slots]), context.cache, context.first, keeps)
         return self.through(self.inward(x.to(self.dtype)), slots, self.modulations(condition), step)

@@ -40,8 +40,7 @@ def initialise(model: MAR, seed: int) -> None:
             torch.nn.init.normal_(parameter, std=0.02, generator=generator)
         else:
             torch.nn.init.zeros_(parameter)
-    for part in (*(block.modulate for block in model.head.blocks), model.head.modulate, model.head.output):
-        assert isinstance(part, torch.nn.Linear)
+    for part in (model.head.told, model.head.output):
         torch.nn.init.zeros_(part.weight)
     for linear in (model.head.input_proj, model.head.cond_embed):
         torch.nn.init.normal_(linear.weight, std=linear.in_features**-0.5, generator=generator)

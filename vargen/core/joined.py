@@ -27,13 +27,22 @@ def published(module: nn.Module, name: str, rows: Mapping[str, int]) -> None:
     Rows(name, tuple(rows), tuple(rows.values())).hook(module)
 
 
-def paired(module: nn.Module, name: str, theirs: str, heads: int) -> None:
-    """The rows of queries and keys in the parameter `name` of `module`, (3 H D, d), pair neighbours in its state.
+def paired(module: nn.Module, name: str, theirs: str, heads: int, dim: int) -> None:
+    """The first rows of the parameter `name` of `module`, so many heads of `dim`, pair neighbours in its state.
 
     Here channels i and i + D / 2 of a head are turned together, there 2 i and 2 i + 1. The state has another name for
     it, `theirs`, so that nobody takes the one for the other.
     """
-    Pairs(name, (theirs,), heads).hook(module)
+    Pairs(name, (theirs,), heads, dim).hook(module)
+
+
+def owners(module: nn.Module) -> dict[str, str]:
+    """The names in the state of `module` that are joined or turned when loaded, and by which module in it."""
+    out = {}
+    for place, part in module.named_modules():
+        told = [each.hook for each in part._state_dict_hooks.values() if isinstance(each, Told)]
+        out |= {f"{place}.{name}" if place else name: place for hook in told for name in hook.theirs}
+    return out
 
 
 @dataclass(frozen=True)
@@ -135,9 +144,10 @@ class Rows(Hook):
 
 @dataclass(frozen=True)
 class Pairs(Hook):
-    """Queries, keys and values, of which the first two are in another order."""
+    """Heads of which the first are in another order."""
 
-    heads: int
+    heads: int  # that are turned
+    dim: int  # of a head
 
     def split(self, value: Tensor) -> dict[str, Tensor]:
         return {self.theirs[0]: self._turned(value, 2, -1)}
@@ -149,6 +159,6 @@ class Pairs(Hook):
         return [tuple(own)]
 
     def _turned(self, value: Tensor, *shape: int) -> Tensor:
-        turning, values = value.tensor_split([2 * len(value) // 3])
-        pairs = turning.unflatten(0, (2 * self.heads, *shape)).transpose(1, 2)
-        return torch.cat([pairs.flatten(0, 2), values])
+        turning, rest = value.tensor_split([self.heads * self.dim])
+        pairs = turning.unflatten(0, (self.heads, *shape)).transpose(1, 2)
+        return torch.cat([pairs.flatten(0, 2), rest])
