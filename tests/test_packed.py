@@ -36,9 +36,8 @@ def test_every_kind_draws_what_it_draws_without(name, tmp_path):
     pipe = make(tmp_path) if name == "harmon" else make()
     pipe.set_progress_bar_config(disable=True)
     auto, off = drawn(pipe, "auto", asked), drawn(pipe, "off", asked)
-    if (
-        auto.is_floating_point()
-    ):  # as a whole: Harmon's tokens are some 1e5 here, and one near zero is a difference of such
+    if auto.is_floating_point():
+        # As a whole: Harmon's tokens are some 1e5 here, and one that is near zero is a difference of such.
         assert (auto - off).norm() <= 5e-6 * off.norm()
     else:
         assert torch.equal(auto, off)

@@ -279,7 +279,7 @@ def test_what_breaks_is_answered_and_logged(painter, caplog):
 
 def test_cards_and_models_with_arguments(painter):
     cards = {card.model: card for card in painter.cards}
-    assert cards["small"] == Card("small", ((12, 12),), False)
+    assert cards["small"] == Card("small", ((12, 12),), False, joins=True)
     assert cards["scales"] == Card("scales", ((8, 8),), True)
     assert described("latents", painter._pipes["latents"]).sizes == ((8, 8),)
     assert parsed("pocket-var:dtype=bfloat16:checkpoint=a=b") == (
