@@ -127,3 +127,17 @@ def test_what_cannot_be_drawn_is_refused_where_it_is_asked_for():
         RunningImages(classes(), 0)
     with pytest.raises(ValueError, match="no raster model"):
         RunningImages(vargen.load("pocket-var", device="cpu"), 2)
+
+
+@pytest.mark.parametrize("make", [classes, prompts])
+def test_a_batch_that_has_run_out_goes_on_in_its_cache(make):
+    """What stands there of images before is never seen, whatever their prompts were."""
+    pipe, method, places = make(), "sjd-coupled:window=4", set()
+    batch = RunningImages(pipe, 3)
+    for seed in (2, 1, 3, 0):  # the longest prompt first, then shorter ones
+        batch.admit(method=method, seed=seed, **{**asked_for(pipe, seed), "guidance_scale": 2.0})
+        *_, done = [image for _ in range(99) for image in batch.step()]
+        wanted = alone(pipe, method, seed, lambda pipe, seed: {**asked_for(pipe, seed), "guidance_scale": 2.0})
+        assert torch.equal(done.partial.tokens[0], wanted)
+        places.add(batch._batch._seats.cache.keys.data_ptr())
+    assert len(places) == 1

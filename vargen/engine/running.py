@@ -103,8 +103,7 @@ class RunningBatch:
         condition = condition.mirrored() if self.guided else condition
         runner = watched or (self._model if first else self._opens)
         if first:
-            seats = Seats.of(self._model, condition, self.capacity, sampler.extra, guided=self.guided)
-            self._counts.cache_bytes = max(self._counts.cache_bytes, seats.cache.bytes)
+            seats, condition = self._first_seats(condition, images, sampler.extra)
         else:
             condition = self._seats.fitting(condition)
             seats = self._seats.small(images)
@@ -125,6 +124,16 @@ class RunningBatch:
                 self._seats.join(seats)
         self.forwards += [1] * images
         self._clock.lap("sampler")
+
+    def _first_seats(self, condition: Condition, images: int, extra: int) -> tuple[Seats, Condition]:
+        """An empty cache, perhaps one that others have left, and the condition as long as that wants it."""
+        seats: Seats | None = self._seats
+        if seats is None or seats.front < condition.embedding.shape[1]:
+            seats = Seats.of(self._model, condition, self.capacity, extra, guided=self.guided)
+            self._counts.cache_bytes = max(self._counts.cache_bytes, seats.cache.bytes)
+            return seats, condition
+        seats.clear(images)
+        return seats, seats.fitting(condition)
 
     def step(self) -> None:
         """A forward: a block of every image that is not done."""
@@ -182,7 +191,7 @@ class RunningBatch:
         order = closed(len(self.rows), gone)
         self.rows, self.forwards = [self.rows[i] for i in order], [self.forwards[i] for i in order]
         if not order:
-            self._sampler = self._seats = None
+            self._sampler = None
             return
         # What stands behind the image's slots may be wanted yet: a path that was kept is moved by the next block.
         places = self._seats.cache.keys.shape[2]

@@ -48,6 +48,12 @@ class Seats:
         self.taken = taken
         self.cache.end = taken + (self.capacity if self.guided else 0)
 
+    def clear(self, taken: int) -> None:
+        """All images have left; so many others are to come, whose keys are yet to be written."""
+        for name in NOTES:
+            setattr(self.cache, name, None)
+        self._seat(taken)
+
     @property
     def rows(self) -> int:
         """Rows in use."""

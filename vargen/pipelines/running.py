@@ -76,6 +76,7 @@ class RunningImages:
         self._counts, self._clock = Counts(), Clock(pipe.transformer.device)
         self._guided, self._runner = False, pipe.transformer
         self._turn = 0  # of the image that joined last
+        self._begun_for: Any = None  # what the batch is for: another one of that kind goes on in its cache
 
     @property
     def drawing(self) -> bool:
@@ -161,7 +162,7 @@ class RunningImages:
         for image in images:
             self.waiting.remove(image)
             self._turn = max(self._turn, image.turn[1])
-        if not self.running:
+        if not self.running and self._begun_for != (images[0].kind, self._guided):
             self._begin(images[0])
         assert self._batch is not None
         pipe, inputs = images[0].pipe, stacked([image.inputs for image in images])
@@ -191,6 +192,7 @@ class RunningImages:
         how: Any = {"capacity": self.capacity, "guided": self._guided, "make": make}
         how["opens"] = model if replayed else runner
         self._batch = RunningBatch(runner, self._clock, counts, Threads(model), **how)
+        self._begun_for = (image.kind, self._guided)
 
     def _done(self) -> list[Drawing]:
         if self._batch is None or not self.running:
