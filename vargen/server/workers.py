@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 HELLO = "hello"  # the id under which workers say that they are there
 PATH = "/images"  # LitServe's name of our queue
 SECONDS = 1.0  # between looks at whether the others live
+EVERY = 0.02  # seconds between looks at the queue while something is drawn: each asks another process
 HUNG = 30.0  # seconds behind the last deadline of its batch after which a worker is taken for stuck
 
 
@@ -44,6 +45,7 @@ class Loop(LitLoop):
     """Takes batches off the queue while there is room, and draws them."""
 
     _greeted = False
+    _look = 0.0  # when the queue is looked at again, while something is drawn
 
     def run(
         self,
@@ -66,12 +68,13 @@ class Loop(LitLoop):
             if not self._greeted:
                 self._greeted = True
                 send(HELLO, Hello(os.getpid(), painter.cards))
-            wait = SECONDS if painter.idle else 0.0
-            while painter.room and (item := self.get_request(request_queue, timeout=wait)) is not None:
+            wait, due = (SECONDS, True) if painter.idle else (0.0, time.monotonic() >= self._look)
+            while due and painter.room and (item := self.get_request(request_queue, timeout=wait)) is not None:
                 consumer, uid, _, batch = item
                 send(uid, Begun(os.getpid()), consumer)
                 painter.place((uid, consumer), batch, _board(lit_api.board, batch))
                 wait = 0.0
+            self._look = time.monotonic() + EVERY if due else self._look
             if painter.idle:
                 if not _parent_lives():
                     raise SystemExit(1)
