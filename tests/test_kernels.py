@@ -12,7 +12,7 @@ import vargen
 from vargen.core import noise
 from vargen.core.dispatch import Kernels, constexpr, jit, power, tl, triton
 from vargen.core.noise import Purpose, Table, Uniforms
-from vargen.core.warp import Warp
+from vargen.core.warp import Warp, together
 from vargen.kernels import gsd, hashed, lantern, sample, verify
 from vargen.pipelines.prompted import PromptedPipeline
 from vargen.pipelines.raster import RasterPipeline
@@ -46,6 +46,7 @@ WARPS = (
     Warp(top_k=7, allowed=torch.arange(37, device=DEVICE) % 3 > 0),
     Warp(top_k=30, allowed=torch.arange(37, device=DEVICE) < 4),
 )
+OWN = (Warp(0.7, 5, 1.0), Warp(1.0, 5, 0.8), Warp(1.3, 5, 0.5))  # of three images in one batch
 
 
 def exactly(warp, scores):
@@ -72,6 +73,20 @@ def test_law(warp):
         assert ran.ran == {"sample": "triton"}
         assert torch.equal(got > 0, want > 0)
         assert (got - want).abs().max() <= max(2 * (plain - want).abs().max(), 2 * EPS)
+
+
+def test_laws_of_images_of_their_own():
+    given, ran, warp = logits(37), kernels(), together(OWN, torch.device(DEVICE))
+    alone = torch.cat([sample.law(given[i : i + 1], one, ran) for i, one in enumerate(OWN)])
+    assert torch.allclose(sample.law(given, warp, ran), alone, atol=2 * EPS)
+    assert torch.allclose(warp(given), alone, atol=1e-6)
+    slots, table = (
+        torch.arange(12, device=DEVICE).view(3, 4),
+        Table(noise.gumbel, SEEDS, Purpose.TOKEN, size=37, reach=4),
+    )
+    drawn = sample.draw(given, warp, table, slots, [4, 8, 12], ran)
+    assert ran.ran == {"sample": "triton"}
+    assert torch.equal(drawn, sample.draw(given, warp, table, slots, [4, 8, 12], Kernels("torch")))
 
 
 def test_law_of_equal_logits_and_of_one():

@@ -26,7 +26,7 @@ def test_kernels_compile(tmp_path):
     for name, cases in found.items():
         assert [case["sm"] for case in cases] == list(TARGETS)
         assert all(0 < case["registers"] <= 255 for case in cases)
-        assert all(case["spilled_bytes"] <= (400 if name == "sample, draw" else 0) for case in cases), name
+        assert all(case["spilled_bytes"] <= (400 if name.startswith("sample, draw") else 0) for case in cases), name
         assert all(case["shared_bytes"] <= 96 << 10 for case in cases)  # as consumers' cards have
     assert set(json.loads((ROOT / "benchmarks" / "kernels-compiled.json").read_text())) == set(found)
 

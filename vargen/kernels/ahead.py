@@ -15,9 +15,9 @@ from vargen.kernels import attention, gsd, lantern, norm, rope, sample, silu_mul
 TARGETS = (80, 90)
 VOCABULARY, HEAD = 16384, 64
 F32, BF16, I64, BOOL, INT, FLOAT = "*fp32", "*bf16", "*i64", "*i1", "i32", "fp32"
-TRUNCATED = {"ALLOWED": True, "TEMPERED": True, "TOP_K": True, "TOP_P": True, "BLOCK": VOCABULARY}
+TRUNCATED = {"ALLOWED": True, "OWN": False, "TEMPERED": True, "TOP_K": True, "TOP_P": True, "BLOCK": VOCABULARY}
 
-_SAMPLE = (F32, BOOL, I64, I64, F32, I64, INT, INT, FLOAT, INT, FLOAT, INT)
+_SAMPLE = (F32, BOOL, F32, I64, I64, F32, I64, INT, INT, FLOAT, INT, FLOAT, INT)
 _STRETCH = (BF16, BF16, BF16, I64, BOOL, BOOL, F32, F32, *(INT,) * 11, FLOAT)
 _HEADS = {"HEADS": 20, "GROUP": 1, "DIM": HEAD, "CHANNELS": HEAD}
 _WINDOW = {"QUERIES": 32, "STRETCH": attention.STRETCH, "BLOCK": attention.BLOCK}
@@ -27,6 +27,7 @@ _TURNED = {"HEADS": 20, "KEYS": 20, "DIM": HEAD, "HALF": HEAD // 2, "Q_EACH": 20
 CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any], int]] = {  # kernel, types, constants, warps
     "sample, law": (sample._rows, _SAMPLE, {**TRUNCATED, "DRAW": False}, 16),
     "sample, draw": (sample._rows, _SAMPLE, {**TRUNCATED, "DRAW": True}, 16),
+    "sample, draw, own laws": (sample._rows, _SAMPLE, {**TRUNCATED, "OWN": True, "DRAW": True}, 16),
     "verify": (verify._rows, (I64, F32, F32, I64, I64, BOOL, I64, INT, INT),
                {"ACCEPT": 2, "REDRAW": 3, "BLOCK": verify.CHUNK}, 8),
     "attention, causal": (attention._stretch, _STRETCH, {**_HEADS, **_WINDOW, "SEES": False, "PADDING": False}, 4),

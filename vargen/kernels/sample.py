@@ -35,8 +35,6 @@ def draw(logits: Tensor, warp: Warp, noise: Table, slots: Tensor, stops: Sequenc
 def _unfit(logits: Tensor, warp: Warp) -> str | None:
     if logits.shape[-1] > WIDEST:
         return f"the vocabulary of {logits.shape[-1]} ids is above {WIDEST}"
-    if warp.apart:
-        return "images with temperatures or top-p of their own are for PyTorch alone"
     if warp.top_n_sigma or warp.temperature_last:
         return "top-n-sigma, and a temperature behind the truncation, are for PyTorch alone"
     return None
@@ -45,27 +43,34 @@ def _unfit(logits: Tensor, warp: Warp) -> str | None:
 def _launch(logits: Tensor, warp: Warp, noise: Table | None, slots: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, width, vocabulary = logits.shape
     logits, drawing = logits.contiguous(), noise is not None and slots is not None
-    block = power(vocabulary)
+    block, own, shared = power(vocabulary), logits, warp
+    if warp.apart:  # temperature and top-p of each image, (B, 2)
+        parts = (
+            torch.as_tensor(part, device=logits.device).expand(batch, 1, 1) for part in (warp.temperature, warp.top_p)
+        )
+        own, shared = torch.cat(list(parts), 1).flatten(1).float().contiguous(), Warp(top_k=warp.top_k)
     p = logits.new_empty(0 if drawing else logits.shape, dtype=torch.float32)
     tokens = torch.empty(batch, width, dtype=torch.int64, device=logits.device)
     with on(logits.device):
         _rows[(batch * width,)](
             logits,
             logits if warp.allowed is None else warp.allowed,
+            own,
             tokens if noise is None else noise.seed,
             tokens if slots is None else slots.contiguous(),
             p,
             tokens,
             width,
             vocabulary,
-            warp.temperature,
+            shared.temperature,
             warp.top_k,
-            warp.top_p,
+            shared.top_p,
             0 if noise is None else noise.purpose,
             ALLOWED=warp.allowed is not None,
-            TEMPERED=warp.temperature != 1.0,
+            OWN=warp.apart,
+            TEMPERED=warp.apart or warp.temperature != 1.0,
             TOP_K=0 < warp.top_k < vocabulary,
-            TOP_P=warp.top_p < 1.0,
+            TOP_P=warp.apart or warp.top_p < 1.0,
             DRAW=drawing,
             BLOCK=block,
             num_warps=max(1, min(16, block // 1024)),
@@ -84,6 +89,7 @@ def ordered(x):
 def _rows(
     logits,
     allowed,
+    own,
     seeds,
     slots,
     p,
@@ -95,6 +101,7 @@ def _rows(
     top_p,
     purpose,
     ALLOWED: constexpr,
+    OWN: constexpr,
     TEMPERED: constexpr,
     TOP_K: constexpr,
     TOP_P: constexpr,
@@ -107,7 +114,11 @@ def _rows(
     scores = tl.load(logits + row * vocabulary + ids, there, float("-inf")).to(tl.float32)
     if ALLOWED:
         scores = tl.where(tl.load(allowed + ids, there, 0) != 0, scores, float("-inf"))
-    if TEMPERED:
+    if OWN:
+        temperature = tl.load(own + row // width * 2)
+        top_p = tl.load(own + row // width * 2 + 1)
+        scores = tl.where(temperature == 1.0, scores, (scores - tl.max(scores, 0)) / temperature)
+    elif TEMPERED:
         scores = (scores - tl.max(scores, 0)) / temperature
     if TOP_K:  # the largest threshold that k scores reach; two bits a turn, three counts in one sum
         keys, least = ordered(scores), tl.full([], 0, tl.uint32)
