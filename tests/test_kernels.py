@@ -80,10 +80,7 @@ def test_laws_of_images_of_their_own():
     alone = torch.cat([sample.law(given[i : i + 1], one, ran) for i, one in enumerate(OWN)])
     assert torch.allclose(sample.law(given, warp, ran), alone, atol=2 * EPS)
     assert torch.allclose(warp(given), alone, atol=1e-6)
-    slots, table = (
-        torch.arange(12, device=DEVICE).view(3, 4),
-        Table(noise.gumbel, SEEDS, Purpose.TOKEN, size=37, reach=4),
-    )
+    table, slots = Table(noise.gumbel, SEEDS, 1, size=37, reach=4), torch.arange(12, device=DEVICE).view(3, 4)
     drawn = sample.draw(given, warp, table, slots, [4, 8, 12], ran)
     assert ran.ran == {"sample": "triton"}
     assert torch.equal(drawn, sample.draw(given, warp, table, slots, [4, 8, 12], Kernels("torch")))
