@@ -10,7 +10,7 @@ revised as in `sjd.py`, under the laws of the path that was kept, where it was r
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,6 @@ from vargen.samplers.jacobi import WindowSettings
 from vargen.samplers.relax import RuleSettings
 from vargen.samplers.sjd import CoupledJacobi
 from vargen.samplers.tree import family, parents_of
-from vargen.samplers.window import Moves, kept_moves, stacked_moves
 
 
 @dataclass(frozen=True)
@@ -94,21 +93,9 @@ class ProactiveJacobi(CoupledJacobi):
         super().__init__(settings, task, more=shape.depth * (shape.candidates - 1))
         self.extra = shape.others  # places in the cache
         self._grown = False  # whether the block just proposed has a tree
-        self._moves: Moves | None = None
-        self._number()
+        self._renew()
 
-    def keep(self, rows: Tensor) -> None:
-        super().keep(rows)
-        self._moves = kept_moves(self._moves, rows)
-        self._number()
-
-    def join(self, other: Any) -> None:
-        self._moves = stacked_moves(self._moves, other._moves, (len(self._rows), len(other._rows)))
-        super().join(other)
-        self._number()
-
-    def _number(self) -> None:
-        """Make what has a row for each image, and nothing in it."""
+    def _renew(self) -> None:
         task, shape = self._task, self._shape
         self._rows = torch.arange(task.batch, device=task.device)
         self._candidates = task.seeds.new_zeros(task.batch, shape.depth, shape.candidates)

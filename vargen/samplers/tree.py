@@ -13,7 +13,7 @@ tokens and its own ancestors; the path that was accepted is then moved to its sl
 import re
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from vargen.core.types import Block
 from vargen.kernels import sample
 from vargen.samplers.contract import Task
 from vargen.samplers.relax import DraftedSettings, RuleSettings, rule
-from vargen.samplers.window import Moves, Window, kept_moves, stacked_moves
+from vargen.samplers.window import Window
 
 MOST_NODES = 256
 SHAPES = {  # by the names of their authors: EAGLE's (arXiv 2401.15077), and the one of LANTERN++ (2502.06352)
@@ -94,12 +94,10 @@ class Tree(Window):
         self._rule, self._drafter = rule(settings, task), task.drafter
         self.extra, self._deepest = nodes, deepest  # places in the cache; levels
         self._drafter.reserve(nodes + scratch)
-        self._moves: Moves | None = None
         self._begun = False
-        self._number()
+        self._renew()
 
-    def _number(self) -> None:
-        """Make what has a row for each image, and is filled in step by step."""
+    def _renew(self) -> None:
         batch, nodes, device = self._task.batch, self.extra, self._task.device
         self._nodes = self._task.seeds.new_zeros(batch, nodes + 1)
         self._depths = torch.zeros_like(self._nodes)
@@ -107,16 +105,6 @@ class Tree(Window):
         self._children = self._nodes[..., None]
         self._q: Tensor | None = None  # (B, nodes + 1, V)
         self._rows = torch.arange(batch, device=device)
-
-    def keep(self, rows: Tensor) -> None:
-        super().keep(rows)
-        self._moves = kept_moves(self._moves, rows)
-        self._number()
-
-    def join(self, other: Any) -> None:
-        self._moves = stacked_moves(self._moves, other._moves, (len(self._rows), len(other._rows)))
-        super().join(other)
-        self._number()
 
     @abstractmethod
     def _grow(self) -> None: ...
@@ -216,8 +204,8 @@ class TreeSpeculative(Tree):
         self._shape = [torch.tensor(part, device=task.device) for part in (parents, depths, children, sees)]
         super().__init__(settings, task, nodes=len(parents) - 1, deepest=max(depths))
 
-    def _number(self) -> None:
-        super()._number()
+    def _renew(self) -> None:
+        super()._renew()
         batch = self._task.batch
         shape = (part.expand(batch, *part.shape) for part in self._shape)
         self._parents, self._depths, self._children, self._sees = shape

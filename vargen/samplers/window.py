@@ -30,6 +30,7 @@ class Window(RasterSampler):
         self._copied: Copied | None = None  # the pointers behind the last step
         self._drafts = task.seeds.new_zeros(2)  # drafted within images and verified; of these, standing in them
         self._uniforms = noise.Uniforms(task.seeds, widest + more)
+        self._moves: tuple[Tensor, Tensor] | None = None  # what the next block moves in the cache, see `Block`
 
     @property
     def tokens(self) -> Tensor:
@@ -39,11 +40,17 @@ class Window(RasterSampler):
         self._task = self._task.kept(rows)
         self._buffer, self._pointers = self._buffer[rows], self._pointers[rows]
         self._uniforms.keep(rows)
+        self._moves = None if self._moves is None else (self._moves[0][rows], self._moves[1][rows])
         if self._task.drafter is not None:
             self._task.drafter.keep(rows)
         self._read()
+        self._renew()
 
     def join(self, other: Any) -> None:
+        counts = self._task.batch, other._task.batch
+        pairs = zip(self._moves or (None, None), other._moves or (None, None), strict=True)
+        source, target = (stacked(*pair, counts) for pair in pairs)  # where one has none, its place 0 stays
+        self._moves = None if source is None or target is None else (source, target)
         self._task = self._task.joined(other._task)
         self._buffer = torch.cat([self._buffer, other._buffer])
         self._pointers = torch.cat([self._pointers, other._pointers])
@@ -51,6 +58,11 @@ class Window(RasterSampler):
         if self._task.drafter is not None:
             self._task.drafter.join(other._task.drafter)
         self._read()
+        self._renew()
+
+    def _renew(self) -> None:
+        """Make anew what has a row for each image, and holds nothing from step to step."""
+        return
 
     def under(self, warp: Warp) -> None:
         self._task = replace(self._task, warp=warp)
@@ -117,20 +129,6 @@ def stacked(one: Tensor | None, other: Tensor | None, counts: tuple[int, int]) -
     out = some.new_zeros(sum(counts), max(part.shape[1] for part in parts), *some.shape[2:])
     out[: counts[0], : parts[0].shape[1]], out[counts[0] :, : parts[1].shape[1]] = parts
     return out
-
-
-Moves = tuple[Tensor, Tensor]  # source and target of what is moved in a cache before a block runs, see `Block`
-
-
-def stacked_moves(one: Moves | None, other: Moves | None, counts: tuple[int, int]) -> Moves | None:
-    """The moves of two batches in one; where one has none, its place 0 is moved to itself."""
-    source, target = (stacked(*pair, counts) for pair in zip(one or (None, None), other or (None, None), strict=True))
-    return None if source is None or target is None else (source, target)
-
-
-def kept_moves(moves: Moves | None, rows: Tensor) -> Moves | None:
-    """Those of the images `rows` (k,) alone."""
-    return None if moves is None else (moves[0][rows], moves[1][rows])
 
 
 class Copied:
