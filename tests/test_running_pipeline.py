@@ -76,6 +76,11 @@ def test_drafters_go_along(method):
         pipe.drafter, method = head_for(), "speculative-tree:tree=2-1"
     found = joined(pipe, method, 10, 3)
     assert all(torch.equal(tokens, alone(pipe, method, seed)) for seed, tokens in found.items())
+    batch = RunningImages(pipe, 1)
+    (image,) = batch.admit([1], method=method, seed=0)
+    batch.step()
+    *_, last = pipe.stream([1], method=method, seed=0)
+    assert batch.shown(image).trace.settings == last.trace.settings
 
 
 @pytest.mark.parametrize("make", [classes, prompts])

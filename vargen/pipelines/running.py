@@ -23,7 +23,6 @@ from torch import Tensor
 from vargen.core import warp as warps
 from vargen.core.dispatch import Kernels
 from vargen.core.machine import plainly
-from vargen.core.types import Trace
 from vargen.engine import guidance
 from vargen.engine.clock import Clock, Counts
 from vargen.engine.replayed import Replayed
@@ -50,6 +49,7 @@ class Drawing:
     turn: tuple[int, int] = (0, 0)  # when it is to join: its priority, and then in turn
     placed: float = field(default_factory=time.perf_counter)
     row: Row | None = None  # in the batch, once it is drawn
+    drafter: str | None = None  # the name of what drafts for it
     partial: Partial | None = None  # once it is done: its tokens, its trace, its picture
 
     @property
@@ -184,16 +184,16 @@ class RunningImages:
         if not self.running:
             self._begin(images[0])
         assert self._batch is not None
-        pipe, inputs = images[0].pipe, stacked([image.inputs for image in images])
+        pipe, read = images[0].pipe, stacked([image.pipe.read(image.inputs) for image in images])
         laws = [Law(image.method.guidance, image.method.warp) for image in images]
         device = pipe.transformer.device
         mixed = guidance.together([law.guidance for law in laws], device, guided=self._guided)
         method: Any = replace(images[0].method, warp=warps.together([law.warp for law in laws], device))
-        drafting = drafter_for(pipe, replace(method, guidance=mixed), inputs)
-        condition = pipe.condition(inputs, self._runner, guided=self._guided)
+        drafting = drafter_for(pipe, replace(method, guidance=mixed), read)
+        condition = pipe.condition(read, self._runner, guided=self._guided)
         seeds, drafter = [image.seed for image in images], None if drafting is None else drafting[1]
         for image, row in zip(images, self._batch.admit(condition, seeds, laws, drafter), strict=True):
-            image.row = row
+            image.row, image.drafter = row, None if drafting is None else drafting[0]
         self.running += images
 
     def _begin(self, image: Drawing) -> None:
@@ -236,8 +236,9 @@ class RunningImages:
     def _partial(self, image: Drawing, tokens: Tensor, settled: int, committed: Any = None) -> Partial:
         assert image.row is not None
         pipe, method, forwards = image.pipe, image.method, max(1, image.row.forwards)
-        trace = Trace(pipe.preset.name, method.name, 1, forwards, seeds=[image.seed], drawn=method.drawn)
-        trace.settings = method.described | ({} if pipe.quantize is None else {"quantize": pipe.quantize})
+        trace = pipe.trace(method, [image.seed])
+        trace.settings |= {} if image.drafter is None else {"drafter": image.drafter}
+        trace.forwards = forwards
         trace.forwards_per_image, trace.tokens_per_forward = forwards, tokens.shape[1] / forwards
         trace.seconds, trace.versions = {"total": time.perf_counter() - image.placed}, pipe.versions
         trace.kernels = pipe._runners.notes | self._counts.kernels.ran
@@ -245,10 +246,15 @@ class RunningImages:
         return Partial(tokens, [settled], forwards, trace, pipe, image.image_size, **rest)
 
 
-def stacked(inputs: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """What is drawn, of several calls: labels, or prompts and their masks, of which the shorter ones are padded."""
-    parts = []
-    for each in zip(*inputs, strict=True):
+def stacked(read: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """What is read, of several calls: labels, or prompts and their masks, of which the shorter ones are padded; lists
+    are put together.
+    """
+    parts: list[Any] = []
+    for each in zip(*read, strict=True):
+        if isinstance(each[0], list):
+            parts.append([one for some in each for one in some])
+            continue
         longest = max(part.shape[-1] for part in each)
         ragged = any(part.shape[-1] < longest for part in each)
         parts.append(torch.cat([F.pad(part, (0, longest - part.shape[-1])) if ragged else part for part in each]))
