@@ -7,6 +7,7 @@ from PIL import Image
 
 from vargen.models import glm_image
 from vargen.pipelines.glm_sources import fit
+from vargen.pipelines.running import RunningImages
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +75,21 @@ def test_pictures_that_are_none(repository, given, said):
 )
 def test_pictures_are_fitted(size, fitted):
     assert fit(Image.new("RGB", size)).size == fitted
+
+
+def test_pictures_of_several_calls_are_drawn_together(repository):
+    """Each with its own prompt, pictures and number of steps."""
+    pipe, how = load(repository), {"height": 128, "width": 192, "method": "sjd-exact:window=8"}
+    batch = RunningImages(pipe, 2)
+    calls = [
+        {"prompt": "a red boat", "image": picture(1, (640, 512)), "seed": 4, "num_inference_steps": 2},
+        {"prompt": "sea", "image": picture(2, (512, 512)), "seed": 5, "num_inference_steps": 3},
+        {"prompt": "sea", "seed": 6, "num_inference_steps": 2},
+    ]
+    images = [batch.admit(**call, **how)[0] for call in calls]
+    while batch.drawing:
+        batch.step()
+    for image, call in zip(images, calls, strict=True):
+        alone = pipe(**call, **how)
+        assert image.partial.images()[0].tobytes() == alone.images[0].tobytes()
+        assert image.partial.trace.settings == alone.trace.settings

@@ -7,7 +7,7 @@ from toy import GUIDANCE, IDS, LINED, SLOTS, SQUARE, WARP, ToyModel, images, p_v
 
 from vargen.core import noise
 from vargen.core import warp as warps
-from vargen.core.types import KVCache
+from vargen.core.types import Block, KVCache
 from vargen.core.warp import Warp
 from vargen.engine import loops
 from vargen.engine.drafters import ModelDrafter
@@ -183,6 +183,16 @@ def test_a_planted_fault_is_caught(plant, monkeypatch):
     alone = images(*METHODS[name], 60, 1)
     plant(monkeypatch)
     assert (running(name, 60, 4, most=1) != alone).any()
+
+
+def test_where_guidance_ends_is_a_slot():
+    """Of rows abreast, a block's slots may lie behind the places of the cache that it uses."""
+    block = Block(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[11]]), first=3, stop=9)
+    logits = torch.randn(2, 1, IDS, generator=torch.Generator().manual_seed(0))
+    wanted = Guidance(3.0).mix(logits, block)
+    assert torch.equal(Guidance(3.0, 30).mix(logits, block), wanted)
+    assert torch.equal(Guidance(3.0, 1 << 80).mix(logits, block), wanted)
+    assert torch.equal(Guidance(3.0, 10).mix(logits, block), logits[1:])
 
 
 def test_who_leaves_makes_room_for_the_last():

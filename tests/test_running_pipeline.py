@@ -76,6 +76,11 @@ def test_drafters_go_along(method):
         pipe.drafter, method = head_for(), "speculative-tree:tree=2-1"
     found = joined(pipe, method, 10, 3)
     assert all(torch.equal(tokens, alone(pipe, method, seed)) for seed, tokens in found.items())
+    batch = RunningImages(pipe, 1)
+    (image,) = batch.admit([1], method=method, seed=0)
+    batch.step()
+    *_, last = pipe.stream([1], method=method, seed=0)
+    assert batch.shown(image).trace.settings == last.trace.settings
 
 
 @pytest.mark.parametrize("make", [classes, prompts])
@@ -141,3 +146,90 @@ def test_a_batch_that_has_run_out_goes_on_in_its_cache(make):
         assert torch.equal(done.partial.tokens[0], wanted)
         places.add(batch._batch._seats.cache.keys.data_ptr())
     assert len(places) == 1
+
+
+@pytest.mark.parametrize(("make", "forwards"), [(classes, 19), (prompts, 3)])
+def test_who_hangs_up_while_pointers_are_read_a_step_late(make, forwards):
+    """The image that takes the seat brings all of its keys, those of the last step among them."""
+    pipe, method = make(), "sjd-exact:window=2"
+    wanted = alone(pipe, method, 2)
+    pipe._runners = Runners(Traced())
+    batch = RunningImages(pipe, 2)
+    one, two = (batch.admit(method=method, seed=seed, **asked_for(pipe, seed))[0] for seed in (1, 2))
+    for _ in range(forwards):
+        batch.step()
+    batch.leave([one])
+    while batch.drawing:
+        batch.step()
+    assert torch.equal(two.partial.tokens[0], wanted)
+
+
+@pytest.mark.parametrize("method", ["sjd-exact:window=4", "jacobi-2d:window=2", "speculative:length=2"])
+@pytest.mark.parametrize("at", [1, 4])
+def test_after_a_forward_that_broke_all_are_drawn_anew(method, at, monkeypatch):
+    """At forward 4 somebody joins."""
+    pipe = classes()
+    batch = RunningImages(pipe, 3)
+    images = [batch.admit(method=method, seed=seed, **asked_for(pipe, seed))[0] for seed in range(2)]
+    for _ in range(at):
+        batch.step()
+    images += batch.admit(method=method, seed=2, **asked_for(pipe, 2)) if at == 4 else []
+
+    def broken(*_):
+        raise RuntimeError("no")
+
+    with monkeypatch.context() as patched:
+        for name in ("prefill", "decode"):
+            patched.setattr(type(pipe.transformer), name, broken)
+        with pytest.raises(RuntimeError, match="no"):
+            batch.step()
+    assert list(batch.waiting) == images
+    assert not batch.running
+    while batch.drawing:
+        batch.step()
+    assert all(torch.equal(one.partial.tokens[0], alone(pipe, method, one.seed)) for one in images)
+
+
+def test_an_image_that_cannot_be_drawn_does_not_keep_others():
+    """Its law is none; once it is given up, nothing of it is left."""
+    pipe, method = classes(), "sjd-exact:window=4"
+    pipe.transformer.cls_embedding.embedding_table.weight.data[3] = float("nan")
+    batch = RunningImages(pipe, 2)
+    (good,) = batch.admit([1], method=method, seed=0)
+    batch.step()
+    (bad,) = batch.admit([3], method=method, seed=1)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        batch.step()
+    batch.leave([bad, bad])
+    while batch.drawing:
+        batch.step()
+    assert torch.equal(good.partial.tokens[0], alone(pipe, method, 0, lambda *_: {"class_labels": [1]}))
+
+
+def test_the_model_may_be_another_one_between_images():
+    pipe, method = classes(), "sjd-exact:window=4"
+    batch = RunningImages(pipe, 2)
+    for change in (
+        lambda: None,
+        lambda: pipe.register_modules(transformer=small.llamagen(scale=1.2)),
+        lambda: pipe.to(torch.float64),
+    ):
+        change()
+        (image,) = batch.admit(method=method, seed=2, **asked_for(pipe, 2))
+        while batch.drawing:
+            batch.step()
+        assert torch.equal(image.partial.tokens[0], alone(pipe, method, 2))
+
+
+def test_only_an_image_that_is_drawn_is_shown():
+    batch = RunningImages(classes(), 2)
+    (image,) = batch.admit([1], method="ar", seed=1)
+    with pytest.raises(ValueError, match="expected one that is drawn now"):
+        batch.shown(image)
+    batch.step()
+    assert batch.shown(image).settled == [1]
+    batch.leave([image])
+    with pytest.raises(ValueError, match="expected one that is drawn now"):
+        batch.shown(image)
+    with pytest.raises(ValueError, match="priority 'x'"):
+        batch.admit([1], priority="x")

@@ -209,3 +209,13 @@ def test_a_long_deadline_is_looked_at_each_forward(painter):
     turns(painter, 3)
     until = 0.0
     assert [type(event) for _, event in turns(painter)] == [Ended]
+
+
+def test_a_picture_on_its_way_that_cannot_be_made_is_answered(painter, monkeypatch):
+    monkeypatch.setattr(RunningImages, "shown", lambda self, image: 1 / 0)
+    place(painter, "a", replace(ORDER, partials=2))
+    place(painter, "b", replace(ORDER, seeds=(2,)))
+    events = turns(painter, LENGTH)
+    assert [(uid, event.status) for uid, event in events if isinstance(event, Failed)] == [("a", 500)]
+    assert [uid for uid, event in events if isinstance(event, Ended)] == ["a", "b"]
+    assert [uid for uid, event in events if isinstance(event, Done)] == ["b"]

@@ -46,7 +46,7 @@ class Guidance:
         mixed = unconditional.lerp(conditional, self.scale)
         if block is None or self.interval < 0:
             return mixed
-        last = min(self.interval, block.stop)  # any number is allowed, also one that no integer tensor holds
+        last = min(self.interval, MOST)  # any number is allowed, also one that no integer tensor holds
         return torch.where((block.slots <= last)[..., None], mixed, conditional)
 
 

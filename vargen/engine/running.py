@@ -195,8 +195,8 @@ class RunningBatch:
             return
         # What stands behind the image's slots may be wanted yet: a path that was kept is moved by the next block.
         places = self._seats.cache.keys.shape[2]
+        self._sampler.keep(torch.tensor(order, device=self._model.device))  # which reads how far those that stay are
         written = places if self._sampler.extra else min(places, self._seats.front + max(self.settled))
-        self._sampler.keep(torch.tensor(order, device=self._model.device))
         self._seats.keep(order, written)
         self._relaw()
 

@@ -247,6 +247,10 @@ class Pipeline(Pictures, Kept):
     def _begin(self, method: Any, seeds: list[int]) -> Trace:
         """A batch's trace; memory is counted from here on."""
         reset_peak_memory(self.transformer.device)
+        return self.trace(method, seeds)
+
+    def trace(self, method: Any, seeds: list[int]) -> Trace:
+        """What is known of a batch before it is drawn."""
         settings = method.described | ({} if self.quantize is None else {"quantize": self.quantize})
         return Trace(self.preset.name, method.name, len(seeds), seeds=seeds, settings=settings, drawn=method.drawn)
 

@@ -6,7 +6,7 @@ with words of different lengths (huggingface/diffusers#13587).
 """
 
 import copy
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -136,8 +136,8 @@ class GlmImagePipeline(PromptedPipeline):
     def _request(self, wanted: Any, settings: dict[str, Any]) -> Request:
         return super()._request(replace(wanted, guidance_scale=None), settings)
 
-    def _begin(self, method: Any, seeds: list[int]) -> Trace:
-        trace = super()._begin(method, seeds)
+    def trace(self, method: Any, seeds: list[int]) -> Trace:
+        trace = super().trace(method, seeds)
         trace.settings |= vars(self.painting)
         return trace
 
@@ -212,14 +212,11 @@ class GlmImagePipeline(PromptedPipeline):
         """The words of a prompt that came as ids."""
         return "" if self.text_tokenizer is None else self.transformer.text_of(ids, self.text_tokenizer)
 
-    def _decode(
-        self, method: Any, inputs: tuple[Tensor, ...], seeds: list[int], image_size: int | None
-    ) -> Generator[Partial, None, None]:
+    def read(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        """Prompts, and the grids of the pictures in each."""
         ids, mask, _, which = inputs
-        shown = [self.sources[prompt] for prompt in which.tolist()] if self.sources else []
-        read: Any = (ids, mask, [[tuple(source.codes.shape) for source in some] for some in shown])
-        for partial in super()._decode(method, read, seeds, image_size):
-            yield replace(partial, inputs=inputs)
+        shown = [self.sources[prompt] if self.sources else [] for prompt in which.tolist()]
+        return ids, mask, [[tuple(source.codes.shape) for source in some] for some in shown]
 
     def _full(self, tokens: Any) -> Tensor:
         """The full grid (B, rows, columns) of tokens. ValueError where they are none."""

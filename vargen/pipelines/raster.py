@@ -167,10 +167,11 @@ class RasterPipeline(Pipeline):
         model, device = self.transformer, self.transformer.device
         trace, runner = self._begin(method, seeds), self._runners.of("model", model, self.fast)
         clock, counts = loops.Clock(device), loops.Counts(kernels=Kernels.of(self.fast))
-        condition = self.condition(inputs, runner, guided=method.guidance.active)
+        read = self.read(inputs)
+        condition = self.condition(read, runner, guided=method.guidance.active)
         seeded, parts = torch.tensor(seeds, device=device), {"codebook": self._codebook(), "kernels": counts.kernels}
         task = Task(model.spec, seeded, method.warp, **parts)
-        if drafting := drafter_for(self, method, inputs):
+        if drafting := drafter_for(self, method, read):
             trace.settings["drafter"], drafter = drafting
             drafter.kernels = counts.kernels
             task, plain = replace(task, drafter=drafter), model if isinstance(runner, Replayed) else runner
@@ -190,9 +191,13 @@ class RasterPipeline(Pipeline):
             trace.drafts, trace.drafts_kept = sampler.counted
         self._fill(trace, clock, counts)
 
-    def condition(self, inputs: tuple[Tensor, ...], runner: Any, *, guided: bool) -> Condition:
-        """The condition of `inputs` as the model's `runner` takes it."""
-        condition = embed(self.transformer, inputs, guided=guided)
+    def read(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        """What the model reads of `inputs`: parts with something for each row."""
+        return inputs
+
+    def condition(self, read: tuple[Any, ...], runner: Any, *, guided: bool) -> Condition:
+        """The condition of what is `read`, as the model's `runner` takes it."""
+        condition = embed(self.transformer, read, guided=guided)
         if isinstance(self.transformer, Prompted) and isinstance(runner, Replayed):
             return condition.rounded(PROMPTS)  # prompts of many lengths in the same graphs
         return condition

@@ -23,12 +23,12 @@ from torch import Tensor
 from vargen.core import warp as warps
 from vargen.core.dispatch import Kernels
 from vargen.core.machine import plainly
-from vargen.core.types import Trace
 from vargen.engine import guidance
 from vargen.engine.clock import Clock, Counts
 from vargen.engine.replayed import Replayed
 from vargen.engine.running import Law, Row, RunningBatch
 from vargen.engine.threads import Threads
+from vargen.pipelines import values
 from vargen.pipelines.choose_drafter import drafter_for
 from vargen.pipelines.partial import Partial
 from vargen.pipelines.request import Method
@@ -49,6 +49,7 @@ class Drawing:
     turn: tuple[int, int] = (0, 0)  # when it is to join: its priority, and then in turn
     placed: float = field(default_factory=time.perf_counter)
     row: Row | None = None  # in the batch, once it is drawn
+    drafter: str | None = None  # the name of what drafts for it
     partial: Partial | None = None  # once it is done: its tokens, its trace, its picture
 
     @property
@@ -94,6 +95,7 @@ class RunningImages:
 
         Those of a lower `priority` come first, and else the images of each call in turn with those of others.
         """
+        priority = values.whole(priority, "priority")
         pipe, asked, _ = self.pipe._asked(class_labels, given, stream=True)
         new: list[Drawing] = []
         for row, seed in enumerate(asked.seeds):
@@ -107,23 +109,38 @@ class RunningImages:
 
     @torch.inference_mode()
     def step(self) -> list[Drawing]:
-        """A forward: the prefill of those that can join, or a block of all that run. Those that are done have left."""
-        with plainly(self.pipe.transformer.device):
-            if joining := self._joining():
-                self._join(joining)
-            elif self.running:
-                assert self._batch is not None
-                self._batch.step()
-            if self._counts.forwards % FOLD == 0:
-                self._clock.fold()
-            return self._done()
+        """A forward: the prefill of those that can join, or a block of all that run. Those that are done have left.
+
+        Where it raises, all that ran or were to join wait again, to be drawn anew; `leave` gives them up.
+        """
+        joining = self._joining()
+        try:
+            with plainly(self.pipe.transformer.device):
+                if joining:
+                    self._join(joining)
+                elif self.running:
+                    assert self._batch is not None
+                    self._batch.step()
+                if self._counts.forwards % FOLD == 0:
+                    self._clock.fold()
+                return self._done()
+        except BaseException:
+            self._begin_anew(joining)
+            raise
+
+    def _begin_anew(self, joining: list[Drawing]) -> None:
+        """Nobody knows what a forward that broke has left: all wait, and the next one is the first of a new batch."""
+        again = dict.fromkeys([*self.running, *joining])
+        for image in again:
+            image.row = None
+        self.waiting = deque(sorted(dict.fromkeys([*again, *self.waiting]), key=lambda image: image.turn))
+        self.running, self._batch, self._begun_for = [], None, None
 
     @torch.inference_mode()
     def leave(self, images: Sequence[Drawing]) -> None:
         """Nobody waits for these any more. Their seats are free for the next step."""
-        for image in [image for image in images if image in self.waiting]:
-            self.waiting.remove(image)
-        gone = [image for image in images if image in self.running]
+        self.waiting = deque(image for image in self.waiting if image not in images)
+        gone = [image for image in self.running if image in images]
         if gone:
             assert self._batch is not None
             self._batch.leave([image.row for image in gone if image.row is not None])
@@ -136,7 +153,9 @@ class RunningImages:
         return 0 if image.row is None else image.row.settled
 
     def shown(self, image: Drawing) -> Partial:
-        """An image on its way, as `stream` would have it."""
+        """An image on its way, as `stream` would have it. ValueError where it is not drawn now."""
+        if image not in self.running:
+            raise ValueError(f"got image {image.seed}, expected one that is drawn now: it waits, is done, or has left")
         assert self._batch is not None
         assert image.row is not None
         at, committed = self._batch.rows.index(image.row), self._batch.committed
@@ -162,26 +181,30 @@ class RunningImages:
         for image in images:
             self.waiting.remove(image)
             self._turn = max(self._turn, image.turn[1])
-        if not self.running and self._begun_for != (images[0].kind, self._guided):
+        if not self.running:
             self._begin(images[0])
         assert self._batch is not None
-        pipe, inputs = images[0].pipe, stacked([image.inputs for image in images])
+        pipe, read = images[0].pipe, stacked([image.pipe.read(image.inputs) for image in images])
         laws = [Law(image.method.guidance, image.method.warp) for image in images]
         device = pipe.transformer.device
         mixed = guidance.together([law.guidance for law in laws], device, guided=self._guided)
         method: Any = replace(images[0].method, warp=warps.together([law.warp for law in laws], device))
-        drafting = drafter_for(pipe, replace(method, guidance=mixed), inputs)
-        condition = pipe.condition(inputs, self._runner, guided=self._guided)
+        drafting = drafter_for(pipe, replace(method, guidance=mixed), read)
+        condition = pipe.condition(read, self._runner, guided=self._guided)
         seeds, drafter = [image.seed for image in images], None if drafting is None else drafting[1]
         for image, row in zip(images, self._batch.admit(condition, seeds, laws, drafter), strict=True):
-            image.row = row
+            image.row, image.drafter = row, None if drafting is None else drafting[0]
         self.running += images
 
     def _begin(self, image: Drawing) -> None:
-        """An empty batch for images of a kind."""
+        """An empty batch for images of a kind: the one before, if it was of that kind and the model is as it was."""
         pipe, method, counts = image.pipe, image.method, self._counts
         model, codebook = pipe.transformer, pipe._codebook()
-        self._runner = runner = pipe._runners.of("model", model, pipe.fast)
+        runner = pipe._runners.of("model", model, pipe.fast)
+        wanted = (image.kind, self._guided, model, model.dtype, model.device, pipe.fast, pipe.tokenizer)
+        if self._begun_for == wanted and self._runner is runner:
+            return
+        self._runner, self._begun_for = runner, wanted
         counts.kernels, replayed = Kernels.of(pipe.fast), isinstance(runner, Replayed)
 
         def make(seeds: Tensor, warp: Any, drafter: Any) -> RasterSampler:
@@ -192,7 +215,6 @@ class RunningImages:
         how: Any = {"capacity": self.capacity, "guided": self._guided, "make": make}
         how["opens"] = model if replayed else runner
         self._batch = RunningBatch(runner, self._clock, counts, Threads(model), **how)
-        self._begun_for = (image.kind, self._guided)
 
     def _done(self) -> list[Drawing]:
         if self._batch is None or not self.running:
@@ -214,8 +236,9 @@ class RunningImages:
     def _partial(self, image: Drawing, tokens: Tensor, settled: int, committed: Any = None) -> Partial:
         assert image.row is not None
         pipe, method, forwards = image.pipe, image.method, max(1, image.row.forwards)
-        trace = Trace(pipe.preset.name, method.name, 1, forwards, seeds=[image.seed], drawn=method.drawn)
-        trace.settings = method.described | ({} if pipe.quantize is None else {"quantize": pipe.quantize})
+        trace = pipe.trace(method, [image.seed])
+        trace.settings |= {} if image.drafter is None else {"drafter": image.drafter}
+        trace.forwards = forwards
         trace.forwards_per_image, trace.tokens_per_forward = forwards, tokens.shape[1] / forwards
         trace.seconds, trace.versions = {"total": time.perf_counter() - image.placed}, pipe.versions
         trace.kernels = pipe._runners.notes | self._counts.kernels.ran
@@ -223,10 +246,15 @@ class RunningImages:
         return Partial(tokens, [settled], forwards, trace, pipe, image.image_size, **rest)
 
 
-def stacked(inputs: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """What is drawn, of several calls: labels, or prompts and their masks, of which the shorter ones are padded."""
-    parts = []
-    for each in zip(*inputs, strict=True):
+def stacked(read: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """What is read, of several calls: labels, or prompts and their masks, of which the shorter ones are padded; lists
+    are put together.
+    """
+    parts: list[Any] = []
+    for each in zip(*read, strict=True):
+        if isinstance(each[0], list):
+            parts.append([one for some in each for one in some])
+            continue
         longest = max(part.shape[-1] for part in each)
         ragged = any(part.shape[-1] < longest for part in each)
         parts.append(torch.cat([F.pad(part, (0, longest - part.shape[-1])) if ragged else part for part in each]))

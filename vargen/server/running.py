@@ -119,7 +119,15 @@ class RunningOrders:
                     answer = Failed(work.index, *broken(error, 1))
                 yield from self._settled(work.placed, work.index, answer)
             elif work.order.partials and self.pipe.sketches:
-                yield from self._shown(work)
+                try:
+                    shown = list(self._shown(work))
+                except Exception as error:
+                    self._works.remove(work)
+                    self._images.leave(work.images)
+                    answer = Failed(work.index, *broken(error, 1))
+                    yield from self._settled(work.placed, work.index, answer)
+                else:
+                    yield from shown
 
     def _shown(self, work: Work) -> Iterator[tuple[Hashable, Event]]:
         """Pictures of an order's images on their way."""
