@@ -74,6 +74,10 @@ class RunningBatch:
         self._drafter: Any = None
         self._size = (0, 0.0)  # of a step, see `Threads`
 
+    def run_by(self, model: RasterModel, opens: RasterModel) -> None:
+        """From now on, these run the same weights: see `__init__`. Nobody may be here."""
+        self._model, self._opens = model, opens
+
     @property
     def settled(self) -> list[int]:
         """Tokens of each image that are final."""
