@@ -116,6 +116,17 @@ def test_who_comes_later_joins_and_draws_the_same(painter):
     assert LENGTH + 5 * 5 < forwards < 3 * LENGTH  # where six alone are 6 * LENGTH
 
 
+def test_the_next_request_goes_on_in_the_cache_of_the_last(painter):
+    places = set()
+    for seed in range(3):
+        place(painter, seed, replace(ORDER, seeds=(seed,)))
+        turns(painter, 2)
+        places.add(painter._running._images._batch._seats.cache.keys.data_ptr())
+        turns(painter, LENGTH)
+        assert painter.idle
+    assert len(places) == 1
+
+
 def test_who_hangs_up_is_gone_a_forward_later(painter):
     here = [True]
     place(painter, "a", replace(ORDER, seeds=(1, 2, 3, 4)), lambda ticket: here[0])

@@ -46,6 +46,7 @@ class Painter:
         self._pipes, self._capacity, self._joins = pipes, capacity, joins
         self._placed: deque[tuple[Hashable, Batch, Wanted]] = deque()
         self._running: RunningOrders | None = None
+        self._last: RunningOrders | None = None  # what ran last, with its cache
 
     @property
     def cards(self) -> tuple[Card, ...]:
@@ -75,9 +76,10 @@ class Painter:
         if self._running is not None:
             yield from self._running.turn(self._alone)
             if self._running.idle:
-                self._running = None
+                self._running, self._last = None, self._running
         elif self._placed:
             uid, batch, wanted = self._placed.popleft()
+            self._last = None  # its cache makes room
             yield from ((uid, event) for event in self._alone(batch, wanted))
 
     def paint(self, batch: Batch, wanted: Wanted) -> Iterator[Event]:
@@ -94,7 +96,9 @@ class Painter:
             pipe = self._pipes.get(first.orders[0].model)
             if pipe is None or pipe.kind != "raster" or first.alone or self._other(pipe):
                 return
-            self._running = self._running or RunningOrders(pipe, self._capacity)
+            if self._running is None:
+                last = self._last if self._last is not None and self._last.pipe is pipe else None
+                self._running, self._last = last or RunningOrders(pipe, self._capacity), None
             self._running.take(*self._placed.popleft())
 
     def _other(self, pipe: Pipeline) -> bool:
