@@ -180,7 +180,8 @@ def stale_window(self, other):
 @pytest.mark.parametrize("plant", [wrong_seats, wrong_noise, wrong_steps, wrong_window])
 def test_a_planted_fault_is_caught(plant, monkeypatch):
     name = "exact" if plant is wrong_noise else "maximal"
-    alone = images(*METHODS[name], 60, 1)
+    sampler, settings = METHODS[name]
+    alone = images(sampler, settings, 60, 1)
     plant(monkeypatch)
     assert (running(name, 60, 4, most=1) != alone).any()
 

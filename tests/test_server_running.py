@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import small
@@ -25,7 +26,8 @@ class Fake:
     ready, cards = 1, {"small": Card("small", ((12, 12),), False, joins=True), "other": Card("other", ((8, 8),), False)}
 
     def __init__(self, workers=1, size=4):
-        self.workers, self.board, self.batches, self.gates = workers, [0.0] * (workers * size), [], []
+        self.board: Any = [0.0] * (workers * size)
+        self.workers, self.batches, self.gates = workers, [], []
 
     async def run(self, batch):
         gate = asyncio.Event()
@@ -82,7 +84,8 @@ def test_more_images_than_there_are_seats():
             job = desk.place(replace(ORDER, seeds=tuple(range(9))), 60)
             await settle()
             engine.gates[0].set()
-            return len((await job.next()).pictures)
+            done: Any = await job.next()
+            return len(done.pictures)
 
     assert asyncio.run(play()) == 9
 
@@ -175,7 +178,7 @@ def test_other_models_wait_for_their_turn(painter):
 
 
 def test_nobody_joins_where_batches_are_static():
-    painter = Painter({"small": small.pipeline()}, 4, joins=False)
+    painter: Any = Painter({"small": small.pipeline()}, 4, joins=False)
     assert not painter.cards[0].joins
     place(painter, "a", ORDER)
     turns(painter, 2)

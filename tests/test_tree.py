@@ -58,6 +58,12 @@ def test_a_tree_grows_where_the_drafter_is_confident():
         def reserve(self, extra):
             self.extra = extra
 
+        def keep(self, rows):
+            raise AssertionError("no image leaves")
+
+        def join(self, other):
+            raise AssertionError("no image joins")
+
         def laws(self, block):
             made.append(block)
             if block.parents is None:

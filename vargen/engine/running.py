@@ -42,7 +42,7 @@ class Row:
     law: Law
     forwards: int = 0  # of the model, while it was drawn
     settled: int = 0
-    tokens: Tensor | None = None  # (slots,), final up to `settled` in decoding order
+    tokens: Any = None  # (slots,) int64, final up to `settled` in decoding order
 
 
 class RunningBatch:

@@ -50,7 +50,14 @@ class Drawing:
     placed: float = field(default_factory=time.perf_counter)
     row: Row | None = None  # in the batch, once it is drawn
     drafter: str | None = None  # the name of what drafts for it
-    partial: Partial | None = None  # once it is done: its tokens, its trace, its picture
+    finished: Partial | None = None
+
+    @property
+    def partial(self) -> Partial:
+        """Its tokens, its trace and its picture, as `stream` has them. ValueError where it is not done."""
+        if self.finished is None:
+            raise ValueError(f"image {self.seed} is not done")
+        return self.finished
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -232,7 +239,7 @@ class RunningImages:
         for image in done:
             assert image.row is not None
             assert image.row.tokens is not None
-            image.partial = self._partial(image, image.row.tokens[None], slots)
+            image.finished = self._partial(image, image.row.tokens[None], slots)
         return done
 
     def _partial(self, image: Drawing, tokens: Tensor, settled: int, committed: Any = None) -> Partial:

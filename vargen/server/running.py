@@ -110,9 +110,9 @@ class RunningOrders:
                 self._images.leave(work.images)
                 work.placed.abandoned += 1
                 yield from self._settled(work.placed, work.index)
-            elif all(image.partial is not None for image in work.images):
+            elif all(image.finished is not None for image in work.images):
                 self._works.remove(work)
-                images = [(image.partial, 0) for image in work.images if image.partial is not None]
+                images = [(image.partial, 0) for image in work.images]
                 try:
                     answer: Event = pictures.done(work.index, images, work.order)
                 except Exception as error:
