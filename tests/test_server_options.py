@@ -18,7 +18,7 @@ from vargen.server.options import KEY_VARIABLE, Options
         (["--model", "pocket-var:dtype=int7"], "got dtype 'int7'"),
         (["--model", "pocket-var:checkpoint=nowhere.pth"], "there is no nowhere.pth"),
         (["--model", "pocket-vax"], "unknown model 'pocket-vax'"),
-        (["--max-images", "17"], "got 17 images a request and batches of 16"),
+        (["--batching", "wild"], "got batching 'wild', expected continuous or static"),
         (["--api-key", "secret"], "unrecognized arguments: --api-key"),
     ],
 )
@@ -31,9 +31,8 @@ def test_flags(flags, words, capsys):
     assert len(said.splitlines()) == 1
 
 
-def test_fewer_images_where_batches_are_small():
-    assert Options(batch_size=4).most_images == 4
-    assert Options().most_images == 10
+def test_as_many_images_as_openai_allows():
+    assert Options(batch_size=4).most_images == Options().most_images == 10
 
 
 def test_a_key_has_no_blanks_around_it(monkeypatch, tmp_path):
