@@ -81,7 +81,8 @@ def test_keys_in_bfloat16_are_normalised_and_turned_in_float32():
     model.prefill(condition, cache)
     layer: Any = model.decoder.model.layers[0]
     weight = layer.self_attn.state_dict()["k_proj.weight"]
-    k = F.linear(layer.input_layernorm(condition.embedding), weight).unflatten(-1, (CONFIG.heads, -1)).float()
+    _, normalised = layer.input_layernorm(condition.embedding, None, None)
+    k = F.linear(normalised, weight).unflatten(-1, (CONFIG.heads, -1)).float()
     mean, variance = k.mean(-1, keepdim=True), k.var(-1, unbiased=False, keepdim=True)
     k = (k - mean) / (variance + 1e-5).sqrt() * layer.self_attn.k_norm.weight + layer.self_attn.k_norm.bias
     half = CONFIG.head_dim // 2
