@@ -56,9 +56,7 @@ class Stage:
         go.click(None, js=SCROLL % self.name)  # first: Gradio begins one when the other has ended
         told = staged(run, len(outputs) - 3)
         begun = go.click(told, inputs, outputs, validator=valid, show_progress_on=self.html, **RUNNING)
-        stopped: dict[str, Any] = {"inputs": self.html, "outputs": [self.html, self.said], "js": STOPPED % self._start}
-        # Said at once, and again when the run has ended: what it had sent by then comes in between.
-        stop.click(None, **stopped, cancels=[begun]).then(None, **stopped)
+        stop.click(None, self.html, [self.html, self.said], js=STOPPED % self._start, cancels=[begun])
         return begun
 
 
