@@ -43,10 +43,10 @@ def of_a_step(pipe, method, steps=20):
 @pytest.mark.parametrize(
     ("name", "method", "a_layer", "most"),
     [
-        ("pocket-llamagen", "ar", 24, 222),
-        ("pocket-llamagen", "sjd-coupled:window=16", 24, 285),
-        ("pocket-lumina", "ar", 36, 234),
-        ("pocket-lumina", "sjd-coupled:window=16", 36, 300),
+        ("pocket-llamagen", "ar", 24, 221),
+        ("pocket-llamagen", "sjd-coupled:window=16", 24, 284),
+        ("pocket-lumina", "ar", 36, 233),
+        ("pocket-lumina", "sjd-coupled:window=16", 36, 299),
     ],
 )
 def test_operations_of_a_step(name, method, a_layer, most):

@@ -163,9 +163,10 @@ class Table:
 
     def join(self, other: "Table") -> None:
         """Take the images of another table of this kind as well, behind its own."""
-        parts = [table._kept() for table in (self, other)]
+        if self._values is not None or other._values is not None:  # a kernel draws noise itself
+            self._values = torch.cat([table._kept() for table in (self, other)])
         self.seed, self._filled = torch.cat([self.seed, other.seed]), self._filled + other._filled
-        self._values, self._rows = torch.cat(parts), self._offsets()
+        self._rows = self._offsets()
 
     def _kept(self) -> Tensor:
         if self._values is not None:

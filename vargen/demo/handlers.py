@@ -86,15 +86,18 @@ def staged(run: Callable[..., Iterator[Any]], rest: int) -> Callable[..., Iterat
 
 
 def draw(studio: Studio, asked: Order, slow: bool, cache: str) -> Iterator[tuple[Any, Any, Any, Drawn | None]]:
-    """The stage, files and a line of text, again and again, and at last what was drawn."""
+    """The stage and files, again and again, a line of text at the beginning and the end, and at last what was drawn.
+
+    In between the text is left alone: what is on its way when Stop is pressed would write over what that says.
+    """
     studio.check(asked)
-    hidden = gr.update(value=None, visible=False)
-    yield show.empty(show.beginning(asked, studio.loaded(asked.model))), hidden, "", None
+    hidden, said = gr.update(value=None, visible=False), f"Drawing with {escape(asked.method)}…"
+    yield show.empty(show.beginning(asked, studio.loaded(asked.model))), hidden, said, None
     with studio.run(asked) as run:
-        pace, said = Pace(registry.preset(asked.model).kind, slow), f"Drawing with {escape(asked.method)}…"
+        pace = Pace(registry.preset(asked.model).kind, slow)
         while run.step():
             if pace.due():
-                yield show.stage(run), gr.skip(), said, None
+                yield show.stage(run), gr.skip(), gr.skip(), None
         done = Drawn(asked, run.pngs()[0])
         yield show.stage(run), gr.update(value=files(run, cache), visible=True), show.ending(run), done
 
@@ -121,14 +124,14 @@ def files(run: Run, cache: str) -> list[str]:
 
 
 def race(studio: Studio, asked: tuple[Order, Order], by: str, slow: bool) -> Iterator[tuple[Any, Any, Any]]:
-    """Both lanes, the slider and a line of text, again and again; whichever lane has had less goes next.
+    """Both lanes and the slider, again and again, the text as in `draw`; whichever lane has had less goes next.
 
     Before anything is timed both methods have drawn, so that all that they need is loaded and warm.
     """
     for each in asked:
         studio.check(each)
     hidden = gr.update(value=None, visible=False)
-    yield show.empty("Both methods warm up: what is loaded now does not count."), hidden, ""
+    yield show.empty("Both methods warm up: what is loaded now does not count."), hidden, f"Racing by {by}…"
     for each in asked:
         yield from ((gr.skip(), gr.skip(), gr.skip()) for _ in studio.warm(each))
     with ExitStack() as open_runs:
@@ -148,7 +151,7 @@ def _paced(lanes: tuple[Run, Run], by: str, pace: Pace) -> Iterator[tuple[Any, A
             continue
         leads = run is left[-1] or by == "seconds"  # one beat for a forward of each
         if all(lane.record for lane in lanes) and leads and pace.due():
-            yield show.lanes(lanes), gr.skip(), f"Racing by {by}…"
+            yield show.lanes(lanes), gr.skip(), gr.skip()
 
 
 def verdict(lanes: tuple[Run, Run], same: bool) -> str:

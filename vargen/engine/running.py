@@ -72,7 +72,7 @@ class RunningBatch:
         self._seats: Any = None
         self._guidance: AnyGuidance = Guidance()
         self._drafter: Any = None
-        self._size = (0, 0.0)  # of a step, see `Threads`
+        self._size, self._each = (0, 0.0), 0.0  # of a step, see `Threads`; bytes of a token's key and value in a layer
 
     def run_by(self, model: RasterModel, opens: RasterModel) -> None:
         """From now on, these run the same weights: see `__init__`. Nobody may be here."""
@@ -123,6 +123,7 @@ class RunningBatch:
             sampler.accept(logits)
             if first:
                 self._sampler, self._seats, self._guidance = sampler, seats, guidance
+                self._each = seats.cache.bytes / seats.cache.keys.shape[:3].numel()
             else:
                 self._sampler.join(sampler)
                 self._seats.join(seats)
@@ -147,8 +148,7 @@ class RunningBatch:
             block = sampler.propose()
         self._clock.lap("sampler")
         spread = guidance.spread(block)
-        each = cache.bytes / cache.keys.shape[:3].numel()
-        self._size = (spread.slots.numel(), len(spread.slots) * spread.stop * each)
+        self._size = (spread.slots.numel(), len(spread.slots) * spread.stop * self._each)
         with self._threads.step(*self._size):
             logits = guidance.mix(self._model.decode(spread, cache), block)
             self.sound.note(logits)

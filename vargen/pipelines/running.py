@@ -69,7 +69,7 @@ class Drawing:
 
 
 class RunningImages:
-    """A batch of at most `capacity` images that others join. Those that wait do so in the order in which they came."""
+    """A batch of at most `capacity` images that others join, in turn as `admit` says."""
 
     def __init__(self, pipe: Any, capacity: int = 16) -> None:
         """ValueError where the model draws no tokens one by one."""
@@ -206,7 +206,7 @@ class RunningImages:
     def _begin(self, image: Drawing) -> None:
         """An empty batch for images of a kind: the one before, if it was of that kind and the model is as it was."""
         pipe, method, counts = image.pipe, image.method, self._counts
-        model, codebook = pipe.transformer, pipe._codebook()
+        model = pipe.transformer
         runner = pipe._runners.of("model", model, pipe.fast)
         wanted = (image.kind, self._guided, model, model.dtype, model.device, pipe.fast, pipe.tokenizer)
         if self._begun_for == wanted and (self._runner is runner or not isinstance(runner, Replayed)):
@@ -214,7 +214,7 @@ class RunningImages:
             self._batch.run_by(runner, model if isinstance(runner, Replayed) else runner)
             return
         self._runner, self._begun_for = runner, wanted
-        counts.kernels, replayed = Kernels.of(pipe.fast), isinstance(runner, Replayed)
+        counts.kernels, replayed, codebook = Kernels.of(pipe.fast), isinstance(runner, Replayed), pipe._codebook()
 
         def make(seeds: Tensor, warp: Any, drafter: Any) -> RasterSampler:
             late = replayed and drafter is None
@@ -228,11 +228,9 @@ class RunningImages:
     def _done(self) -> list[Drawing]:
         if self._batch is None or not self.running:
             return []
-        slots, settled = (
-            self.running[0].pipe.transformer.spec.slots,
-            dict(zip(self._batch.rows, self._batch.settled, strict=True)),
-        )
-        done = [image for image in self.running if image.row is not None and settled[image.row] >= slots]
+        slots = self.running[0].pipe.transformer.spec.slots
+        rows = [row for row, n in zip(self._batch.rows, self._batch.settled, strict=True) if n >= slots]
+        done = [image for image in self.running if image.row in rows]
         if done:
             self._batch.sound.check()
             self.leave(done)
