@@ -63,7 +63,7 @@ def test_its_position_tables_are_stretched(harmon):
 def test_a_drafter_comes_along(harmon):
     pipe = ContinuousPipeline(harmon.transformer, harmon.tokenizer, text_tokenizer=harmon.text_tokenizer)
     pipe.set_progress_bar_config(disable=True)
-    # Another one: where two laws differ by rounding alone, what is left of a rejected draft takes very many attempts.
+    # Another one: of laws that differ by rounding alone, nothing is left to replace a rejected draft from.
     pipe.drafter = pipe.drafters["small"] = copy.deepcopy(harmon.transformer)
     with torch.no_grad():
         pipe.drafter.head.output.bias.add_(0.5)
