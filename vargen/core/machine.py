@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 from vargen.core.version import __version__
 
 
