@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vargen.core import warp as warps
 from vargen.core.dispatch import Kernels
-from vargen.core.machine import plainly
+from vargen.core.machine import free_memory, plainly
 from vargen.engine import guidance
 from vargen.engine.clock import Clock, Counts
 from vargen.engine.packed import watched
@@ -36,6 +36,9 @@ from vargen.pipelines.partial import Partial
 from vargen.samplers.contract import RasterSampler, Task
 
 PREFIX_BYTES = 1 << 28
+SHARE = 0.8  # of the memory that is free, for keys and values
+SPARE = 64  # places of a row for a prompt, or behind the slots
+MOST = 1 << 20  # images, where a device does not say what memory it has
 FOLD = 512  # forwards after which the clock's marks are added up
 
 
@@ -43,7 +46,9 @@ class RunningImages:
     """A batch of at most `capacity` images that others join, in turn as `admit` says."""
 
     def __init__(self, pipe: Any, capacity: int = 16, *, prefix_bytes: int = PREFIX_BYTES) -> None:
-        """In `prefix_bytes` it keeps what was read of prompts and classes, so that none is read twice: those asked for
+        """Of at most `capacity` images at a time, or as many as there is memory for the keys and values of.
+
+        In `prefix_bytes` it keeps what was read of prompts and classes, so that none is read twice: those asked for
         last. ValueError where the model draws no tokens one by one.
         """
         if pipe.kind != "raster":
@@ -176,17 +181,18 @@ class RunningImages:
 
     def _joining(self) -> list[Drawing]:
         """Those that can join now: the first that waits, and all of its kind behind it for which there are seats."""
-        free = self.capacity - len(self.running)
-        if not self.waiting or not free:
+        if not self.waiting:
             return []
         first = self.waiting[0]
         kin = [one for one in self.waiting if one.kind == first.kind]
         if not self.running:
             self._guided = any(one.method.guidance.active for one in kin)
+            self._begin(first)
         elif self.running[0].kind != first.kind:
             return []
+        assert self._batch is not None
         fit = [one for one in kin if self._guided or not one.method.guidance.active]
-        return fit[:free] if first in fit else []
+        return fit[: self._batch.capacity - len(self.running)] if first in fit else []
 
     def _open(self, images: list[Drawing]) -> None:
         """Begin with what images ask for that are to join; where something drafts for them, they join at once."""
@@ -194,8 +200,6 @@ class RunningImages:
             self.waiting.remove(image)
             self._turn = max(self._turn, image.turn[1])
         self.joining = images
-        if not self.running:
-            self._begin(images[0])
         assert self._batch is not None
         pipe, read = images[0].pipe, stacked([image.pipe.read(image.inputs) for image in images])
         laws = [Law(image.method.guidance, image.method.warp) for image in images]
@@ -237,7 +241,9 @@ class RunningImages:
             task = Task(model.spec, seeds, warp, None, drafter, codebook, counts.kernels, late)
             return method.sampler(method.settings, task)
 
-        how: Any = {"capacity": self.capacity, "guided": self._guided, "make": make}
+        self._batch = None  # whose cache makes room
+        capacity = min(self.capacity, fitting(model, 2 if self._guided else 1))
+        how: Any = {"capacity": capacity, "guided": self._guided, "make": make}
         how |= {"opens": model if replayed else runner, "prefixes": self.prefixes}
         self._batch = RunningBatch(runner, self._clock, counts, Threads(model), **how)
 
@@ -267,3 +273,11 @@ class RunningImages:
         trace.kernels = pipe._runners.notes | self._counts.kernels.ran
         rest: Any = {"committed": committed, "inputs": image.inputs, "seeds": (image.seed,)}
         return Partial(tokens, [settled], forwards, trace, pipe, image.image_size, **rest)
+
+
+def fitting(model: Any, copies: int) -> int:
+    """Images for whose keys and values there is memory, each with so many rows of the cache; at least one."""
+    free = free_memory(model.device)
+    if free is None:
+        return MOST
+    return max(1, int(SHARE * free / (copies * model.make_cache(1, SPARE, SPARE).bytes)))

@@ -41,7 +41,7 @@ class Given:
             return {"pictures": tuple(image_processor.as_picture(one) for one in self.pictures)}
         if len(self.pictures) > 1:
             raise Refusal(400, f"got {len(self.pictures)} pictures, and {card.model} repaints one", param="image")
-        picture, mask = self.pictures[0], self.mask
+        picture, mask = next(iter(self.pictures)), self.mask
         if mask is None:
             if image_processor.opaque(picture):
                 raise Refusal(400, "got no mask, and a picture without transparent parts: one says where", param="mask")
