@@ -5,8 +5,8 @@ what joins is a batch of its own for its prefill and its first token, and then r
 leaves is taken out, and the last one moves to its seat. A plain call is a running batch that all join at the start.
 """
 
+import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from vargen.core.types import Condition
 from vargen.core.warp import Warp
 from vargen.engine.clock import Clock, Counts
 from vargen.engine.guidance import AnyGuidance, Guidance, together
+from vargen.engine.pace import Pace
 from vargen.engine.prefixes import Prefixes, Reading
+from vargen.engine.rows import Law, Opening, Row
 from vargen.engine.seats import Seats, closed
 from vargen.engine.sound import Sound
 from vargen.engine.threads import ALL, Threads
@@ -25,38 +27,6 @@ from vargen.models.contract import RasterModel
 from vargen.samplers.contract import RasterSampler
 
 Make = Callable[[Tensor, Warp, Any], RasterSampler]  # of seeds (B,), their law, and what drafts for them
-
-
-@dataclass(frozen=True)
-class Law:
-    """What an image is drawn from. In one batch, `warp` differs in temperature and top-p at most."""
-
-    guidance: Guidance
-    warp: Warp
-
-
-@dataclass(eq=False)
-class Row:
-    """An image of a running batch. What became of it, it has from when it left."""
-
-    seed: int
-    law: Law
-    forwards: int = 0  # of the model, while it was drawn
-    settled: int = 0
-    cached: int = 0  # tokens of its condition that were not run, since they had been read before
-    tokens: Any = None  # (slots,) int64, final up to `settled` in decoding order
-
-
-@dataclass(eq=False)
-class Opening:
-    """Images that are to join a running batch."""
-
-    condition: Condition  # `mirrored`, if guided
-    reading: Reading
-    sampler: RasterSampler
-    guidance: AnyGuidance
-    rows: list[Row]
-    forwards: int = 0  # that reading took
 
 
 class RunningBatch:
@@ -74,11 +44,13 @@ class RunningBatch:
         make: Make | None = None,
         opens: RasterModel | None = None,
         prefixes: Prefixes | None = None,
+        paces: bool = False,
     ) -> None:
         """For at most `capacity` images, `guided` where some are. `make` makes the samplers of those that are admitted;
         the prefill of those that join others is run by `opens`, where that is another model with the same weights.
-        What was read is kept in `prefixes`.
+        What was read is kept in `prefixes`. With `paces`, blocks are as wide as pays, where no image hangs on it.
         """
+        self._paces, self._pace = paces, None
         self._prefixes = Prefixes(0) if prefixes is None else prefixes
         self._model, self._opens, self._make = model, opens or model, make
         self._clock, self._counts, self._threads = clock, counts, threads
@@ -176,6 +148,10 @@ class RunningBatch:
         """A forward: a block of every image that is not done."""
         spec, guidance, sampler, cache = self._model.spec, self._guidance, self._sampler, self._seats.cache
         unsettled = [n < spec.slots for n in sampler.settled]
+        began, before = time.perf_counter(), sum(sampler.settled)
+        if self._paces and sampler.steady:
+            self._pace = self._pace or Pace(sampler.widest)
+            sampler.narrow(self._pace.width(len(unsettled)))
         with self._threads.step(*self._size):
             block = sampler.propose()
         self._clock.lap("sampler")
@@ -189,6 +165,9 @@ class RunningBatch:
         self._clock.lap("model")
         with self._threads.step(*self._size):
             sampler.accept(logits)
+        if self._pace is not None:
+            settled = (sum(sampler.settled) - before) / len(unsettled)
+            self._pace.note(len(unsettled), logits.shape[1], time.perf_counter() - began, settled)
         self.forwards = [n + busy for n, busy in zip(self.forwards, unsettled, strict=True)]
         self._clock.lap("sampler")
 
