@@ -1,6 +1,6 @@
 """Images of a running batch (`running.py`), and those that are to join it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vargen.core.types import Condition
@@ -24,10 +24,15 @@ class Row:
 
     seed: int
     law: Law
-    forwards: int = 0  # of the model, while it was drawn
+    widths: dict[int, int] = field(default_factory=dict)  # of its blocks, and how many forwards had them
     settled: int = 0
     cached: int = 0  # tokens of its condition that were not run, since they had been read before
     tokens: Any = None  # (slots,) int64, final up to `settled` in decoding order
+
+    @property
+    def forwards(self) -> int:
+        """Of the model, while it was drawn."""
+        return sum(self.widths.values())
 
 
 @dataclass(eq=False)
@@ -39,4 +44,4 @@ class Opening:
     sampler: RasterSampler
     guidance: AnyGuidance
     rows: list[Row]
-    forwards: int = 0  # that reading took
+    widths: dict[int, int] = field(default_factory=dict)  # of the pieces that were read

@@ -56,7 +56,7 @@ class RunningBatch:
         self._clock, self._counts, self._threads = clock, counts, threads
         self.capacity, self.guided, self.sound = capacity, guided, Sound("the model", model.device)
         self.rows: list[Row] = []
-        self.forwards: list[int] = []  # of each image
+        self._widths: list[dict[int, int]] = []  # of each image: widths of its blocks, and how many forwards had them
         self._sampler: Any = None
         self._seats: Any = None
         self._guidance: AnyGuidance = Guidance()
@@ -83,6 +83,11 @@ class RunningBatch:
         return self._sampler.committed
 
     @property
+    def forwards(self) -> list[int]:
+        """Of each image, those while it was not done."""
+        return [sum(widths.values()) for widths in self._widths]
+
+    @property
     def busy(self) -> bool:
         """Whether an image has tokens to come."""
         return any(n < self._model.spec.slots for n in self.settled)
@@ -96,7 +101,7 @@ class RunningBatch:
         seats, condition = self._seats_for(condition, sampler)
         runner = watched or (self._model if self._sampler is None else self._opens)
         logits = self._forward(lambda: runner.prefill(condition, seats.cache), condition.embedding.shape[:2])
-        self._start(sampler, guidance, seats, logits, [1] * len(sampler.settled))
+        self._start(sampler, guidance, seats, logits, {condition.embedding.shape[1]: 1})
 
     def _forward(self, run: Callable[[], Tensor], size: Sequence[int]) -> Tensor:
         """The logits of a prefill, of so many rows and tokens."""
@@ -109,9 +114,9 @@ class RunningBatch:
         return logits
 
     def _start(
-        self, sampler: RasterSampler, guidance: AnyGuidance, seats: Seats, logits: Tensor, forwards: list[int]
+        self, sampler: RasterSampler, guidance: AnyGuidance, seats: Seats, logits: Tensor, widths: dict[int, int]
     ) -> None:
-        """The first tokens of images whose condition was read, in so many forwards; they take their seats."""
+        """The first tokens of images whose condition was read, in forwards of `widths`; they take their seats."""
         with self._threads.step(*self._size):
             logits = guidance.mix(logits)
             sampler.accept(self._model.spec.given(logits, logits.new_zeros(logits.shape[:2], dtype=torch.int64)))
@@ -121,7 +126,7 @@ class RunningBatch:
             else:
                 self._sampler.join(sampler)
                 self._seats.join(seats)
-        self.forwards += forwards
+        self._widths += [dict(widths) for _ in sampler.settled]
         self._clock.lap("sampler")
 
     def _seats_for(self, condition: Condition, sampler: RasterSampler) -> tuple[Seats, Condition]:
@@ -168,7 +173,9 @@ class RunningBatch:
         if self._pace is not None:
             settled = (sum(sampler.settled) - before) / len(unsettled)
             self._pace.note(len(unsettled), logits.shape[1], time.perf_counter() - began, settled)
-        self.forwards = [n + busy for n, busy in zip(self.forwards, unsettled, strict=True)]
+        for at, busy in enumerate(unsettled):
+            if busy:
+                self._widths[at][logits.shape[1]] = self._widths[at].get(logits.shape[1], 0) + 1
         self._clock.lap("sampler")
 
     def admit(self, condition: Condition, seeds: Sequence[int], laws: Sequence[Law], drafter: Any = None) -> list[Row]:
@@ -213,8 +220,9 @@ class RunningBatch:
         def run() -> Tensor:
             return reading.step(self._opens.prefill)
 
-        self._forward(run, reading.next)
-        opening.forwards += 1
+        _, width = size = reading.next
+        self._forward(run, size)
+        opening.widths[width] = opening.widths.get(width, 0) + 1
 
     def join(self, opening: Opening) -> list[Row]:
         """The images whose condition was read; no forward is run."""
@@ -224,7 +232,7 @@ class RunningBatch:
         images, cached = len(opening.rows), opening.reading.cached
         for at, row in enumerate(opening.rows):
             row.cached = cached[at] if not self.guided else cached[images + at] + cached[images - 1 - at]
-        self._start(opening.sampler, opening.guidance, seats, logits, [opening.forwards] * images)
+        self._start(opening.sampler, opening.guidance, seats, logits, opening.widths)
         return self._seated(opening.rows)
 
     def _checked(self, seeds: Sequence[int], laws: Sequence[Law]) -> tuple[AnyGuidance, Warp]:
@@ -248,9 +256,9 @@ class RunningBatch:
         gone = [self.rows.index(row) for row in rows]
         for at in gone:
             row = self.rows[at]
-            row.tokens, row.settled, row.forwards = self.tokens[at].clone(), self.settled[at], self.forwards[at]
+            row.tokens, row.settled, row.widths = self.tokens[at].clone(), self.settled[at], self._widths[at]
         order = closed(len(self.rows), gone)
-        self.rows, self.forwards = [self.rows[i] for i in order], [self.forwards[i] for i in order]
+        self.rows, self._widths = [self.rows[i] for i in order], [self._widths[i] for i in order]
         if not order:
             self._sampler = None
             return

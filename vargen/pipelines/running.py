@@ -273,7 +273,7 @@ class RunningImages:
         pipe, method, forwards = image.pipe, image.method, max(1, image.row.forwards)
         trace = pipe.trace(method, [image.seed])
         trace.settings |= {} if image.drafter is None else {"drafter": image.drafter}
-        trace.forwards, trace.cached_tokens = forwards, image.row.cached
+        trace.forwards, trace.windows, trace.cached_tokens = forwards, dict(image.row.widths), image.row.cached
         trace.forwards_per_image, trace.tokens_per_forward = forwards, tokens.shape[1] / forwards
         trace.seconds, trace.versions = {"total": time.perf_counter() - image.placed}, pipe.versions
         trace.kernels = pipe._runners.notes | self._counts.kernels.ran
