@@ -11,8 +11,8 @@ import torch
 from traced import Traced
 
 import vargen
+from vargen.engine import seats
 from vargen.engine.runners import Runners
-from vargen.pipelines import running
 from vargen.pipelines.prompted import PromptedPipeline
 from vargen.pipelines.running import RunningImages
 
@@ -233,9 +233,9 @@ def test_the_model_may_be_another_one_between_images():
 
 def test_no_more_are_drawn_than_there_is_memory_for(monkeypatch):
     pipe = classes()
-    row = pipe.transformer.make_cache(1, running.SPARE, running.SPARE).bytes
-    for room, expected in ((0, 1), (3 * 2 * row / running.SHARE, 3), (1 << 40, 4), (None, 4)):
-        monkeypatch.setattr(running, "free_memory", lambda _, room=room: room)
+    row = pipe.transformer.make_cache(1, seats.SPARE, 1 + seats.SPARE).bytes
+    for room, expected in ((0, 1), (3 * 2 * row / seats.SHARE, 3), (1 << 40, 4), (None, 4)):
+        monkeypatch.setattr(seats, "free_memory", lambda _, room=room: room)
         batch, out, most = RunningImages(pipe, 4), {}, 0
         batch.admit([1], num_images_per_prompt=5, seed=0, method="sjd-exact:window=4")
         while batch.drawing:

@@ -12,8 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vargen.core.machine import free_memory
 from vargen.core.types import Condition, KVCache
 
+SHARE = 0.8  # of the memory that is free, for keys and values
+SPARE = 64  # places of a row for longer prompts and what opens an image, and as many behind the slots
+MOST = 1 << 20  # images, where a device does not say what memory it has
 NOTES = {"padding": 0, "shift": 0, "places": 1}  # what a cache knows of conditions, and in which dimension rows are
 
 
@@ -150,3 +154,13 @@ def joined(value: Tensor, other: Tensor, *, guided: bool, dim: int = 0) -> Tenso
         return torch.cat([value, other], dim)
     (one, two), (more, others) = value.chunk(2, dim), other.chunk(2, dim)
     return torch.cat([more, one, two, others], dim)
+
+
+def fitting(model: Any, copies: int, front: int) -> int:
+    """Images for whose keys and values there is memory, each with so many rows of the cache, behind prompts of `front`
+    tokens; at least one.
+    """
+    free = free_memory(model.device)
+    if free is None:
+        return MOST
+    return max(1, int(SHARE * free / (copies * model.make_cache(1, SPARE, front + SPARE).bytes)))

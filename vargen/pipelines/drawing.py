@@ -37,6 +37,11 @@ class Drawing:
         return self.finished
 
     @property
+    def length(self) -> int:
+        """Tokens of its prompt; 1 where it is a class, or where the model has room for prompts of one length."""
+        return self.inputs[0].shape[-1] if len(self.inputs) > 1 and self.inputs[0].dtype == torch.int64 else 1
+
+    @property
     def kind(self) -> tuple[Any, ...]:
         """Images of the same kind may be drawn together: of one size, by one method, of laws that differ in guidance,
         temperature and top-p at most.

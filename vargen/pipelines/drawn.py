@@ -2,6 +2,7 @@
 
 import hashlib
 import zlib
+from collections.abc import Hashable
 from itertools import chain
 from typing import Any
 
@@ -27,9 +28,8 @@ def of(pipe: Any, method: Any, wanted: Any, inputs: tuple[Tensor, ...]) -> dict[
     rows, spec = len(inputs[0]), pipe.transformer.spec
     found: dict[str, Any] = {
         "preset": wanted.preset or next(iter(pipe.preset.recipes)),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
+        **with_weights(pipe, method),
         "device": pipe.transformer.device.type,
-        "weights": _fingerprint(pipe, method.sampler, method.settings, text=False),
         "batch_size": min(wanted.batch_size, rows),
     }
     if pipe.decodes:
@@ -44,6 +44,17 @@ def of(pipe: Any, method: Any, wanted: Any, inputs: tuple[Tensor, ...]) -> dict[
         texts = values.prompts(wanted.prompt)
         found["prompt"] = [text for text in texts for _ in range(rows // len(texts))]
     return found
+
+
+def with_weights(pipe: Any, method: Any) -> dict[str, str]:
+    """The dtype that a method draws in, and a digest of the weights that are there now."""
+    weights = _fingerprint(pipe, method.sampler, method.settings, text=False)
+    return {"dtype": str(pipe.dtype).removeprefix("torch."), "weights": weights}
+
+
+def stamp(pipe: Any, method: Any) -> Hashable:
+    """What changes when any of the weights that a method draws with do; while they live."""
+    return _stamp(_states(pipe, method.sampler, method.settings, text=False))
 
 
 def _against(negative: Any, rows: int) -> str | list[str] | None:
@@ -70,20 +81,28 @@ def digest(name: str, picture: Any) -> str | None:
 def fingerprint(pipe: Any, method: str, preset: str | None = None) -> str:
     """A digest that tells weights apart, a drafter's too where the method has one; the same on every device.
 
-    It is of each tensor's first values and its sum as words.
+    It is of each tensor's first values, and of sums of it as words that say where they stand.
     """
     return _fingerprint(pipe, *registry.method(method, pipe.preset.choose(preset).settings), text=True)
 
 
 def _fingerprint(pipe: Any, sampler: Any, settings: Any, *, text: bool) -> str:
     """The same; without `text` the text encoder's are left out. Taken anew when weights have changed."""
-    drafting = chosen(pipe, sampler, settings)
-    parts = [pipe.transformer, pipe.tokenizer, pipe.text_encoder if text else None, drafting and drafting[1]]
-    states = [{} if part is None else dict(chain(part.named_parameters(), part.named_buffers())) for part in parts]
-    key = tuple(_version(one) for state in states for value in state.values() for one in quantize.parts(value))
+    states = _states(pipe, sampler, settings, text=text)
+    key = _stamp(states)
     if pipe.fingerprints.get(text, (None, ""))[0] != key:
         pipe.fingerprints[text] = (key, _digest(states))
     return pipe.fingerprints[text][1]
+
+
+def _states(pipe: Any, sampler: Any, settings: Any, *, text: bool) -> list[dict[str, Tensor]]:
+    drafting = chosen(pipe, sampler, settings)
+    parts = [pipe.transformer, pipe.tokenizer, pipe.text_encoder if text else None, drafting and drafting[1]]
+    return [{} if part is None else dict(chain(part.named_parameters(), part.named_buffers())) for part in parts]
+
+
+def _stamp(states: list[dict[str, Tensor]]) -> Hashable:
+    return tuple(_version(one) for state in states for value in state.values() for one in quantize.parts(value))
 
 
 def _version(value: Tensor) -> tuple[int, ...]:
@@ -101,7 +120,18 @@ def _digest(states: list[dict[str, Tensor]]) -> str:
     found = hashlib.sha256()
     for key, value in ((key, one) for state in states for key, whole in state.items() for one in quantize.parts(whole)):
         words = value.detach().contiguous().flatten()
-        total = words.view(torch.int16).sum(dtype=torch.int64).item() if words.element_size() > 1 else 0
-        found.update(f"{key} {tuple(value.shape)} {value.dtype} {total}".encode())
+        found.update(f"{key} {tuple(value.shape)} {value.dtype} {_sums(words)}".encode())
         found.update(words[:256].float().cpu().numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def _sums(words: Tensor) -> list[int]:
+    """Of a flat tensor as integers: of all, and of its rows and columns, were it 251 wide, each times its number."""
+    whole = words.view(torch.int16) if words.element_size() > 1 else words.view(torch.uint8)
+    width = 251  # a prime: no matrix has rows of a multiple of it by chance
+    cut = len(whole) // width * width
+    grid, rest = whole[:cut].view(-1, width), whole[cut:]
+    sides = [grid.sum(dim, dtype=torch.int64) for dim in (1, 0)]
+    parts = [rest.sum(dtype=torch.int64), *(side.sum() for side in sides)]
+    parts += [(side * torch.arange(1, len(side) + 1, device=side.device)).sum() for side in (*sides, rest.long())]
+    return [int(part) for part in torch.stack(parts).tolist()]

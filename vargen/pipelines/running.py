@@ -11,6 +11,7 @@ rounding, whoever it is drawn beside.
 """
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from vargen.core import warp as warps
 from vargen.core.dispatch import Kernels
-from vargen.core.machine import free_memory, plainly
-from vargen.engine import guidance
+from vargen.core.machine import plainly
+from vargen.engine import guidance, seats
 from vargen.engine.clock import Clock, Counts
 from vargen.engine.packed import watched
 from vargen.engine.prefixes import Prefixes
@@ -30,16 +31,13 @@ from vargen.engine.replayed import Replayed
 from vargen.engine.rows import Law, Opening, Row
 from vargen.engine.running import RunningBatch
 from vargen.engine.threads import Threads
-from vargen.pipelines import values
+from vargen.pipelines import drawn, values
 from vargen.pipelines.choose_drafter import drafter_for
 from vargen.pipelines.drawing import Drawing, stacked
 from vargen.pipelines.partial import Partial
 from vargen.samplers.contract import RasterSampler, Task
 
 PREFIX_BYTES = 1 << 28
-SHARE = 0.8  # of the memory that is free, for keys and values
-SPARE = 64  # places of a row for a prompt, or behind the slots
-MOST = 1 << 20  # images, where a device does not say what memory it has
 FOLD = 512  # forwards after which the clock's marks are added up
 
 
@@ -72,6 +70,9 @@ class RunningImages:
         self._counts, self._clock = Counts(), Clock(pipe.transformer.device)
         self._guided, self._runner = False, pipe.transformer
         self._turn = 0  # of the image that joined last
+        self._under: Hashable = None  # of the weights of those that run
+        self._told: tuple[Hashable, dict[str, str]] = (None, {})  # what traces say of these
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()  # models
         self._begun_for: Any = None  # what the batch is for: another one of that kind goes on in its cache
 
     @property
@@ -94,8 +95,8 @@ class RunningImages:
         pipe, asked, _ = self.pipe._asked(class_labels, given, stream=True)
         new: list[Drawing] = []
         for row, seed in enumerate(asked.seeds):
-            some, drawn = slice(row, row + 1), asked.method.drawn
-            own = {key: value[some] if isinstance(value, list) else value for key, value in drawn.items()}
+            some, told = slice(row, row + 1), asked.method.drawn
+            own = {key: value[some] if isinstance(value, list) else value for key, value in told.items()}
             method = replace(asked.method, drawn=own | {"batch_size": 1})
             new.append(Drawing(pipe, method, tuple(part[some] for part in asked.inputs), seed, asked.image_size))
             new[-1].turn = (priority, self._turn + row)
@@ -126,7 +127,8 @@ class RunningImages:
 
     def _let_in(self) -> None:
         """Those that can join do so, or what they ask for is read, a piece of it."""
-        if self._opening is None and (images := self._joining()):
+        fresh = self._opening is None
+        if fresh and (images := self._joining()):
             self._open(images)
         if self._opening is None:
             return
@@ -135,6 +137,8 @@ class RunningImages:
             self._batch.read(self._opening)
         if not self._opening.reading.left:
             rows, images = self._batch.join(self._opening), self.joining
+            if not fresh and drawn.stamp(images[0].pipe, images[0].method) != self._under:
+                self.prefixes.clear()  # it was read under both
             self._opening, self.joining = None, []
             self._seat(images, rows)
 
@@ -189,12 +193,15 @@ class RunningImages:
         if not self.waiting:
             return []
         first = self.waiting[0]
-        kin = [one for one in self.waiting if one.kind == first.kind]
+        if self.running and (self.running[0].kind != first.kind or len(self.running) >= self.capacity):
+            return []
+        kin, now = [one for one in self.waiting if one.kind == first.kind], drawn.stamp(first.pipe, first.method)
         if not self.running:
             self._guided = any(one.method.guidance.active for one in kin)
-            self._begin(first)
-        elif self.running[0].kind != first.kind:
-            return []
+            self._under = now
+            self._begin(first, max(one.length for one in kin))
+        if self.running and now != self._under:
+            return []  # those that run do so under weights that are no more
         assert self._batch is not None
         fit = [one for one in kin if self._guided or not one.method.guidance.active]
         return fit[: self._batch.capacity - len(self.running)] if first in fit else []
@@ -213,26 +220,34 @@ class RunningImages:
         method: Any = replace(images[0].method, warp=warps.together([law.warp for law in laws], device))
         drafting = drafter_for(pipe, replace(method, guidance=mixed), read)
         condition = pipe.condition(read, self._runner, guided=self._guided)
+        if self._told[0] != self._under:
+            self._told = self._under, drawn.with_weights(pipe, method)
         seeds = [image.seed for image in images]
+        for image in images:
+            image.method.drawn.update(self._told[1])  # they may have changed since it was asked for
         if drafting is None:
-            self._opening = self._batch.open(condition, seeds, laws, self._weights(images))
+            self._opening = self._batch.open(condition, seeds, laws, self._reads_as(images[0]))
             return
         for image in images:
             image.drafter = drafting[0]
         rows, self.joining = self._batch.admit(condition, seeds, laws, drafting[1]), []
         self._seat(images, rows)
 
-    def _weights(self, images: list[Drawing]) -> Hashable:
-        """What was read under other weights is of no use, nor where somebody wants to see every forward."""
-        model = images[0].pipe.transformer
-        drawn = tuple(image.method.drawn["weights"] for image in images)
-        return object() if watched(model) else (model, model.dtype, self.pipe.fast, tuple(dict.fromkeys(drawn)))
+    def _reads_as(self, image: Drawing) -> Hashable:
+        """What was read is of use where this is the same: nowhere, where somebody wants to see every forward."""
+        model = image.pipe.transformer
+        return object() if watched(model) else (self._under, model.spec, image.pipe.fast)
 
-    def _begin(self, image: Drawing) -> None:
-        """An empty batch for images of a kind: the one before, if it was of that kind and the model is as it was."""
+    def _begin(self, image: Drawing, front: int) -> None:
+        """An empty batch for images of a kind, of prompts of `front` tokens: the one before, if it was of that kind and
+        the model is as it was.
+        """
         pipe, method, counts = image.pipe, image.method, self._counts
         model = pipe.transformer
         runner = pipe._runners.of("model", model, pipe.fast)
+        if model not in self._known:  # numbers of tensors that are gone may be those of others
+            self._known.add(model)
+            weakref.finalize(model, self.prefixes.clear)
         wanted = (image.kind, self._guided, model, model.dtype, model.device, pipe.fast, pipe.tokenizer)
         if self._begun_for == wanted and (self._runner is runner or not isinstance(runner, Replayed)):
             assert self._batch is not None
@@ -247,7 +262,7 @@ class RunningImages:
             return method.sampler(method.settings, task)
 
         self._batch = None  # whose cache makes room
-        capacity = min(self.capacity, fitting(model, 2 if self._guided else 1))
+        capacity = min(self.capacity, seats.fitting(model, 2 if self._guided else 1, front))
         how: Any = {"capacity": capacity, "guided": self._guided, "make": make}
         how |= {"opens": model if replayed else runner, "prefixes": self.prefixes}
         how["paces"] = self._adapts and not replayed  # each width is a graph of its own
@@ -279,11 +294,3 @@ class RunningImages:
         trace.kernels = pipe._runners.notes | self._counts.kernels.ran
         rest: Any = {"committed": committed, "inputs": image.inputs, "seeds": (image.seed,)}
         return Partial(tokens, [settled], forwards, trace, pipe, image.image_size, **rest)
-
-
-def fitting(model: Any, copies: int) -> int:
-    """Images for whose keys and values there is memory, each with so many rows of the cache; at least one."""
-    free = free_memory(model.device)
-    if free is None:
-        return MOST
-    return max(1, int(SHARE * free / (copies * model.make_cache(1, SPARE, SPARE).bytes)))
