@@ -1,7 +1,7 @@
 """Pictures on their way in: the one reader of files and PIL images, for pictures and for masks; and fitting them.
 
 A file is opened as it is, by its content, which is of one of `FORMATS`; of an animation the first frame counts.
-Refused, with one reason: what is no plain file, what is damaged, more than 67,108,864 pixels (8192 a side), and modes
+Refused, with one reason: what is no plain file, what is damaged, more than 67,108,864 pixels or 32,768 on a side, and modes
 other than these. EXIF orientation is applied. 16 bits of grey are scaled to 8, and palettes, grey and CMYK converted as
 Pillow does; colour profiles are left alone. Pictures are laid over white where they are transparent. In a mask, white
 is repainted; but where a mask has an alpha channel that is not opaque everywhere, what is transparent is repainted, as
@@ -24,6 +24,7 @@ from torch import Tensor
 from vargen.core import png
 
 MOST_BYTES = 1 << 30  # of a file
+MOST_SCANS = 100  # of a JPEG file
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # others start programs (EPS), or hold pictures within
 ORIENTATION = 0x0112
 TURNED = {  # EXIF's orientations, and what makes them upright
@@ -66,6 +67,8 @@ def decoded(data: bytes, formats: tuple[str, ...] = FORMATS, most: int = png.MOS
     """
     if data.startswith(png.START):
         png.check(data)
+    elif data.startswith(b"\xff\xd8") and (scans := data.count(b"\xff\xda")) > MOST_SCANS:  # each takes a pass over all
+        raise ValueError(f"has {scans:,} scans, expected at most {MOST_SCANS}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower

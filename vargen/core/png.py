@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # torch is slow to import, and flags need none of it
 
 START = b"\x89PNG\r\n\x1a\n"
 MOST_PIXELS = 1 << 26  # of a picture that comes in: 8192 a side, as many as `image_size` goes up to
+MOST_SIDE, MOST_CHUNKS = 1 << 15, 1 << 16
 COLUMNS = 10  # of a grid
 SHOWN = 192  # pixels a side up to which an image is enlarged in a grid
 MOST_SHOWN = 1 << 24  # pixels of a grid up to which that is done
@@ -150,15 +151,19 @@ def check(data: bytes) -> None:
 
 
 def check_pixels(wide: int, high: int, most: int = MOST_PIXELS) -> None:
-    """ValueError where a picture has more pixels than are decoded."""
+    """ValueError where a picture has more pixels than are decoded, in all or on a side."""
+    if max(wide, high) > MOST_SIDE:
+        raise ValueError(f"has {wide}x{high} pixels, expected at most {MOST_SIDE:,} on a side")
     if wide * high > most:
         raise ValueError(f"has {wide}x{high} pixels, expected at most {most:,} in all")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """Kind and content of every chunk up to the last. ValueError where one is missing, or its checksum is wrong."""
-    view, at, kind = memoryview(data), len(START), b""
+    view, at, kind, count = memoryview(data), len(START), b"", 0
     while kind != b"IEND":
+        if (count := count + 1) > MOST_CHUNKS:
+            raise ValueError(f"has more than {MOST_CHUNKS:,} chunks")
         end = at + 8 + int.from_bytes(view[at : at + 4], "big")
         if end + 4 > len(view):
             raise ValueError("is damaged: it ends early")

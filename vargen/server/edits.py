@@ -1,5 +1,6 @@
 """Pictures that come in with a request: a form as OpenAI's clients send it, read and made to fit the model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,11 @@ class Given:
 
     pictures: tuple[Image.Image, ...] = ()
     mask: Image.Image | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that they take, about."""
+        return sum(3 * one.width * one.height for one in (*self.pictures, *([self.mask] if self.mask else [])))
 
     def fitting(self, card: Card, size: tuple[int, int], *, strict: bool) -> dict[str, Any]:
         """What an order has of them, for images of `size`. Refusal where the model cannot do anything with them.
@@ -57,27 +63,37 @@ class Given:
 NOTHING = Given()
 
 
-def read(form: FormData, most_pixels: int) -> tuple[dict[str, str], Given]:
-    """The fields of a form, and its pictures, of so many pixels together. Refusal names what is wrong."""
-    fields, pictures, masks = dict[str, str](), list[Image.Image](), list[Image.Image]()
+def fields(form: FormData) -> tuple[dict[str, str], list[tuple[str, UploadFile]]]:
+    """The texts of a form, and its files in order. Refusal names what is wrong."""
+    texts, files = dict[str, str](), list[tuple[str, UploadFile]]()
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             if name not in (*PICTURES, MASK):
                 raise Refusal(400, f"got a file as {name[:100]}, expected image, image[] or mask", param=name[:100])
-            left = most_pixels - sum(one.width * one.height for one in (*pictures, *masks))
-            (masks if name == MASK else pictures).append(_decoded(value, name, left))
+            files.append((name, value))
         elif name in (*PICTURES, MASK):
             raise Refusal(400, f"{name}: got text, expected a file", param=name)
-        elif name in fields:
+        elif name in texts:
             raise Refusal(400, f"{name[:100]}: got several, expected one", param=name[:100])
         else:
-            fields[name] = value
-    if not pictures:
+            texts[name] = value
+    masks = sum(name == MASK for name, _ in files)
+    if len(files) == masks:
         raise Refusal(400, "got no image: a file that is to be edited", param="image")
-    if len(pictures) > MOST or len(masks) > 1:
-        message = f"got {len(pictures)} images and {len(masks)} masks, expected at most {MOST} and one"
+    if len(files) - masks > MOST or masks > 1:
+        message = f"got {len(files) - masks} images and {masks} masks, expected at most {MOST} and one"
         raise Refusal(400, message, param="image")
-    return fields, Given(tuple(pictures), masks[0] if masks else None)
+    return texts, files
+
+
+def read(files: Sequence[tuple[str, UploadFile]], most_pixels: int) -> Given:
+    """The pictures of a form, of so many pixels together. Refusal where one is none. It takes its time."""
+    found = list[tuple[str, Image.Image]]()
+    for name, file in files:
+        left = most_pixels - sum(one.width * one.height for _, one in found)
+        found.append((name, _decoded(file, name, left)))
+    masks = [one for name, one in found if name == MASK]
+    return Given(tuple(one for name, one in found if name != MASK), masks[0] if masks else None)
 
 
 def _decoded(file: UploadFile, name: str, most: int) -> Image.Image:
