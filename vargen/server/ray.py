@@ -1,7 +1,7 @@
 """The server on Ray Serve: `vargen serve --ray`, or `serve run vargen.server.ray:app model=pocket-var,pocket-lumina`.
 
     Front   the HTTP side and its queue, without a model; each request is one streaming call of a drawer
-    Drawer  draws (`drawers.py`); Ray starts more of them where many requests wait, and others where one dies
+    Drawer  draws (`studio.py`); Ray starts more of them where many requests wait, and others where one dies
 
 A drawer loads a model when it is first asked for, and gives up the one that nobody has asked for longest. What a drawer
 was drawing when it died is drawn once more by another. Ray is imported when something of this is called.
@@ -14,21 +14,25 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import AsyncIterator, Callable, Mapping, MutableSequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakSet
 
 from fastapi import FastAPI
 
 from vargen.server import logs
 from vargen.server.app import Service, build
 from vargen.server.desk import Desk, Job
-from vargen.server.drawers import Drawer
 from vargen.server.errors import Refusal
 from vargen.server.options import Options, add_flags, read
-from vargen.server.orders import Batch, Begun, Card, Done, Ended, Event, Failed
+from vargen.server.orders import Batch, Begun, Card, Done, Ended, Event, Failed, Order
+
+if TYPE_CHECKING:
+    from vargen.server.studio import Studio
 
 NAME = "vargen"  # of the application that `vargen serve --ray` runs
 LISTS = ("model", "allowed_origins")
 OF_RAY = ("host", "port")  # which `serve start` sets
+HUNG = 30.0  # seconds beyond the longest deadline after which a forward is taken for stuck
 
 
 def module(name: str) -> Any:
@@ -151,6 +155,46 @@ class Front:
         self._service.desk.close()
         while not self._service.desk.idle:
             await asyncio.sleep(0.05)
+
+
+class Drawer:
+    """The deployment that draws, with any model that is served; the only one that imports what models are made of."""
+
+    def __init__(self, options: Options) -> None:
+        from vargen.server.studio import Studio
+
+        logs.start()
+        self._make, self._options, self._specs = Studio, options, dict(zip(options.names, options.model, strict=True))
+        self._studios: WeakSet[Studio] = WeakSet()
+
+    async def studio(self, model: str) -> "Studio":
+        """A model, loaded; Ray Serve keeps so many of them, see `application`."""
+        studio = self._make(self._specs[model], self._options)
+        await studio.open()
+        self._studios.add(studio)
+        return studio
+
+    async def card(self, model: str) -> Card:
+        """What a model is drawn with."""
+        return (await self.studio(model)).card
+
+    async def draw(self, order: Order, seconds: float, alone: bool) -> AsyncIterator[Event]:
+        """What becomes of an order; the last event is `Ended`. `alone`: nobody may be drawn beside it."""
+        from vargen.server.running import broken
+
+        try:
+            studio = await self.studio(order.model)
+        except Exception as error:
+            yield Failed(0, *broken(error, 1))
+            yield Ended(0, 0)
+            return
+        async for event in studio.draw(order, seconds, alone):
+            yield event
+
+    def check_health(self) -> None:
+        """RuntimeError where another replica should be started instead of this one."""
+        if any(studio.stuck(self._options.deadline + HUNG) for studio in self._studios):
+            raise RuntimeError("a thread that draws is stuck, or has died")
 
 
 def application(options: Options) -> Any:

@@ -1,4 +1,7 @@
-"""What draws in a replica of Ray Serve (`ray.py`): several models, each in a thread of its own, by running batches."""
+"""A model that a replica of Ray Serve (`ray.py`) has loaded: it draws in a thread of its own, by running batches.
+
+Whoever imports this imports all that models are made of.
+"""
 
 import asyncio
 import gc
@@ -6,21 +9,16 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from weakref import WeakSet
 
 import torch
 
-from vargen.server import logs
 from vargen.server.desk import Desk
 from vargen.server.errors import Refusal
 from vargen.server.metrics import Metrics
 from vargen.server.options import Options
 from vargen.server.orders import Card, Ended, Event, Failed, Order
 from vargen.server.painter import load
-from vargen.server.running import broken
 from vargen.server.threads import Thread
-
-HUNG = 30.0  # seconds beyond the longest deadline after which a forward is taken for stuck
 
 
 class Studio:
@@ -79,39 +77,3 @@ class Studio:
             self._over = True
             with suppress(RuntimeError):  # the loop is closed: the replica ends
                 asyncio.run_coroutine_threadsafe(self.close(), self._loop).result()
-
-
-class Drawer:
-    """Draws orders of any model that is served."""
-
-    def __init__(self, options: Options) -> None:
-        logs.start()
-        self._options, self._specs = options, dict(zip(options.names, options.model, strict=True))
-        self._studios = WeakSet[Studio]()
-
-    async def studio(self, model: str) -> Studio:
-        """A model, loaded; Ray Serve keeps it, and so many others."""
-        studio = Studio(self._specs[model], self._options)
-        await studio.open()
-        self._studios.add(studio)
-        return studio
-
-    async def card(self, model: str) -> Card:
-        """What a model is drawn with."""
-        return (await self.studio(model)).card
-
-    async def draw(self, order: Order, seconds: float, alone: bool) -> AsyncIterator[Event]:
-        """What becomes of an order, the last event is `Ended`. `alone`: nobody may be drawn beside it."""
-        try:
-            studio = await self.studio(order.model)
-        except Exception as error:
-            yield Failed(0, *broken(error, 1))
-            yield Ended(0, 0)
-            return
-        async for event in studio.draw(order, seconds, alone):
-            yield event
-
-    def check_health(self) -> None:
-        """RuntimeError where Ray should start another replica instead of this one."""
-        if any(studio.stuck(self._options.deadline + HUNG) for studio in self._studios):
-            raise RuntimeError("a thread that draws is stuck, or has died")
