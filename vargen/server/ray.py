@@ -122,7 +122,7 @@ class Gate(Desk):
         return not job.lost
 
     def _seats(self, job: Job) -> int:
-        return int(bool(self._free))
+        return int(len(self._running) < self._engine.workers * self._batch_size)
 
 
 class Fronted(Service):

@@ -7,7 +7,7 @@ import asyncio
 import gc
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import torch
@@ -30,7 +30,10 @@ class Studio:
         self._metrics, self._told = Metrics(), 0.0
         limits = {"batch_size": options.batch_size, "max_queue": sys.maxsize}  # Ray bounds what comes
         self._desk = Desk(self._thread, self._metrics, batch_wait=options.batch_wait, **limits)
-        self._loop, self._working, self._over = asyncio.get_running_loop(), AsyncExitStack(), False
+        self._working, self._over = AsyncExitStack(), False
+        # Ray awaits this of a model before it loads another. It is the object's and not its class's, so that Python,
+        # which would not wait, does not call it.
+        self.__del__ = self.close
 
     async def open(self) -> None:
         """Load the model."""
@@ -64,16 +67,10 @@ class Studio:
 
     async def close(self) -> None:
         """Give the model up, once nobody waits for images of it."""
+        self._over = True
         while not self._desk.idle:
             await asyncio.sleep(0.02)
         await self._working.aclose()
         await asyncio.to_thread(self._thread.stop)
         gc.collect()
         torch.cuda.empty_cache()  # where there is CUDA
-
-    def __del__(self) -> None:
-        """Ray calls this in a thread, and waits for it, before another model is loaded."""
-        if not self._over:
-            self._over = True
-            with suppress(RuntimeError):  # the loop is closed: the replica ends
-                asyncio.run_coroutine_threadsafe(self.close(), self._loop).result()
