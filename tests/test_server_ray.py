@@ -6,106 +6,64 @@ environment (Makefile); clients ask again where they get 500, as theirs does by 
 
 import base64
 import io
-import os
-import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from clusters import Cluster, needs_ray, needs_two
 from PIL import Image
+from served import KEY, LONG, ROOT, Running, end, soon
 
-pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'vargen[ray]'")
-openai = pytest.importorskip("openai", reason="OpenAI's client is not installed: pip install openai")
-
-from served import LONG, ROOT, Running, end, soon  # noqa: E402
-
-import vargen  # noqa: E402
+import vargen
 
 MODELS = ("pocket-llamagen-small", "pocket-var-small", "pocket-lumina")
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or (os.cpu_count() or 1) < 2,
-    reason="two replicas want a CPU each, and /proc says whose is what",
-)
+pytestmark = [needs_ray, needs_two]
 
 
 class OnRay(Running):
-    """The server, with a cluster of its own in a folder of its own."""
+    """The server, with a cluster of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         began = time.monotonic()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.url, self.lines = f"http://127.0.0.1:{self.port}", []
-        self.folder, self.mark = tempfile.mkdtemp(prefix="ray"), secrets.token_hex(32)  # sockets' paths must be short
+        self.url, self.lines, self.cluster = f"http://127.0.0.1:{self.port}", [], cluster
         words = [sys.executable, "scripts/serve.py", "--ray", "--port", str(self.port), "--device", "cpu"]
         words += ["--min-replicas", "2", "--max-replicas", "2", "--models-per-replica", "2", "--deadline", str(LONG)]
         words += [word for model in MODELS for word in ("--model", model)]
-        self.process = subprocess.Popen(words, env=self.environment(), stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True}
+        env = {**cluster.environment, "VARGEN_API_KEY": KEY}
+        self.process = subprocess.Popen(words, env=env, cwd=ROOT, **pipes)
         threading.Thread(target=self._read, daemon=True).start()
         assert soon(self.answers), self.lines
         print(f"started in {time.monotonic() - began:.1f} s")
 
-    def environment(self) -> dict[str, str]:
-        """Of all its processes: what Ray writes goes to the folder, and the token is how they are known."""
-        paths = [
-            str(ROOT),
-            *(str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)),
-        ]
-        own = {"RAY_TMPDIR": self.folder, "RAY_AUTH_TOKEN": self.mark, "RAY_USAGE_STATS_ENABLED": "0"}
-        return {**os.environ, **own, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-
-    def all(self) -> dict[int, str]:
-        """Its processes, with what they call themselves."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.mark.encode() in (path / "environ").read_bytes():
-                    found[int(path.name)] = (
-                        (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    )
-            except OSError:  # it has ended, or is somebody else's
-                continue
-        return found
-
-    def named(self, part: str) -> list[int]:
+    def replicas(self, part: str) -> list[int]:
         """The replicas of a deployment."""
-        return [pid for pid, name in self.all().items() if f"ServeReplica:vargen:{part}" in name]
-
-    def close(self) -> None:
-        """End all of them, whatever has happened."""
-        for _ in range(10):  # one may start another meanwhile
-            for pid in (found := self.all()):
-                end(pid)
-            if not found:
-                break
-            time.sleep(0.1)
-        self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        return [pid for pid, name in self.cluster.processes().items() if f"ServeReplica:vargen:{part}" in name]
 
 
 @pytest.fixture(scope="module")
 def server():
-    running = OnRay.__new__(OnRay)  # it is closed even where it does not start
+    cluster = Cluster()
     try:
-        running.__init__()
-        yield running
+        yield OnRay(cluster)
     finally:
-        running.close()
+        cluster.close()
 
 
 @pytest.fixture(scope="module")
 def client(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=8, timeout=LONG)
+    openai = pytest.importorskip("openai")
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=8, timeout=LONG)
 
 
 def body(i):
@@ -137,6 +95,7 @@ def test_models_are_loaded_when_they_are_asked_for_and_draw_what_the_pipelines_d
     for model, subject in [*subjects.items(), *subjects.items()]:
         answer = client.images.generate(model=model, prompt=subject, extra_body={"seed": 7})
         assert np.array_equal(picture(answer.data[0].b64_json), drawn(model, subject, 7)), model
+    openai = pytest.importorskip("openai")
     with pytest.raises(openai.BadRequestError, match="no such class"):
         client.images.generate(model=MODELS[1], prompt="no such class")
     with pytest.raises(openai.NotFoundError):
@@ -168,9 +127,9 @@ def under_load(server, client, count, act):
 
 
 def test_all_is_answered_where_a_replica_is_killed_while_it_draws(server, client, drawn):
-    killed = server.named("Drawer")[0]
+    killed = server.replicas("Drawer")[0]
     answers = under_load(server, client, 20, lambda: end(killed))
-    assert killed not in server.all()
+    assert killed not in server.cluster.processes()
     assert any("is lost" in line for line in server.lines)  # it was drawing, and what it drew was drawn by the other
     assert [len(answer.data) for answer in answers] == [1] * 20
     for answer in answers[:6]:
@@ -182,13 +141,13 @@ def test_all_is_answered_where_a_replica_is_killed_while_it_draws(server, client
 
 def test_all_is_answered_where_the_front_is_killed(server, client):
     """What it had taken is answered 500 by Ray's proxy, and asked for again."""
-    killed = server.named("Front")[0]
+    killed = server.replicas("Front")[0]
     assert all(answer.data for answer in under_load(server, client, 6, lambda: end(killed)))
-    assert soon(lambda: len(server.named("Drawer")) == 2)  # there is another one for what was killed before
+    assert soon(lambda: len(server.replicas("Drawer")) == 2)  # there is another one for what was killed before
 
 
 def test_it_stops_gently(server, client):
     answers = under_load(server, client, 6, lambda: server.process.send_signal(signal.SIGTERM))
     assert all(answer.data for answer in answers)
     assert server.process.wait(LONG) == 0
-    assert soon(lambda: not server.all())
+    assert soon(lambda: not server.cluster.processes())
