@@ -18,7 +18,8 @@ from vargen.core.atomic import check_writable, write_json
 from vargen.core.dispatch import Kernels, triton
 from vargen.core.machine import machine, versions
 from vargen.core.noise import Purpose, Table, Uniforms
-from vargen.core.types import KVCache, Trace
+from vargen.core.trace import Trace
+from vargen.core.types import KVCache
 from vargen.core.warp import Warp
 from vargen.kernels import gsd, lantern, sample, verify
 from vargen.kernels.attention import Sight, attend

@@ -19,7 +19,8 @@ from vargen.commands.main import guarded
 from vargen.core import quantize
 from vargen.core.atomic import check_writable, dumps, write_json
 from vargen.core.machine import machine, versions
-from vargen.core.types import Block, Trace
+from vargen.core.trace import Trace
+from vargen.core.types import Block
 from vargen.engine import loops
 from vargen.models import pocket
 from vargen.pipelines.loading import find_device

@@ -34,9 +34,12 @@ CONFIG = ChameleonConfig(
 
 
 def decoder(config: ChameleonConfig = CONFIG, *, seed: int = 0) -> Chameleon:
-    """Random weights whose laws are neither flat nor certain."""
+    """Random weights whose laws are neither flat nor certain, and hang on the prompt."""
     model = randomised(Chameleon(config), seed, 1.5)
     assert isinstance(model, Chameleon)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.mul_(6 if "lm_head" in name else 4 if "o_proj" in name else 1)
     return model
 
 

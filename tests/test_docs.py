@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vargen.core import registry
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 from vargen.pipelines.options import ContinuousOptions, GlmImageOptions, Options, RasterOptions, ScaleOptions, table
 
 ROOT = Path(__file__).parent.parent

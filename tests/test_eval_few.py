@@ -11,7 +11,7 @@ from test_eval_measure import TINY
 from vargen.commands import main
 from vargen.commands.evaluate import command
 from vargen.core.atomic import write_json
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 from vargen.eval import features, report
 from vargen.eval.measure import FIGURES, measure, reference
 

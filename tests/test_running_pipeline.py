@@ -12,6 +12,7 @@ from traced import Traced
 
 import vargen
 from vargen.engine.runners import Runners
+from vargen.pipelines import running
 from vargen.pipelines.prompted import PromptedPipeline
 from vargen.pipelines.running import RunningImages
 
@@ -205,6 +206,7 @@ def test_an_image_that_cannot_be_drawn_does_not_keep_others():
     (good,) = batch.admit([1], method=method, seed=0)
     batch.step()
     (bad,) = batch.admit([3], method=method, seed=1)
+    batch.step()  # a block of the one that runs: it takes turns with what is read
     with pytest.raises(ValueError, match="NaN or infinite"):
         batch.step()
     batch.leave([bad, bad])
@@ -226,6 +228,21 @@ def test_the_model_may_be_another_one_between_images():
         while batch.drawing:
             batch.step()
         assert torch.equal(image.partial.tokens[0], alone(pipe, method, 2))
+
+
+def test_no_more_are_drawn_than_there_is_memory_for(monkeypatch):
+    pipe = classes()
+    row = pipe.transformer.make_cache(1, running.SPARE, running.SPARE).bytes
+    for room, expected in ((0, 1), (3 * 2 * row / running.SHARE, 3), (1 << 40, 4), (None, 4)):
+        monkeypatch.setattr(running, "free_memory", lambda _, room=room: room)
+        batch, out, most = RunningImages(pipe, 4), {}, 0
+        batch.admit([1], num_images_per_prompt=5, seed=0, method="sjd-exact:window=4")
+        while batch.drawing:
+            out |= {image.seed: image for image in batch.step()}
+            most = max(most, len(batch.running))
+        assert most == expected
+        assert len(out) == 5
+    assert torch.equal(out[4].partial.tokens[0], alone(pipe, "sjd-exact:window=4", 4, lambda *_: {"class_labels": [1]}))
 
 
 def test_only_an_image_that_is_drawn_is_shown():

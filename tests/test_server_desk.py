@@ -223,6 +223,7 @@ def test_images_do_not_hang_on_the_batch(painter, model, method):
 
 def test_an_order_is_answered_when_its_own_rows_are_settled(painter):
     orders = [replace(ORDER, method="sjd:window=8", seeds=(seed,)) for seed in range(6)]
+    paint(painter, orders[0])  # from here on its class was read
     forwards = [paint(painter, order)[1].forwards for order in orders]
     assert len(set(forwards)) > 2
     events, whole = paint(painter, *orders)
@@ -267,7 +268,8 @@ def test_only_what_is_wrong_in_a_batch_is_refused(painter):
     kinds = {event.order: type(event) for event in events}
     assert kinds == {0: Done, 1: Failed, 2: Done}
     assert next(event for event in events if event.order == 1).status == 400
-    assert ended.forwards == paint(painter, ORDER)[1].forwards  # the others were drawn together
+    alone = paint(painter, replace(ORDER, subject=2))[1].forwards
+    assert ended.forwards == 1 + alone  # the others were drawn together, and their classes read
 
 
 def test_what_breaks_is_answered_and_logged(painter, caplog):
@@ -280,7 +282,7 @@ def test_what_breaks_is_answered_and_logged(painter, caplog):
 def test_cards_and_models_with_arguments(painter):
     cards = {card.model: card for card in painter.cards}
     assert cards["small"] == Card("small", ((12, 12),), False, joins=True)
-    assert cards["scales"] == Card("scales", ((8, 8),), True)
+    assert cards["scales"] == Card("scales", ((8, 8),), True, edits="repaint")
     assert described("latents", painter._pipes["latents"]).sizes == ((8, 8),)
     assert parsed("pocket-var:dtype=bfloat16:checkpoint=a=b") == (
         "pocket-var",

@@ -22,6 +22,7 @@ import vargen
 from vargen.core import registry
 from vargen.core.png import read_texts
 from vargen.server import logs
+from vargen.server.guard import EDITS
 from vargen.server.metrics import Histogram
 from vargen.server.orders import Batch, Done, Order
 from vargen.server.painter import Painter
@@ -253,7 +254,7 @@ def test_models_health_metrics_and_the_schema():
     assert 'vargen_batch_rows_bucket{le="2"} 0\nvargen_batch_rows_bucket{le="4"} 1' in metrics.text
     assert 'vargen_images_total{model="small"} 3' in metrics.text
     assert set(schema.json()["paths"]) == {
-        *(IMAGES, "/v1/models", "/v1/models/{model}", "/docs", "/health", "/healthz", "/metrics")
+        *(IMAGES, EDITS, "/v1/models", "/v1/models/{model}", "/docs", "/health", "/healthz", "/metrics")
     }
     assert "422" not in schema.json()["paths"][IMAGES]["post"]["responses"]
 

@@ -16,7 +16,7 @@ import vargen
 from vargen.commands import bench, main, models, report, sample
 from vargen.commands.flags import Parser
 from vargen.core import png, registry
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 
 ROOT = Path(__file__).parent.parent
 HELP = """

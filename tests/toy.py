@@ -43,15 +43,13 @@ class ToyModel:
         self._rows = torch.cat(self._tables, dim=1).flatten(0, 1)
 
     def class_condition(self, labels: Tensor, *, guided: bool) -> Condition:
-        return Condition(torch.zeros(len(labels) * (2 if guided else 1), 1, 1))
+        return Condition(torch.arange(2 if guided else 1).repeat_interleave(len(labels)).float()[:, None, None])
 
     def make_cache(self, batch: int, extra: int = 0, front: int = 1) -> KVCache:
         return KVCache(1, batch, SLOTS + extra, 1, 1, dtype=torch.float64, device=self.device)
 
-    def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
-        if not self._guided:
-            return self._tables[0][:1].repeat(len(condition.embedding), 1, 1)
-        return self._tables[0][:, 0].flip(0).repeat_interleave(len(condition.embedding) // 2, dim=0)[:, None]
+    def prefill(self, condition: Condition, cache: KVCache, first: int = 0) -> Tensor:
+        return self._tables[0][condition.embedding[:, 0, 0].long()]  # 0 is conditional, 1 unconditional
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:
         """Keys hold the ids and values the slots, so that a token may read those it sees wherever they are cached."""

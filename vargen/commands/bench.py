@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch is slow to import
 
     from vargen.core.generation import Generation
     from vargen.core.preset import Preset
-    from vargen.core.types import Trace
+    from vargen.core.trace import Trace
 
 DEFAULT_METHODS = {  # by the kind of model; of continuous ones, by their plan
     "raster": "ar,sjd-exact:window=16,sjd:window=32,sjd-coupled:window=16,sjd-coupled",
@@ -151,7 +151,7 @@ def run(
     """
     import torch
 
-    from vargen.core.types import Trace
+    from vargen.core.trace import Trace
 
     wanted, starts = drawing.inputs(pipe, chosen), range(0, images, batch)
     warm = [(spec, start) for spec in methods for start in {0, starts[-1]}]

@@ -14,7 +14,7 @@ from vargen.core.preset import PLAIN_METHODS
 
 if TYPE_CHECKING:  # torch is slow to import
     from vargen.core.generation import Generation
-    from vargen.core.types import Trace
+    from vargen.core.trace import Trace
 
 
 @dataclass
@@ -55,7 +55,7 @@ def draw(options: argparse.Namespace, load: Callable[[Any], Any], work: Work) ->
 
 def _draw(options: argparse.Namespace, load: Callable[[Any], Any], work: Work, files: outputs.Outputs) -> None:
     from vargen.commands import report
-    from vargen.core.types import Trace
+    from vargen.core.trace import Trace
 
     pipe = sized(load(options), options)
     side = options.image_size or pipe.preset.choose(options.preset).image_size

@@ -7,7 +7,7 @@ from typing import Any
 from vargen.core import registry
 from vargen.core.preset import PLAIN_METHODS
 from vargen.core.specs import RasterSpec, ScaleSpec
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 
 
 def report(trace: Trace, out: str, pipe: Any, options: argparse.Namespace, plain: Trace | None = None) -> str:

@@ -20,7 +20,7 @@ from vargen.core import registry
 from vargen.core.atomic import check_writable, write_json
 from vargen.core.dispatch import Kernels
 from vargen.core.machine import machine, versions
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 from vargen.core.warp import Warp
 from vargen.engine import loops
 from vargen.engine.guidance import Guidance

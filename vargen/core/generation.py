@@ -10,7 +10,7 @@ from PIL import Image
 
 from vargen.core.atomic import as_path, check_writable
 from vargen.core.png import FORMATS, grid, save_picture, texts
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 
 
 @dataclass(frozen=True, repr=False)

@@ -41,7 +41,7 @@ CONVERTED = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LA", "PA", "
 def open_picture(path: Path) -> Image.Image:
     """A picture's file, decoded and not yet converted. ValueError, by its name, with the one reason against it."""
     try:
-        return _decoded(_content(path))
+        return decoded(_content(path))
     except ValueError as error:
         raise ValueError(f"cannot read a picture: {path} {error}") from None
 
@@ -59,21 +59,24 @@ def _content(path: Path) -> bytes:
         raise ValueError(f"cannot be opened: {error.strerror}") from None
 
 
-def _decoded(data: bytes) -> Image.Image:
-    """A picture from a file's bytes; nothing is decoded before it is known to be whole and not too large."""
+def decoded(data: bytes, formats: tuple[str, ...] = FORMATS, most: int = png.MOST_PIXELS) -> Image.Image:
+    """A picture from a file's bytes, of at most so many pixels, not yet converted. ValueError with the one reason.
+
+    Nothing is decoded before it is known to be whole and not too large.
+    """
     if data.startswith(png.START):
         png.check(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
-        raise ValueError(f"has too many pixels, expected at most {png.MOST_PIXELS:,}") from None
+        raise ValueError(f"has too many pixels, expected at most {most:,}") from None
     except UnidentifiedImageError:
-        raise ValueError(f"is in no format that is read here, expected {', '.join(FORMATS)}") from None
+        raise ValueError(f"is in no format that is read here, expected {', '.join(formats)}") from None
     except Exception as error:  # Pillow's many formats raise what they like
         raise ValueError(f"is damaged: {error}") from None
-    png.check_pixels(*image.size)
+    png.check_pixels(*image.size, most)
     try:
         image.load()
     except Exception as error:  # the same
@@ -115,6 +118,12 @@ def as_mask(image: Any) -> Image.Image:
     if alpha is not None and alpha.getextrema()[0] != 255:
         return _plain(ImageChops.invert(alpha))
     return _plain(upright.convert("L"))
+
+
+def opaque(image: Image.Image) -> bool:
+    """Whether nothing of a PIL image is transparent."""
+    _, alpha = _parts(image)
+    return alpha is None or alpha.getextrema()[0] == 255
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -168,11 +177,17 @@ def fit(picture: Any, sizes: Sequence[tuple[int, int]]) -> Tensor:
     height, width = max(sizes, key=kept)
     while picture.width >= 2 * width and picture.height >= 2 * height:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    return pil_to_tensor(covering(picture, (height, width)))[None] / 127.5 - 1
+
+
+def covering(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A PIL image resized (bicubic) to height and width `size`; what is over at its sides is cut off."""
+    height, width = size
     scale = max(width / picture.width, height / picture.height)
     shown = (min(width / scale, picture.width), min(height / scale, picture.height))  # rounding may make it larger
     left, top = (picture.width - shown[0]) / 2, (picture.height - shown[1]) / 2
     box = (left, top, min(left + shown[0], picture.width), min(top + shown[1], picture.height))
-    return pil_to_tensor(picture.resize((width, height), Image.Resampling.BICUBIC, box=box))[None] / 127.5 - 1
+    return picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
 
 
 def listed(image: Any, prompts: int) -> list[list[Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 from vargen.core.version import __version__
 
 
@@ -52,6 +52,17 @@ def total_memory(device: torch.device) -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Unix only
         return None
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes of a device that can be had now; None where it does not say."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    info = Path("/proc/meminfo")  # Linux
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
 
 
 def versions(device: torch.device) -> dict[str, str]:

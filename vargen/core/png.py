@@ -11,7 +11,7 @@ from vargen.core import safe_json
 from vargen.core.atomic import dumps, write_atomically
 
 if TYPE_CHECKING:  # torch is slow to import, and flags need none of it
-    from vargen.core.types import Trace
+    from vargen.core.trace import Trace
 
 START = b"\x89PNG\r\n\x1a\n"
 MOST_PIXELS = 1 << 26  # of a picture that comes in: 8192 a side, as many as `image_size` goes up to
@@ -149,10 +149,10 @@ def check(data: bytes) -> None:
         raise ValueError("is damaged: it has fewer pixels than its header says")
 
 
-def check_pixels(wide: int, high: int) -> None:
-    """ValueError where a picture has more pixels than are ever decoded here."""
-    if wide * high > MOST_PIXELS:
-        raise ValueError(f"has {wide}x{high} pixels, expected at most {MOST_PIXELS:,} in all")
+def check_pixels(wide: int, high: int, most: int = MOST_PIXELS) -> None:
+    """ValueError where a picture has more pixels than are decoded."""
+    if wide * high > most:
+        raise ValueError(f"has {wide}x{high} pixels, expected at most {most:,} in all")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:

@@ -1,18 +1,17 @@
-"""What passes between the rooms: a block of tokens, the key-value cache, a condition, the trace and the result.
+"""What passes between the rooms: a block of tokens, the key-value cache, a condition.
 
 Slots are the coordinate system of the whole library. Slot s is the s-th image token in raster order; the condition
 (class or text) takes `condition_tokens` rows in front, so slot s lives in cache row `condition_tokens + s`. The logits
 computed at slot s are the law of slot s + 1, and those of the last condition token the law of slot 0.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vargen.core.atomic import dumps
 from vargen.core.dispatch import Kernels
 
 
@@ -136,7 +135,7 @@ class KVCache:
     fewer rows than the cache has uses those before row `end`. What is noted of a condition is noted of the rows in use.
     """
 
-    padding: Tensor | None = None  # of the condition, see `Condition`; set by the prefill
+    padding: Tensor | None = None  # of the condition, see `Condition`
     places: Tensor | None = None  # likewise
     shift: Tensor | None = None  # (R, 1): padded rows in front, where positions count from the first that is not
     layers: Any = None  # those that are run over it, where a model knows that for all steps
@@ -154,6 +153,11 @@ class KVCache:
         self._offset = torch.arange(batch, device=device)[:, None] * rows
         self.end = batch
 
+    def note(self, condition: Condition) -> None:
+        """What is to be known of the condition of the rows in use, once for all steps."""
+        self.padding, self.places = condition.padding, condition.places
+        self.shift = None if condition.padding is None else condition.padding.sum(1, keepdim=True)
+
     def like(self, batch: int, rows: int) -> "KVCache":
         """An empty cache for the same model, for other sizes."""
         layers, _, _, _, heads, dim = self._held.shape
@@ -166,6 +170,10 @@ class KVCache:
         `behind` so many others.
         """
         self._held[:, target, behind : behind + stop] = other._held[:, source, :stop]
+
+    def part(self, row: int, start: int, stop: int) -> Tensor:
+        """Keys and values of a row from place `start` to `stop`, (layers, n, 2, heads, dim), to be read and written."""
+        return self._held[:, row, start:stop]
 
     def rows(self, count: int) -> slice:
         """The rows of a block of so many."""
@@ -244,56 +252,3 @@ class KVCache:
             parts = (there.unbind(0), there[:, :, first:].unbind(0), there.permute(0, 3, 1, 4, 2, 5).unbind(0))
             self._room, self._gaps = (batch, first, stop), tuple(zip(*parts, strict=True))
         return self._gaps[layer]
-
-
-@dataclass
-class Trace:
-    """What a run did: everything that a figure needs to be trusted. Seconds are wall time on this machine."""
-
-    model: str = ""
-    method: str = ""
-    images: int = 0
-    forwards: int = 0  # calls of the large model, the prefill included
-    drafter_forwards: int = 0  # calls of the small model, where one drafts or refines
-    drafts: int = 0  # tokens that the small model drafted for unfinished images, and that were verified
-    drafts_kept: int = 0  # of these, those that stand in the images
-    forwards_per_image: float = 0.0  # mean over images of the calls during which that image was being decoded
-    tokens_per_forward: float = 0.0  # tokens of an image over its forwards, mean over images
-    seconds: dict[str, float] = field(default_factory=dict)  # total, model, sampler, decode; text, head, calibration
-    peak_memory_bytes: int = 0
-    cache_bytes: int = 0  # the most that keys and values took at a time
-    seeds: list[int] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-    drawn: dict[str, Any] = field(default_factory=dict)  # what else redraws the images, see `pipelines/drawn.py`
-    windows: dict[int, int] = field(default_factory=dict)  # width of the block -> forwards that had it
-    kernels: dict[str, str] = field(default_factory=dict)  # operation -> triton or torch, whichever ran
-    versions: dict[str, str] = field(default_factory=dict)
-
-    def json(self) -> str:
-        """The trace as JSON text."""
-        return dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def merge(cls, traces: "list[Trace]") -> "Trace":
-        """One trace for several batches of one run: sums, and means weighted by images."""
-        first, total = traces[0], sum(trace.images for trace in traces)
-        out = cls(first.model, first.method, total, settings=first.settings, versions=first.versions)
-        out.drawn = dict(first.drawn)
-        for key in [key for key, value in first.drawn.items() if isinstance(value, list)]:
-            out.drawn[key] = [value for each in traces for value in each.drawn[key]]
-        for trace in traces:
-            out.forwards += trace.forwards
-            out.drafter_forwards += trace.drafter_forwards
-            out.drafts, out.drafts_kept = out.drafts + trace.drafts, out.drafts_kept + trace.drafts_kept
-            out.forwards_per_image += trace.forwards_per_image * trace.images / total
-            out.tokens_per_forward += trace.tokens_per_forward * trace.images / total
-            out.peak_memory_bytes = max(out.peak_memory_bytes, trace.peak_memory_bytes)
-            out.cache_bytes = max(out.cache_bytes, trace.cache_bytes)
-            out.seeds = out.seeds + trace.seeds
-            out.seconds = _added(out.seconds, trace.seconds)
-            out.windows, out.kernels = _added(out.windows, trace.windows), out.kernels | trace.kernels
-        return out
-
-
-def _added(a: dict, b: dict) -> dict:
-    return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}

@@ -173,8 +173,8 @@ class Watched:
         self._model, self._drafter = model, drafter
         self.spec, self.device, self.make_cache = model.spec, model.device, model.make_cache
 
-    def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
-        states = self._model.prefill_states(condition, cache)
+    def prefill(self, condition: Condition, cache: KVCache, first: int = 0) -> Tensor:
+        states = self._model.prefill_states(condition, cache, first)
         self._drafter.see(states)
         return self._model.logits(states)
 

@@ -33,18 +33,18 @@ class Replayed(Replaying[RasterSpec]):
         cache.values.zero_()
         return cache
 
-    def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
+    def prefill(self, condition: Condition, cache: KVCache, first: int = 0) -> Tensor:
         """The model's.
 
         Padded prompts are not replayed, since their lengths differ from call to call, and others once they come again.
         """
         held = self.caches.of(cache)
-        if condition.padding is None and condition.places is None:
+        if condition.padding is None and condition.places is None and not first:
             for kept in (cache, held.cache):
                 kept.padding = kept.shift = kept.places = None
             now, given = partial(self.model.prefill, condition), {"embedding": condition.embedding}
             return self._run(held, cache, now, given, partial(self._opening, held), patience=1)
-        return self.model.prefill(condition, cache)
+        return self.model.prefill(condition, cache, first)
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:
         """The model's logits; they may be in a buffer that the next block takes again."""

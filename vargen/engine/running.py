@@ -5,7 +5,7 @@ what joins is a batch of its own for its prefill and its first token, and then r
 leaves is taken out, and the last one moves to its seat. A plain call is a running batch that all join at the start.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from vargen.core.types import Condition
 from vargen.core.warp import Warp
 from vargen.engine.clock import Clock, Counts
 from vargen.engine.guidance import AnyGuidance, Guidance, together
+from vargen.engine.prefixes import Prefixes, Reading
 from vargen.engine.seats import Seats, closed
 from vargen.engine.sound import Sound
 from vargen.engine.threads import ALL, Threads
@@ -42,7 +43,20 @@ class Row:
     law: Law
     forwards: int = 0  # of the model, while it was drawn
     settled: int = 0
+    cached: int = 0  # tokens of its condition that were not run, since they had been read before
     tokens: Any = None  # (slots,) int64, final up to `settled` in decoding order
+
+
+@dataclass(eq=False)
+class Opening:
+    """Images that are to join a running batch."""
+
+    condition: Condition  # `mirrored`, if guided
+    reading: Reading
+    sampler: RasterSampler
+    guidance: AnyGuidance
+    rows: list[Row]
+    forwards: int = 0  # that reading took
 
 
 class RunningBatch:
@@ -59,10 +73,13 @@ class RunningBatch:
         guided: bool,
         make: Make | None = None,
         opens: RasterModel | None = None,
+        prefixes: Prefixes | None = None,
     ) -> None:
         """For at most `capacity` images, `guided` where some are. `make` makes the samplers of those that are admitted;
         the prefill of those that join others is run by `opens`, where that is another model with the same weights.
+        What was read is kept in `prefixes`.
         """
+        self._prefixes = Prefixes(0) if prefixes is None else prefixes
         self._model, self._opens, self._make = model, opens or model, make
         self._clock, self._counts, self._threads = clock, counts, threads
         self.capacity, self.guided, self.sound = capacity, guided, Sound("the model", model.device)
@@ -103,38 +120,53 @@ class RunningBatch:
 
         `watched` runs the prefill in place of the model, so that a drafter sees its states.
         """
-        images, first = len(sampler.settled), self._sampler is None
         condition = condition.mirrored() if self.guided else condition
-        runner = watched or (self._model if first else self._opens)
-        if first:
-            seats, condition = self._first_seats(condition, images, sampler.extra)
-        else:
-            condition = self._seats.fitting(condition)
-            seats = self._seats.small(images)
-        seats.cache.kernels = self._counts.kernels
-        self._size = (condition.embedding.shape[0] * condition.embedding.shape[1], 0.0)
+        seats, condition = self._seats_for(condition, sampler)
+        runner = watched or (self._model if self._sampler is None else self._opens)
+        logits = self._forward(lambda: runner.prefill(condition, seats.cache), condition.embedding.shape[:2])
+        self._start(sampler, guidance, seats, logits, [1] * len(sampler.settled))
+
+    def _forward(self, run: Callable[[], Tensor], size: Sequence[int]) -> Tensor:
+        """The logits of a prefill, of so many rows and tokens."""
+        self._size = (size[0] * size[1], 0.0)
         with self._threads.step(*self._size):
-            logits = guidance.mix(runner.prefill(condition, seats.cache))
+            logits = run()
             self.sound.note(logits)
-            logits = self._model.spec.given(logits, logits.new_zeros(logits.shape[:2], dtype=torch.int64))
-        self._counts.note(logits.shape[1])
+        self._counts.note(size[1])
         self._clock.lap("model")
+        return logits
+
+    def _start(
+        self, sampler: RasterSampler, guidance: AnyGuidance, seats: Seats, logits: Tensor, forwards: list[int]
+    ) -> None:
+        """The first tokens of images whose condition was read, in so many forwards; they take their seats."""
         with self._threads.step(*self._size):
-            sampler.accept(logits)
-            if first:
-                self._sampler, self._seats, self._guidance = sampler, seats, guidance
+            logits = guidance.mix(logits)
+            sampler.accept(self._model.spec.given(logits, logits.new_zeros(logits.shape[:2], dtype=torch.int64)))
+            if self._sampler is None:
+                self._sampler, self._guidance = sampler, guidance
                 self._each = seats.cache.bytes / seats.cache.keys.shape[:3].numel()
             else:
                 self._sampler.join(sampler)
                 self._seats.join(seats)
-        self.forwards += [1] * images
+        self.forwards += forwards
         self._clock.lap("sampler")
+
+    def _seats_for(self, condition: Condition, sampler: RasterSampler) -> tuple[Seats, Condition]:
+        """Seats for images that are the first ones here, or that are to join, and their condition as long as theirs."""
+        images = len(sampler.settled)
+        if self._sampler is None:
+            self._seats, condition = self._first_seats(condition, images, sampler.extra)
+            return self._seats, condition
+        condition = self._seats.fitting(condition)
+        return self._seats.small(images), condition
 
     def _first_seats(self, condition: Condition, images: int, extra: int) -> tuple[Seats, Condition]:
         """An empty cache, perhaps one that others have left, and the condition as long as that wants it."""
         seats: Seats | None = self._seats
         if seats is None or seats.front < condition.embedding.shape[1]:
             seats = Seats.of(self._model, condition, self.capacity, extra, guided=self.guided)
+            seats.cache.kernels = self._counts.kernels
             self._counts.cache_bytes = max(self._counts.cache_bytes, seats.cache.bytes)
             return seats, condition
         seats.clear(images)
@@ -165,23 +197,69 @@ class RunningBatch:
 
         It takes a forward. `drafter` is one of their own, where the method drafts. ValueError where there is no room.
         """
-        if not 0 < len(seeds) <= self.capacity - len(self.rows):
-            raise ValueError(
-                f"got {len(seeds)} images, expected 1 to {self.capacity - len(self.rows)}: {self.capacity} in all"
-            )
+        if drafter is None:
+            opening = self.open(condition, seeds, laws)
+            while opening.reading.left:
+                self.read(opening)
+            return self.join(opening)
+        guidance, warp = self._checked(seeds, laws)
+        drafter.kernels = self._counts.kernels
+        if self._sampler is None:
+            self._drafter, drafter.capacity = drafter, self.capacity
+            self._model = watched = drafter.watch(self._opens)
+        else:
+            drafter.beside, watched = self._drafter, drafter.watch(self._opens)
+        self.begin(condition, self._sampler_of(seeds, warp, drafter), guidance, watched)
+        return self._seated([Row(seed, law) for seed, law in zip(seeds, laws, strict=True)])
+
+    def open(
+        self, condition: Condition, seeds: Sequence[int], laws: Sequence[Law], weights: Hashable = None
+    ) -> Opening:
+        """As `admit`, of images that nothing drafts for; but their condition is yet to be read, and then they `join`.
+
+        Rows that were read before under the same `weights` are not read again. One at a time.
+        """
+        guidance, warp = self._checked(seeds, laws)
+        condition = condition.mirrored() if self.guided else condition
+        sampler = self._sampler_of(seeds, warp, None)
+        if self._sampler is None:
+            self._seats, condition = self._first_seats(condition, len(seeds), sampler.extra)
+        reading = Reading(condition, self._prefixes, weights, self._seats.empty)
+        return Opening(condition, reading, sampler, guidance, [Row(*each) for each in zip(seeds, laws, strict=True)])
+
+    def read(self, opening: Opening) -> None:
+        """A forward: a piece of what is to be read."""
+        reading = opening.reading
+
+        def run() -> Tensor:
+            return reading.step(self._opens.prefill)
+
+        self._forward(run, reading.next)
+        opening.forwards += 1
+
+    def join(self, opening: Opening) -> list[Row]:
+        """The images whose condition was read; no forward is run."""
+        seats, condition = self._seats_for(opening.condition, opening.sampler)
+        logits = opening.reading.write(condition, seats.cache)
+        self.sound.note(logits)  # of what was kept as well
+        images, cached = len(opening.rows), opening.reading.cached
+        for at, row in enumerate(opening.rows):
+            row.cached = cached[at] if not self.guided else cached[images + at] + cached[images - 1 - at]
+        self._start(opening.sampler, opening.guidance, seats, logits, [opening.forwards] * images)
+        return self._seated(opening.rows)
+
+    def _checked(self, seeds: Sequence[int], laws: Sequence[Law]) -> tuple[AnyGuidance, Warp]:
+        """The laws of images that are to join. ValueError where there is no room."""
+        free = self.capacity - len(self.rows)
+        if not 0 < len(seeds) <= free:
+            raise ValueError(f"got {len(seeds)} images, expected 1 to {free}: {self.capacity} in all")
+        return self._law(laws)
+
+    def _sampler_of(self, seeds: Sequence[int], warp: Warp, drafter: Any) -> RasterSampler:
         assert self._make is not None
-        guidance, warp = self._law(laws)
-        watched, first = None, self._sampler is None
-        if drafter is not None:
-            drafter.kernels = self._counts.kernels
-            if first:
-                self._drafter, drafter.capacity = drafter, self.capacity
-                self._model = watched = drafter.watch(self._opens)
-            else:
-                drafter.beside, watched = self._drafter, drafter.watch(self._opens)
-        sampler = self._make(torch.tensor(seeds, device=self._model.device), warp, drafter)
-        self.begin(condition, sampler, guidance, watched)
-        new = [Row(seed, law) for seed, law in zip(seeds, laws, strict=True)]
+        return self._make(torch.tensor(seeds, device=self._model.device), warp, drafter)
+
+    def _seated(self, new: list[Row]) -> list[Row]:
         self.rows += new
         self._relaw()
         return new

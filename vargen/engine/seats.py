@@ -37,6 +37,12 @@ class Seats:
         cache = self.cache.like(taken * (2 if self.guided else 1), self.front)
         return Seats(cache, taken, taken, self.front, guided=self.guided)
 
+    def empty(self, rows: int, front: int) -> KVCache:
+        """A cache for so many conditions of `front` tokens, and no more."""
+        cache = self.cache.like(rows, front)
+        cache.front = front
+        return cache
+
     def fitting(self, condition: Condition) -> Condition:
         """A condition as long as those here: it is padded in front, or they are."""
         more = condition.embedding.shape[1] - self.front

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vargen.core.generation import Generation
 from vargen.core.messages import first_line
 from vargen.core.preset import PLAIN_METHODS
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 from vargen.engine.clock import Clock
 from vargen.models.emu3 import LINE
 

@@ -84,8 +84,10 @@ class RasterModel(Protocol):
         """
         ...
 
-    def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
-        """Write the condition to the cache; the logits of slot 0, (R, 1, V)."""
+    def prefill(self, condition: Condition, cache: KVCache, first: int = 0) -> Tensor:
+        """Write the condition to the cache, behind its tokens before `first` which stand there; the logits of the slot
+        behind it, (R, 1, V).
+        """
         ...
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:

@@ -95,18 +95,18 @@ class LlamaGen(Trunk):
         found = self.output(self.norm(states))
         return found if found.dtype == torch.float32 else found.float()
 
-    def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
-        return self.logits(self.prefill_states(condition, cache))
+    def prefill(self, condition: Condition, cache: KVCache, first: int = 0) -> Tensor:
+        return self.logits(self.prefill_states(condition, cache, first))
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:
         return self.logits(self.decode_states(block, cache))
 
-    def prefill_states(self, condition: Condition, cache: KVCache) -> Tensor:
+    def prefill_states(self, condition: Condition, cache: KVCache, first: int = 0) -> Tensor:
         """As `prefill`, the states (R, 1, d) behind the logits."""
         batch, count, _ = condition.embedding.shape
-        rows = torch.arange(count, device=self.device).expand(batch, -1)
-        cache.padding = condition.padding
-        return self.cached(condition.embedding, cache, rows, rows, 0, count, None)[:, -1:]
+        rows = torch.arange(first, count, device=self.device).expand(batch, -1)
+        cache.note(condition)
+        return self.cached(condition.embedding[:, first:], cache, rows, rows, first, count, None)[:, -1:]
 
     def decode_states(self, block: Block, cache: KVCache) -> Tensor:
         """As `decode`, the states (R, n, d) behind the logits."""

@@ -112,11 +112,11 @@ class Prompted(Model, ABC):
         cache.front = front
         return cache
 
-    def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
+    def prefill(self, condition: Condition, cache: KVCache, first: int = 0) -> Tensor:
         batch, count, _ = condition.embedding.shape
-        rows = torch.arange(count, device=self.device).expand(batch, -1)
-        _begin(cache, condition)
-        states = self._run(condition.embedding, cache, (rows, rows, 0, count, None))
+        rows = torch.arange(first, count, device=self.device).expand(batch, -1)
+        cache.note(condition)
+        states = self._run(condition.embedding[:, first:], cache, (rows, rows, first, count, None))
         return self.logits(states[:, -1:])
 
     def decode(self, block: Block, cache: KVCache) -> Tensor:
@@ -139,14 +139,8 @@ class Prompted(Model, ABC):
         batch, count, _ = x.shape
         cache, rows = Passing(), torch.arange(count, device=x.device).expand(batch, -1)
         cache.front = condition.embedding.shape[1]
-        _begin(cache, condition)
+        cache.note(condition)
         return self._run(x, cache, (rows, rows, 0, count, None))
-
-
-def _begin(cache: KVCache, condition: Condition) -> None:
-    """What a cache knows of the condition, once for all steps."""
-    cache.padding, cache.places = condition.padding, condition.places
-    cache.shift = None if condition.padding is None else condition.padding.sum(1, keepdim=True)
 
 
 class Passing(KVCache):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vargen.core.dispatch import Kernels
 from vargen.core.messages import quoted
 from vargen.core.preset import DEFAULT_METHODS, Recipe
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 from vargen.models.lean import ATTENTION
 from vargen.models.wrapped_chameleon import Chameleon
 from vargen.pipelines import asked_grid, asked_law, request, values

@@ -7,7 +7,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from vargen.core import quantize
 from vargen.core.generation import Generation
 from vargen.core.machine import ordinary, peak_memory, plainly, reset_peak_memory, versions
 from vargen.core.preset import Preset
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 from vargen.engine.clock import Clock, Counts
 from vargen.engine.runners import Runners
 from vargen.models.prompted import against
@@ -127,6 +127,11 @@ class Pipeline(Pictures, Kept):
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """The sizes that it can draw, its own first."""
         return (self.size,)
+
+    @property
+    def edits(self) -> Literal["repaint", "read"] | None:
+        """What it makes of pictures that are handed in: it repaints them under a mask, or reads them with a prompt."""
+        return None
 
     @property
     def pixels(self) -> int:

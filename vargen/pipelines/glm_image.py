@@ -9,14 +9,14 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from vargen.core.image_processor import listed
 from vargen.core.preset import Preset
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 from vargen.engine.runners import Runners
 from vargen.models.glm_image import GlmImage, check_words
 from vargen.pipelines import sized, values
@@ -140,6 +140,11 @@ class GlmImagePipeline(PromptedPipeline):
         trace = super().trace(method, seeds)
         trace.settings |= vars(self.painting)
         return trace
+
+    @property
+    def edits(self) -> Literal["read"] | None:
+        """It reads pictures with the whole repository."""
+        return None if self.reader is None else "read"
 
     @property
     def decodes(self) -> bool:

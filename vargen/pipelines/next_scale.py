@@ -1,7 +1,7 @@
 """Drawing with next-scale models (VAR), scale by scale; and repainting a part of an image."""
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,11 @@ class NextScalePipeline(Pipeline):
         """Height and width of an image in pixels, as decoded."""
         side = self.image_tokenizer.pixels
         return side, side
+
+    @property
+    def edits(self) -> Literal["repaint"]:
+        """It repaints pictures."""
+        return "repaint"
 
     def _pixels(self, tokens: Tensor) -> Tensor:
         """Of tokens (B, S) of all scales."""

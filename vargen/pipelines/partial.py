@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vargen.core.machine import plainly
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 
 
 @dataclass(frozen=True)

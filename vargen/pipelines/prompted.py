@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from vargen.core import image_processor
 from vargen.core.generation import Generation
 from vargen.core.preset import Preset
-from vargen.core.types import Trace
+from vargen.core.trace import Trace
 from vargen.models.prompted import Prompted
 from vargen.pipelines import sized, values
 from vargen.pipelines.base import Pipeline
@@ -88,6 +88,15 @@ class PromptedPipeline(RasterPipeline):
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """The sizes that it can draw, its own first."""
         return (self.size, *(size for size in self.transformer.sizes if size != self.size))
+
+    @property
+    def edits(self) -> Literal["read"] | None:
+        """It reads pictures where its model does, an image tokenizer is there, and a picture fits beside an image."""
+        model, images = self.transformer, self.tokenizer
+        if not model.reads_pictures or images is None:
+            return None
+        least = min(high * wide for high, wide in model.sizes) // images.factor**2
+        return "read" if least < model.room else None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -12,67 +12,45 @@ rounding, whoever it is drawn beside.
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vargen.core import warp as warps
 from vargen.core.dispatch import Kernels
-from vargen.core.machine import plainly
+from vargen.core.machine import free_memory, plainly
 from vargen.engine import guidance
 from vargen.engine.clock import Clock, Counts
+from vargen.engine.packed import watched
+from vargen.engine.prefixes import Prefixes
 from vargen.engine.replayed import Replayed
-from vargen.engine.running import Law, Row, RunningBatch
+from vargen.engine.running import Law, Opening, Row, RunningBatch
 from vargen.engine.threads import Threads
 from vargen.pipelines import values
 from vargen.pipelines.choose_drafter import drafter_for
+from vargen.pipelines.drawing import Drawing, stacked
 from vargen.pipelines.partial import Partial
-from vargen.pipelines.request import Method
 from vargen.samplers.contract import RasterSampler, Task
 
+PREFIX_BYTES = 1 << 28
+SHARE = 0.8  # of the memory that is free, for keys and values
+SPARE = 64  # places of a row for a prompt, or behind the slots
+MOST = 1 << 20  # images, where a device does not say what memory it has
 FOLD = 512  # forwards after which the clock's marks are added up
-
-
-@dataclass(eq=False)
-class Drawing:
-    """An image that was asked for."""
-
-    pipe: Any  # of its size, and with what else its call said
-    method: Method
-    inputs: tuple[Tensor, ...]  # a row of the call's
-    seed: int
-    image_size: int | None
-    turn: tuple[int, int] = (0, 0)  # when it is to join: its priority, and then in turn
-    placed: float = field(default_factory=time.perf_counter)
-    row: Row | None = None  # in the batch, once it is drawn
-    drafter: str | None = None  # the name of what drafts for it
-    finished: Partial | None = None
-
-    @property
-    def partial(self) -> Partial:
-        """Its tokens, its trace and its picture, as `stream` has them. ValueError where it is not done."""
-        if self.finished is None:
-            raise ValueError(f"image {self.seed} is not done")
-        return self.finished
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Images of the same kind may be drawn together: of one size, by one method, of laws that differ in guidance,
-        temperature and top-p at most.
-        """
-        shared = (self.method.warp.top_k, self.method.warp.top_n_sigma)
-        return (self.pipe.transformer.spec, self.pipe.size, self.method.sampler, self.method.settings, *shared)
 
 
 class RunningImages:
     """A batch of at most `capacity` images that others join, in turn as `admit` says."""
 
-    def __init__(self, pipe: Any, capacity: int = 16) -> None:
-        """ValueError where the model draws no tokens one by one."""
+    def __init__(self, pipe: Any, capacity: int = 16, *, prefix_bytes: int = PREFIX_BYTES) -> None:
+        """Of at most `capacity` images at a time, or as many as there is memory for the keys and values of.
+
+        In `prefix_bytes` it keeps what was read of prompts and classes, so that none is read twice: those asked for
+        last. ValueError where the model draws no tokens one by one.
+        """
         if pipe.kind != "raster":
             raise ValueError(f"{pipe.preset.name} is no raster model: its images begin together")
         if capacity < 1:
@@ -80,7 +58,12 @@ class RunningImages:
         self.pipe, self.capacity = pipe, capacity
         self.waiting: deque[Drawing] = deque()
         self.running: list[Drawing] = []
+        self.prefixes = Prefixes(values.whole(prefix_bytes, "prefix_bytes", least=0))
         self._batch: RunningBatch | None = None
+        self._opening: Opening | None = None
+        self.joining: list[Drawing] = []  # those whose prompts are read
+        self._gone: list[Drawing] = []  # of these, who has left
+        self._read = False  # whether the forward before was one of the opening
         self._counts, self._clock = Counts(), Clock(pipe.transformer.device)
         self._guided, self._runner = False, pipe.transformer
         self._turn = 0  # of the image that joined last
@@ -89,7 +72,7 @@ class RunningImages:
     @property
     def drawing(self) -> bool:
         """Whether anything waits or runs."""
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.joining or self.running)
 
     @property
     def forwards(self) -> int:
@@ -116,37 +99,63 @@ class RunningImages:
 
     @torch.inference_mode()
     def step(self) -> list[Drawing]:
-        """A forward: the prefill of those that can join, or a block of all that run. Those that are done have left.
+        """A forward: of prompts that are to join, or a block of all that run, in turns. Those that are done have left.
 
         Where it raises, all that ran or were to join wait again, to be drawn anew; `leave` gives them up.
         """
-        joining = self._joining()
         try:
             with plainly(self.pipe.transformer.device):
-                if joining:
-                    self._join(joining)
-                elif self.running:
+                before = self._counts.forwards
+                if not (self._read and self.running):
+                    self._let_in()
+                self._read = self._counts.forwards > before
+                if self.running and not self._read:
                     assert self._batch is not None
                     self._batch.step()
                 if self._counts.forwards % FOLD == 0:
                     self._clock.fold()
                 return self._done()
         except BaseException:
-            self._begin_anew(joining)
+            self._begin_anew()
             raise
 
-    def _begin_anew(self, joining: list[Drawing]) -> None:
+    def _let_in(self) -> None:
+        """Those that can join do so, or what they ask for is read, a piece of it."""
+        if self._opening is None and (images := self._joining()):
+            self._open(images)
+        if self._opening is None:
+            return
+        assert self._batch is not None
+        if self._opening.reading.left:
+            self._batch.read(self._opening)
+        if not self._opening.reading.left:
+            rows, images = self._batch.join(self._opening), self.joining
+            self._opening, self.joining = None, []
+            self._seat(images, rows)
+
+    def _seat(self, images: list[Drawing], rows: list[Row]) -> None:
+        """These run; those that have left meanwhile do so now."""
+        for image, row in zip(images, rows, strict=True):
+            image.row = row
+        self.running += images
+        gone, self._gone = self._gone, []
+        self.leave(gone)
+
+    def _begin_anew(self) -> None:
         """Nobody knows what a forward that broke has left: all wait, and the next one is the first of a new batch."""
-        again = dict.fromkeys([*self.running, *joining])
+        again = [image for image in dict.fromkeys([*self.running, *self.joining]) if image not in self._gone]
         for image in again:
             image.row = None
         self.waiting = deque(sorted(dict.fromkeys([*again, *self.waiting]), key=lambda image: image.turn))
-        self.running, self._batch, self._begun_for = [], None, None
+        self.running, self.joining, self._gone = [], [], []
+        self._batch, self._begun_for, self._opening = None, None, None
+        self.prefixes.clear()
 
     @torch.inference_mode()
     def leave(self, images: Sequence[Drawing]) -> None:
         """Nobody waits for these any more. Their seats are free for the next step."""
         self.waiting = deque(image for image in self.waiting if image not in images)
+        self._gone += [image for image in self.joining if image in images]
         gone = [image for image in self.running if image in images]
         if gone:
             assert self._batch is not None
@@ -172,24 +181,25 @@ class RunningImages:
 
     def _joining(self) -> list[Drawing]:
         """Those that can join now: the first that waits, and all of its kind behind it for which there are seats."""
-        free = self.capacity - len(self.running)
-        if not self.waiting or not free:
+        if not self.waiting:
             return []
         first = self.waiting[0]
         kin = [one for one in self.waiting if one.kind == first.kind]
         if not self.running:
             self._guided = any(one.method.guidance.active for one in kin)
+            self._begin(first)
         elif self.running[0].kind != first.kind:
             return []
+        assert self._batch is not None
         fit = [one for one in kin if self._guided or not one.method.guidance.active]
-        return fit[:free] if first in fit else []
+        return fit[: self._batch.capacity - len(self.running)] if first in fit else []
 
-    def _join(self, images: list[Drawing]) -> None:
+    def _open(self, images: list[Drawing]) -> None:
+        """Begin with what images ask for that are to join; where something drafts for them, they join at once."""
         for image in images:
             self.waiting.remove(image)
             self._turn = max(self._turn, image.turn[1])
-        if not self.running:
-            self._begin(images[0])
+        self.joining = images
         assert self._batch is not None
         pipe, read = images[0].pipe, stacked([image.pipe.read(image.inputs) for image in images])
         laws = [Law(image.method.guidance, image.method.warp) for image in images]
@@ -198,10 +208,20 @@ class RunningImages:
         method: Any = replace(images[0].method, warp=warps.together([law.warp for law in laws], device))
         drafting = drafter_for(pipe, replace(method, guidance=mixed), read)
         condition = pipe.condition(read, self._runner, guided=self._guided)
-        seeds, drafter = [image.seed for image in images], None if drafting is None else drafting[1]
-        for image, row in zip(images, self._batch.admit(condition, seeds, laws, drafter), strict=True):
-            image.row, image.drafter = row, None if drafting is None else drafting[0]
-        self.running += images
+        seeds = [image.seed for image in images]
+        if drafting is None:
+            self._opening = self._batch.open(condition, seeds, laws, self._weights(images))
+            return
+        for image in images:
+            image.drafter = drafting[0]
+        rows, self.joining = self._batch.admit(condition, seeds, laws, drafting[1]), []
+        self._seat(images, rows)
+
+    def _weights(self, images: list[Drawing]) -> Hashable:
+        """What was read under other weights is of no use, nor where somebody wants to see every forward."""
+        model = images[0].pipe.transformer
+        drawn = tuple(image.method.drawn["weights"] for image in images)
+        return object() if watched(model) else (model, model.dtype, self.pipe.fast, tuple(dict.fromkeys(drawn)))
 
     def _begin(self, image: Drawing) -> None:
         """An empty batch for images of a kind: the one before, if it was of that kind and the model is as it was."""
@@ -221,8 +241,10 @@ class RunningImages:
             task = Task(model.spec, seeds, warp, None, drafter, codebook, counts.kernels, late)
             return method.sampler(method.settings, task)
 
-        how: Any = {"capacity": self.capacity, "guided": self._guided, "make": make}
-        how["opens"] = model if replayed else runner
+        self._batch = None  # whose cache makes room
+        capacity = min(self.capacity, fitting(model, 2 if self._guided else 1))
+        how: Any = {"capacity": capacity, "guided": self._guided, "make": make}
+        how |= {"opens": model if replayed else runner, "prefixes": self.prefixes}
         self._batch = RunningBatch(runner, self._clock, counts, Threads(model), **how)
 
     def _done(self) -> list[Drawing]:
@@ -245,7 +267,7 @@ class RunningImages:
         pipe, method, forwards = image.pipe, image.method, max(1, image.row.forwards)
         trace = pipe.trace(method, [image.seed])
         trace.settings |= {} if image.drafter is None else {"drafter": image.drafter}
-        trace.forwards = forwards
+        trace.forwards, trace.cached_tokens = forwards, image.row.cached
         trace.forwards_per_image, trace.tokens_per_forward = forwards, tokens.shape[1] / forwards
         trace.seconds, trace.versions = {"total": time.perf_counter() - image.placed}, pipe.versions
         trace.kernels = pipe._runners.notes | self._counts.kernels.ran
@@ -253,16 +275,9 @@ class RunningImages:
         return Partial(tokens, [settled], forwards, trace, pipe, image.image_size, **rest)
 
 
-def stacked(read: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """What is read, of several calls: labels, or prompts and their masks, of which the shorter ones are padded; lists
-    are put together.
-    """
-    parts: list[Any] = []
-    for each in zip(*read, strict=True):
-        if isinstance(each[0], list):
-            parts.append([one for some in each for one in some])
-            continue
-        longest = max(part.shape[-1] for part in each)
-        ragged = any(part.shape[-1] < longest for part in each)
-        parts.append(torch.cat([F.pad(part, (0, longest - part.shape[-1])) if ragged else part for part in each]))
-    return tuple(parts)
+def fitting(model: Any, copies: int) -> int:
+    """Images for whose keys and values there is memory, each with so many rows of the cache; at least one."""
+    free = free_memory(model.device)
+    if free is None:
+        return MOST
+    return max(1, int(SHARE * free / (copies * model.make_cache(1, SPARE, SPARE).bytes)))

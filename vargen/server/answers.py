@@ -30,11 +30,13 @@ class Told:
     size: str
     seeds: tuple[int, ...]
     format: str  # of the files, as OpenAI calls it
+    kind: str  # of events
 
     @classmethod
     def of(cls, order: Order, size: str) -> "Told":
         """What is said with the images of an order."""
-        return cls(order.model, order.method, size, order.seeds, order.kind.lower())
+        kind = "image_edit" if order.pictures else "image_generation"
+        return cls(order.model, order.method, size, order.seeds, order.kind.lower(), kind)
 
     @property
     def shape(self) -> dict[str, str]:
@@ -47,7 +49,7 @@ def whole(told: Told, done: Done, kind: str) -> Response:
     if kind == "b64_json":
         data = [{"b64_json": _text(one), "seed": seed} for one, seed in zip(done.pictures, told.seeds, strict=True)]
         about = {"model": told.model, "method": told.method, **told.shape}
-        return answer({"created": int(time.time()), **about, "data": data, "usage": _usage(done.read, done.drawn)})
+        return answer({"created": int(time.time()), **about, "data": data, "usage": _usage(done, 1)})
     names = [f"{told.model}-{seed}.{SUFFIXES.get(told.format, told.format)}" for seed in told.seeds]
     if len(names) == 1:
         return _file(done.pictures[0], names[0], f"image/{told.format}")
@@ -66,17 +68,22 @@ def _text(picture: bytes) -> str:
     return base64.b64encode(picture).decode("ascii")
 
 
-def _usage(read: int, drawn: int) -> dict[str, Any]:
-    details = {"text_tokens": read, "image_tokens": 0}
-    return {"input_tokens": read, "input_tokens_details": details, "output_tokens": drawn, "total_tokens": read + drawn}
+def _usage(done: Done, images: int) -> dict[str, Any]:
+    """Tokens of an image, of so many."""
+    words, seen, drawn = (tokens // images for tokens in (done.read, done.seen, done.drawn))
+    details = {"text_tokens": words, "image_tokens": seen}
+    read = {"input_tokens": words + seen, "input_tokens_details": details}
+    return {**read, "output_tokens": drawn, "total_tokens": words + seen + drawn}
 
 
 async def events(told: Told, first: Shown | Done, job: Job) -> AsyncIterator[bytes]:
-    """Events of OpenAI's names: `image_generation.partial_image`, and `image_generation.completed` for each image."""
+    """Events of OpenAI's names: `image_generation.partial_image`, and `image_generation.completed` for each image;
+    `image_edit` where pictures were given.
+    """
     event = first
     while isinstance(event, Shown):
         more = {"partial_image_index": event.number}
-        yield _event("image_generation.partial_image", told, event.image, event.picture, more)
+        yield _event("partial_image", told, event.image, event.picture, more)
         waiting = asyncio.ensure_future(job.next())
         try:
             while not (await asyncio.wait((waiting,), timeout=SECONDS_OF_SILENCE))[0]:
@@ -87,13 +94,13 @@ async def events(told: Told, first: Shown | Done, job: Job) -> AsyncIterator[byt
             return
         finally:
             waiting.cancel()
-    count = len(event.pictures)
-    usage = {"usage": _usage(event.read // count, event.drawn // count)}  # of an image
+    usage = {"usage": _usage(event, len(event.pictures))}
     for image, picture in enumerate(event.pictures):
-        yield _event("image_generation.completed", told, image, picture, usage)
+        yield _event("completed", told, image, picture, usage)
 
 
 def _event(name: str, told: Told, image: int, picture: bytes, more: dict[str, Any]) -> bytes:
+    name = f"{told.kind}.{name}"
     own = {"index": image, "seed": told.seeds[image], "model": told.model, "method": told.method}
     return _line(
         name, {"type": name, "b64_json": _text(picture), "created_at": int(time.time()), **told.shape, **own, **more}

@@ -7,21 +7,22 @@ from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 import vargen
 from vargen.core.preset import Preset
-from vargen.server import answers, reading
+from vargen.server import answers, edits, reading
 from vargen.server.desk import Desk, Engine, Job, described
 from vargen.server.errors import Refusal, answer
-from vargen.server.guard import HUNG_UP, IMAGES, Guard, HungUp
+from vargen.server.guard import EDITS, HUNG_UP, IMAGES, Guard, HungUp
 from vargen.server.metrics import Metrics
-from vargen.server.openapi import ERRORS, IMAGES_ANSWER, page, schema_of
+from vargen.server.openapi import ERRORS, FORM, IMAGES_ANSWER, page, schema_of
 from vargen.server.options import Options
 from vargen.server.orders import Card, Done
-from vargen.server.schema import Health, ImageRequest, Model, ModelList
+from vargen.server.schema import EditRequest, Health, ImageRequest, Model, ModelList
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -36,10 +37,20 @@ class Service:
         limits = {"batch_size": options.batch_size, "batch_wait": options.batch_wait, "max_queue": options.max_queue}
         self.desk = self.desk_type(engine, self.metrics, **limits)
 
-    async def generate(self, body: ImageRequest, request: Request) -> Response:
-        """Draw what a body asks for."""
+    async def edit(self, request: Request) -> Response:
+        """Draw what a form asks for."""
+        async with request.form(max_files=edits.MOST + 1, max_fields=len(EditRequest.model_fields)) as form:
+            fields, given = await asyncio.to_thread(edits.read, form, self.options.max_pixels)
+        try:
+            body = EditRequest.model_validate(fields)
+        except ValidationError as error:
+            raise _refusal(error.errors()[0], (), EditRequest) from None
+        return await self.generate(body, request, given)
+
+    async def generate(self, body: ImageRequest, request: Request, given: edits.Given = edits.NOTHING) -> Response:
+        """Draw what a body asks for, of pictures that are `given`."""
         await self.meet(body.model or self.options.names[0])
-        order = reading.read(body, self.engine.cards, self.options)
+        order = await asyncio.to_thread(reading.read, body, self.engine.cards, self.options, given)
         job = self.desk.place(order, min(body.deadline or self.options.deadline, self.options.deadline))
         details, streamed = request.scope["state"]["details"], False
         try:
@@ -92,6 +103,7 @@ def _model(card: Card, preset: Preset) -> dict[str, Any]:
         "summary": preset.summary,
         "takes": "class" if preset.classes else "prompt",
         "classes": list(preset.names()),
+        "edits": card.edits,
         "sizes": [f"{wide}x{high}" for high, wide in card.sizes],
         "presets": list(preset.recipes),
         "method": preset.method,
@@ -132,7 +144,8 @@ def build(service: Service, key: str | None, lifespan: Lifespan | None = None) -
     app.openapi = lambda: schema_of(app, secured=key is not None)  # type: ignore[method-assign]
     _routes(app, service)
     _complaints(app)
-    app.add_middleware(Guard, key=key, max_body=service.options.max_body, metrics=service.metrics)
+    most = {IMAGES: service.options.max_body, EDITS: service.options.max_upload}
+    app.add_middleware(Guard, key=key, most=most, metrics=service.metrics)
     if service.options.allowed_origins:  # before the guard: a browser asks first, and without a key
         origins, headers = list(service.options.allowed_origins), ["authorization", "content-type"]
         told: dict[str, Any] = {
@@ -149,6 +162,11 @@ def _routes(app: FastAPI, service: Service) -> None:
     async def generations(body: ImageRequest, request: Request) -> Response:
         """Draw images of a class or of a prompt."""
         return await service.generate(body, request)
+
+    @app.post(EDITS, responses=IMAGES_ANSWER | ERRORS, openapi_extra={"requestBody": FORM})
+    async def edit(request: Request) -> Response:
+        """Edit pictures: repaint one under a mask, or draw what a prompt says of them."""
+        return await service.edit(request)
 
     @app.get("/v1/models", response_model=ModelList)
     async def models() -> Response:
@@ -183,6 +201,16 @@ def _routes(app: FastAPI, service: Service) -> None:
         return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
+def _refusal(first: Any, before: tuple[str, ...], body: type[ImageRequest]) -> Refusal:
+    """Pydantic's first complaint about a body, of a field behind `before`."""
+    where = [str(part) for part in first["loc"][len(before) :] if isinstance(part, str)][:1]
+    if first["type"] == "json_invalid" or not where:
+        return Refusal(400, f"the body is no JSON object as expected: {first['msg']}", code="invalid_json")
+    name, known = where[0][:100], ", ".join(field.alias or key for key, field in body.model_fields.items())
+    said = f"expected fields among {known}" if first["type"] == "extra_forbidden" else first["msg"]
+    return Refusal(400, f"{name}: {said}", param=name, code=first["type"])
+
+
 def _complaints(app: FastAPI) -> None:
     """Everything that is wrong is said in OpenAI's shape."""
 
@@ -192,13 +220,7 @@ def _complaints(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = [str(part) for part in first["loc"][1:] if isinstance(part, str)][:1]
-        if first["type"] == "json_invalid" or not where:
-            return Refusal(400, f"the body is no JSON object as expected: {first['msg']}", code="invalid_json").response
-        name, known = where[0][:100], ", ".join(field.alias or key for key, field in ImageRequest.model_fields.items())
-        said = f"expected fields among {known}" if first["type"] == "extra_forbidden" else first["msg"]
-        return Refusal(400, f"{name}: {said}", param=name, code=first["type"]).response
+        return _refusal(error.errors()[0], ("body",), ImageRequest).response
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:

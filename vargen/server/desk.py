@@ -232,6 +232,8 @@ class Desk:
                 if isinstance(event, Done):
                     self._metrics.images.add(len(event.pictures), job.order.model)
                     self._metrics.tokens.add(event.drawn)
+                    self._metrics.read.add(event.read + event.seen)
+                    self._metrics.cached.add(event.cached)
             case Ended():
                 self._metrics.abandoned.add(event.abandoned)
                 self._metrics.forwards.add(event.forwards)

@@ -8,6 +8,7 @@ import asyncio
 import hmac
 import time
 import uuid
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -17,7 +18,8 @@ from vargen.server.errors import Refusal
 from vargen.server.logs import write
 from vargen.server.metrics import Metrics
 
-IMAGES = "/v1/images/generations"
+IMAGES, EDITS = "/v1/images/generations", "/v1/images/edits"
+KINDS = {IMAGES: "application/json", EDITS: "multipart/form-data"}  # of bodies
 OPEN = frozenset({"/health", "/healthz", "/docs"})  # load balancers and browsers have no key
 QUIET = OPEN | {"/metrics"}  # they are asked every few seconds
 SECONDS_TO_SEND = 20.0
@@ -31,8 +33,9 @@ class HungUp(Exception):
 class Guard:
     """An ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, *, key: str | None, max_body: int, metrics: Metrics) -> None:
-        self._app, self._max_body, self._metrics = app, max_body, metrics
+    def __init__(self, app: ASGIApp, *, key: str | None, most: Mapping[str, int], metrics: Metrics) -> None:
+        """`most` are the bytes that bodies may have, by path; as for `IMAGES` where none is said."""
+        self._app, self._most, self._metrics = app, most, metrics
         self._key = None if key is None else _digest(key.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +65,7 @@ class Guard:
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._admit(scope)
-            body = await _body(receive, self._max_body) if scope["method"] == "POST" else b""
+            body = await _body(receive, self._most_of(scope)) if scope["method"] == "POST" else b""
         except Refusal as refusal:
             await refusal.response(scope, receive, send)
             return
@@ -81,14 +84,18 @@ class Guard:
         if scope["method"] != "POST":
             return
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if scope["path"] == IMAGES and kind != b"application/json":
-            raise Refusal(415, "expected a body of type application/json", code="unsupported_media_type")
+        wanted = KINDS.get(scope["path"])
+        if wanted is not None and kind != wanted.encode():
+            raise Refusal(415, f"expected a body of type {wanted}", code="unsupported_media_type")
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > self._max_body:
-            raise _too_large(self._max_body)
+        if length.isdigit() and int(length[:20]) > self._most_of(scope):
+            raise _too_large(self._most_of(scope))
+
+    def _most_of(self, scope: Scope) -> int:
+        return self._most.get(scope["path"], self._most[IMAGES])
 
     def _note(self, scope: Scope, told: str, status: int, seconds: float, details: dict[str, Any]) -> None:
-        if scope["path"] == IMAGES:
+        if scope["path"] in KINDS:
             self._metrics.requests.add(1, str(status))
             self._metrics.seconds.observe(seconds)
         if scope["path"] in QUIET and status == 200:

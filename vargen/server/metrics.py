@@ -75,6 +75,10 @@ class Metrics:
         self.running = Number("vargen_batches_running", "Batches that are drawn.", "gauge")
         self.seats = Number("vargen_seats_taken", "Seats of images that are drawn, or about to be.", "gauge")
         self.tokens = Number("vargen_tokens_total", "Tokens drawn, of images that were sent.", "counter")
+        self.read = Number("vargen_prompt_tokens_total", "Tokens of prompts and classes of these.", "counter")
+        self.cached = Number(
+            "vargen_cached_tokens_total", "Tokens of these, and of guidance's, that were kept and not read.", "counter"
+        )
         self.workers = Number("vargen_workers_ready", "Workers that are up.", "gauge")
         self.rows = Histogram("vargen_batch_rows", "Images that are drawn when a request begins.", ROWS)
         self.seconds = Histogram("vargen_request_seconds", "Seconds of a request, the queue included.", SECONDS)

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from vargen.server.guard import OPEN
-from vargen.server.schema import ErrorResponse, ImageResponse
+from vargen.server.schema import EditRequest, ErrorResponse, ImageResponse
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 IMAGES_ANSWER: dict[int | str, dict[str, Any]] = {
@@ -23,12 +23,23 @@ IMAGES_ANSWER: dict[int | str, dict[str, Any]] = {
         },
     }
 }
+FILES = {"image": {"type": "array", "items": BINARY["schema"]}, "mask": BINARY["schema"]}
+
+
+def form() -> dict[str, Any]:
+    """The body of an edit."""
+    schema = EditRequest.model_json_schema()
+    schema["properties"] = FILES | schema["properties"]
+    return {"content": {"multipart/form-data": {"schema": schema | {"required": ["image"]}}}, "required": True}
+
+
+FORM = form()
 WORDS = {
     400: "The request cannot be drawn as it is",
     404: "No such model",
     408: "The body took too long to arrive",
     413: "The body is too large",
-    415: "The body is no JSON",
+    415: "The body is of another type",
     429: "Too many requests wait",
     500: "The server is at fault",
     503: "The server is stopping, or out of memory",

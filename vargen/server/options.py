@@ -38,6 +38,7 @@ WORDS = {
     "max_pixels": "most pixels of one request, of all its images together",
     "max_prompt": "most characters of a prompt",
     "max_body": "most bytes of a request's body",
+    "max_upload": "most bytes of a request's body with pictures (/v1/images/edits)",
     "max_partials": "most pictures on its way that a streamed image gets (partial_images)",
     "max_queue": "most requests that wait; one more is answered 429",
     "max_connections": "most connections at a time; one more is answered 503",
@@ -71,6 +72,7 @@ class Options:
     max_pixels: int = 1 << 24
     max_prompt: int = 4000
     max_body: int = 1 << 16
+    max_upload: int = 1 << 25
     max_partials: int = 3
     max_queue: int = 128
     max_connections: int = 1024

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 
 @dataclass(frozen=True)
 class Order:
@@ -21,11 +23,13 @@ class Order:
     kind: str = "PNG"  # of the files
     quality: int | None = None  # of JPEG and WebP, in percent
     priority: int = 0  # lower ones come first
+    pictures: tuple[Image.Image, ...] = ()  # that are edited: repainted under the mask, or read with the prompt
+    mask: Image.Image | None = None
 
     @property
     def kin(self) -> tuple[Any, ...]:
         """Orders for which this is the same are drawn in one batch."""
-        return (self.model, self.method, self.preset, self.law, self.size, self.image_size)
+        return (self.model, self.method, self.preset, self.law, self.size, self.image_size, self.pictures, self.mask)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Card:
     drafts: bool  # whether a drafter is there for the methods that want one
     sketches: bool = True  # whether images on their way are shown
     joins: bool = False  # whether images join a batch that runs
+    edits: str | None = None  # what it makes of pictures, see `Pipeline.edits`
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class Done:
-    """All images of an order, as files, and the tokens that were read and drawn for them."""
+    """All images of an order, as files, and the tokens of words and pictures that were read for them, and drawn."""
 
     order: int
     pictures: tuple[bytes, ...]
     read: int = 0
+    seen: int = 0
     drawn: int = 0
+    cached: int = 0  # of all that is read, guidance's too: tokens that had been read before
 
 
 @dataclass(frozen=True)

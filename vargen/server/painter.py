@@ -35,7 +35,7 @@ def described(name: str, pipe: Pipeline, *, joins: bool = True) -> Card:
     preset = pipe.preset
     ships = preset.head if preset.drafter == "eagle" else pocket.WEIGHTS / f"{preset.drafter}.safetensors"
     drafts = pipe.drafter is not None or (ships is not None and ships.exists())
-    return Card(name, pipe.sizes, drafts, pipe.sketches, joins=joins and pipe.kind == "raster")
+    return Card(name, pipe.sizes, drafts, pipe.sketches, joins and pipe.kind == "raster", pipe.edits)
 
 
 class Painter:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vargen.core.png import encode, texts
-from vargen.pipelines.base import Pipeline
 from vargen.pipelines.partial import Partial
 from vargen.server.orders import Done, Order, Shown
 
@@ -42,7 +41,9 @@ def done(index: int, images: Sequence[tuple[Partial, int]], order: Order) -> Don
     """All images of an order: each is a row of a batch."""
     (partial, _), *_ = images
     files, slots = tuple(_final(*image, order) for image in images), partial.pipeline.transformer.spec.slots
-    return Done(index, files, _read(partial.pipeline, order) * len(files), slots * len(files))
+    words, seen = _read(partial, order)
+    cached = sum(one.trace.cached_tokens for one, _ in images)
+    return Done(index, files, words * len(files), seen * len(files), slots * len(files), cached)
 
 
 def _final(partial: Partial, row: int, order: Order) -> bytes:
@@ -52,6 +53,12 @@ def _final(partial: Partial, row: int, order: Order) -> bytes:
     return encode(image, told, order.kind, order.quality)
 
 
-def _read(pipe: Pipeline, order: Order) -> int:
-    """The tokens of what an order asks for, a class being one."""
-    return 1 if isinstance(order.subject, int) else len(pipe.text_tokenizer(order.subject)["input_ids"])
+def _read(partial: Partial, order: Order) -> tuple[int, int]:
+    """The tokens of what an order asks for: of words, a class being one, and of pictures."""
+    pipe = partial.pipeline
+    words = 1 if isinstance(order.subject, int) else len(pipe.text_tokenizer(order.subject)["input_ids"])
+    if not order.pictures:
+        return words, 0
+    if pipe.edits == "repaint":
+        return words, pipe.transformer.spec.slots
+    return words, int(partial.inputs[1][0, 0].sum()) - words

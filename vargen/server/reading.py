@@ -9,6 +9,7 @@ from typing import Any
 from vargen.core import registry
 from vargen.core.preset import LAW, Preset, Recipe
 from vargen.pipelines import request, values
+from vargen.server.edits import NOTHING, Given
 from vargen.server.errors import Refusal
 from vargen.server.options import Options
 from vargen.server.orders import Card, Order
@@ -20,8 +21,8 @@ MOST_OTHERS = 1024
 LONGEST = 256  # characters of a method
 
 
-def read(body: ImageRequest, cards: Mapping[str, Card], options: Options) -> Order:
-    """The order that a body asks for. Refusal names the field that is wrong."""
+def read(body: ImageRequest, cards: Mapping[str, Card], options: Options, given: Given = NOTHING) -> Order:
+    """The order that a body asks for, of pictures that are `given`. Refusal names the field that is wrong."""
     name = options.names[0] if body.model is None else body.model
     drawer, preset, count = card(name, cards), options.presets[name], body.n or 1
     most = options.most_images if drawer.joins else min(options.most_images, options.batch_size)
@@ -39,11 +40,13 @@ def read(body: ImageRequest, cards: Mapping[str, Card], options: Options) -> Ord
         raise Refusal(
             400, f"got {count} images of {wide}x{high}, expected {options.max_pixels} pixels at most", param="n"
         )
-    subject = _subject(body, preset, options)
+    subject, pictures = _subject(body, preset, options, edits=bool(given.pictures)), {}
+    if given.pictures:
+        pictures = given.fitting(drawer, drawer.sizes[0] if size is None else size, strict=options.strict)
     first = secrets.randbits(32) if asked["seed"] is None else asked["seed"]
-    given = tuple((key, value) for key, value in law.items() if value is not None)
+    said = tuple((key, value) for key, value in law.items() if value is not None)
     order = Order(
-        name, method, asked["preset"], given, size, image_size, subject, tuple(values.seeds(count, first, None))
+        name, method, asked["preset"], said, size, image_size, subject, tuple(values.seeds(count, first, None))
     )
     return replace(
         order,
@@ -51,6 +54,7 @@ def read(body: ImageRequest, cards: Mapping[str, Card], options: Options) -> Ord
         priority=body.priority or 0,
         negative=_negative(asked["negative_prompt"] or "", preset, options),
         **_file(body),
+        **pictures,
     )
 
 
@@ -131,8 +135,8 @@ def _pixels(size: tuple[int, int] | None, image_size: int | None, card: Card, re
     return size or card.sizes[0] if side is None else (side, side)
 
 
-def _subject(body: ImageRequest, preset: Preset, options: Options) -> int | str:
-    """A class by index, or a prompt."""
+def _subject(body: ImageRequest, preset: Preset, options: Options, *, edits: bool) -> int | str:
+    """A class by index, or a prompt. Where a picture is repainted, no class stands for what is around."""
     text, label = body.prompt, body.class_
     if text is not None and len(text) > options.max_prompt:
         message = f"got a prompt of {len(text)} characters, expected at most {options.max_prompt}"
@@ -145,6 +149,8 @@ def _subject(body: ImageRequest, preset: Preset, options: Options) -> int | str:
         if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise Refusal(400, "got a prompt that is no text: it holds half of a character", param="prompt")
         return text
+    if edits and not text and label is None and preset.kind != "raster":
+        return -1
     if (text is None) == (label is None):
         raise Refusal(400, f"{preset.name} draws classes: give a class, or the name of one as prompt", param="class")
     found, least = label if text is None else text, 0 if preset.kind == "raster" else -1

@@ -175,10 +175,19 @@ def asked(pipe: Pipeline, orders: Sequence[Order]) -> dict[str, Any]:
     arguments["class_labels" if pipe.transformer.spec.classes else "prompt"] = subjects
     if any(order.negative for order in orders):
         arguments["negative_prompt"] = [order.negative for order in orders for _ in order.seeds]
+    if first.pictures:
+        arguments |= edited(pipe, first, len(subjects))
     if first.size is not None:
         arguments["height"], arguments["width"] = first.size
     seeds = [seed for order in orders for seed in order.seeds]
     return arguments | {"method": first.method, "preset": first.preset, "image_size": first.image_size, "seed": seeds}
+
+
+def edited(pipe: Pipeline, order: Order, rows: int) -> dict[str, Any]:
+    """The options of a call in which the pictures of an order are edited; each of so many images is read alike."""
+    if pipe.edits == "repaint":
+        return {"image": order.pictures[0], "mask_image": order.mask}
+    return {"image": [list(order.pictures)] * rows}
 
 
 def broken(error: Exception, count: int) -> tuple[int, str]:

@@ -58,6 +58,14 @@ class ImageRequest(Shared):
         return {name: getattr(self, name) for name in SHARED}
 
 
+class EditRequest(ImageRequest):
+    """What is to be made of pictures, as a form: `image`, one file or several (`image[]`), and `mask`, a file."""
+
+    model_config = ConfigDict(strict=False)
+
+    input_fidelity: Literal["high", "low"] | None = Field(None, description=IGNORED)
+
+
 class ImageData(BaseModel):
     """An image, and the seed that draws it again."""
 
@@ -121,6 +129,7 @@ class Model(BaseModel):
     takes: Literal["class", "prompt"]
     classes: list[str]
     sizes: list[str]
+    edits: Literal["repaint", "read"] | None
     presets: list[str]
     method: str
     methods: list[str]
