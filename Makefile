@@ -41,9 +41,9 @@ deptry: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ 'torchao>=0.18'
 	touch $@
 
-# Ray, and OpenAI's client for its tests, which are skipped where there is no Ray for this machine.
+# Ray beside it too: it is large. Where there is none for this machine, its tests are skipped.
 .venv/ray: pyproject.toml | .venv/made
-	$(BIN)/python -m pip install --quiet --upgrade --target $@ 'ray[serve,data]>=2.60' 'openai>=2' || \
+	$(BIN)/python -m pip install --quiet --upgrade --target $@ 'ray[serve,data]>=2.60' || \
 	    { echo "Ray cannot be installed here: its tests are skipped" >&2; mkdir -p $@; }
 	touch $@
 

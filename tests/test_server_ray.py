@@ -1,7 +1,7 @@
 """`vargen serve --ray` as it runs: two replicas that share models, one of which is killed under load, and the front.
 
-One server lives as long as this module; its last test ends it. Ray and OpenAI's client are installed beside the
-environment (Makefile); clients ask again where they get 500, as theirs does by itself.
+One server lives as long as this module; its last test ends it. Ray is installed beside the environment (Makefile).
+OpenAI's client asks again where it gets 500.
 """
 
 import base64
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 from clusters import Cluster, needs_ray, needs_two
 from PIL import Image
@@ -62,7 +63,6 @@ def server():
 
 @pytest.fixture(scope="module")
 def client(server):
-    openai = pytest.importorskip("openai")
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=8, timeout=LONG)
 
 
@@ -95,7 +95,6 @@ def test_models_are_loaded_when_they_are_asked_for_and_draw_what_the_pipelines_d
     for model, subject in [*subjects.items(), *subjects.items()]:
         answer = client.images.generate(model=model, prompt=subject, extra_body={"seed": 7})
         assert np.array_equal(picture(answer.data[0].b64_json), drawn(model, subject, 7)), model
-    openai = pytest.importorskip("openai")
     with pytest.raises(openai.BadRequestError, match="no such class"):
         client.images.generate(model=MODELS[1], prompt="no such class")
     with pytest.raises(openai.NotFoundError):

@@ -5,8 +5,6 @@ tests/test_server_ray.py has the same on a cluster.
 
 import asyncio
 import io
-import re
-import sys
 import threading
 from dataclasses import replace
 
@@ -21,8 +19,7 @@ from served import limits
 
 from vargen.core import registry
 from vargen.server import ray, studio
-from vargen.server.metrics import Metrics
-from vargen.server.orders import Card, Done, Ended, Failed, Order, Shown
+from vargen.server.orders import Done, Ended, Failed, Order, Shown
 
 ORDER = Order("small", "ar", None, (), None, None, 2, (7,))
 PIPES = {"small": small.pipeline, "small-scales": small.scale_pipeline}
@@ -158,114 +155,3 @@ def test_a_model_that_does_not_load_is_answered(monkeypatch):
     monkeypatch.setattr(studio, "load", broken)
     failed, ended = asyncio.run(told(Drawer(limits(ray=True)), ORDER))
     assert (failed.status, ended.forwards) == (500, 0)
-
-
-class Handle:
-    """A handle of Ray's, of replicas that die as often as they are told to, in the middle of a call."""
-
-    def __init__(self, deaths):
-        self.deaths, self.calls = deaths, []
-        self.draw = self.card = self
-
-    def options(self, **options):
-        return self
-
-    def remote(self, order, seconds, alone):
-        self.calls.append(call := Call(self, alone))
-        return call
-
-
-class Call:
-    def __init__(self, handle, alone):
-        self.handle, self.alone, self.cancelled = handle, alone, False
-        self.dies, handle.deaths = handle.deaths > 0, handle.deaths - 1
-
-    def cancel(self):
-        self.cancelled = True
-
-    async def __aiter__(self):
-        await asyncio.sleep(0.01)
-        if self.dies:
-            raise RuntimeError("the actor has died")
-        yield Done(0, (b"png",))
-        yield Ended(5, 0)
-
-
-def gate(handle, **more):
-    engine = ray.Drawers(handle, 1, 4)
-    engine.cards["small"] = Card("small", ((12, 12),), False)
-    return engine, ray.Gate(engine, Metrics(), batch_size=4, **more)
-
-
-@pytest.mark.parametrize("deaths", [0, 1, 2])
-def test_what_a_replica_died_of_is_drawn_once_more(deaths):
-    async def play():
-        handle = Handle(deaths)
-        _, desk = gate(handle)
-        async with desk.working():
-            job = desk.place(ORDER, 60)
-            if deaths < 2:
-                assert isinstance(await job.next(), Done)
-            else:
-                with pytest.raises(ray.Refusal, match="could not be drawn"):
-                    await job.next()
-            desk.leave(job)
-            while not desk.idle:
-                await asyncio.sleep(0.01)
-        assert len(desk._free) == 8
-        assert desk._metrics.abandoned.value() == 0
-        return [call.alone for call in handle.calls]
-
-    assert asyncio.run(play()) == [False, True][: deaths + 1]
-
-
-def test_who_hangs_up_cancels_the_call():
-    async def play():
-        handle = Handle(0)
-        _, desk = gate(handle)
-        async with desk.working():
-            job, other = desk.place(ORDER, 60), desk.place(ORDER, 60)
-            await asyncio.sleep(0)
-            while len(handle.calls) < 2:
-                await asyncio.sleep(0)
-            desk.leave(job)
-            assert isinstance(await other.next(), Done)
-            while not desk.idle:
-                await asyncio.sleep(0.01)
-        assert job.events.empty() or isinstance(job.events.get_nowait(), Failed)
-        return desk._metrics.abandoned.value(), handle.calls[0].cancelled
-
-    assert asyncio.run(play()) == (1, True)
-
-
-def test_every_request_is_a_call_of_its_own_as_long_as_there_are_any():
-    async def play():
-        handle = Handle(0)
-        _, desk = gate(handle, max_queue=99)
-        async with desk.working():
-            jobs = [desk.place(replace(ORDER, seeds=(1, 2, 3)), 60) for _ in range(12)]
-            while len(handle.calls) < 8:  # of three images, in a gate of eight calls
-                await asyncio.sleep(0)
-            for job in jobs:
-                await job.next()
-        return len(handle.calls)
-
-    assert asyncio.run(play()) == 12
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        ({"port": 8001}, "got port: Ray Serve's proxies listen where `serve start --http-port` says"),
-        ({"modell": "pocket-var"}, "unrecognized arguments: --modell=pocket-var"),
-        ({"batch_size": "many"}, "argument --batch-size: invalid int value: 'many'"),
-        ({"model": "pocket-var,pocket-vax"}, "unknown model 'pocket-vax'"),
-        ({"model": ["pocket-var"]}, "pip install 'vargen"),
-        ({"strict": True, "models_per_replica": 2, "log_prompts": "false"}, "pip install 'vargen"),
-    ],
-)
-def test_what_an_application_is_made_of(args, words, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setitem(sys.modules, "ray.serve", None)
-    with pytest.raises(ValueError, match=re.escape(words)):
-        ray.app(args)

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import AsyncIterator, Callable, Mapping, MutableSequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, MutableSequence
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet
 
@@ -178,7 +178,7 @@ class Drawer:
         """What a model is drawn with."""
         return (await self.studio(model)).card
 
-    async def draw(self, order: Order, seconds: float, alone: bool) -> AsyncIterator[Event]:
+    async def draw(self, order: Order, seconds: float, alone: bool) -> AsyncGenerator[Event, None]:
         """What becomes of an order; the last event is `Ended`. `alone`: nobody may be drawn beside it."""
         from vargen.server.running import broken
 

@@ -6,7 +6,7 @@ Whoever imports this imports all that models are made of.
 import asyncio
 import gc
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ class Studio:
         """Whether it draws no more: its thread has died, or a forward has taken longer than so many seconds."""
         return not self._over and self._thread.stuck(seconds)
 
-    async def draw(self, order: Order, seconds: float, alone: bool) -> AsyncIterator[Event]:
+    async def draw(self, order: Order, seconds: float, alone: bool) -> AsyncGenerator[Event, None]:
         """What becomes of an order that is to be done in so many seconds. Who stops listening gives it up."""
         job = self._desk.place(order, seconds)
         job.lost = alone
