@@ -29,6 +29,7 @@ from vargen.core.machine import processor
 
 COUNTS, WEIGHTS = (1, 2, 4), (0.7, 0.2, 0.1)  # images of a request, and how often
 PATIENCE = 0.6  # of a median request, after which who hangs up does so
+PROMPTS = ("a red lighthouse at night", "snow", "a harbour with three boats under a full moon", "a beach with a palm")
 CLIENTS = 24  # that ask again at once, where it is seen what the machine can do
 
 
@@ -37,9 +38,17 @@ class Ask:
     """A request: when, for what, and whether its client hangs up."""
 
     at: float  # seconds from the start
-    seed: int
+    seed: int  # which also says what is asked for
     images: int
     goes: bool
+
+    def body(self, model: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+        """As the server takes it, which told what it knows of its `model`."""
+        names = model["classes"] or PROMPTS
+        words = {"class" if model["classes"] else "prompt": names[self.seed % len(names)]}
+        sizes = model["sizes"] if options.mixed_sizes else ["auto"]
+        asked = {"n": self.images, "seed": self.seed, "method": options.method, "size": sizes[self.seed % len(sizes)]}
+        return words | asked | {"stream": True, "partial_images": options.partial_images}
 
 
 @dataclass
@@ -97,13 +106,11 @@ def serving(options: argparse.Namespace, batching: str) -> Iterator[str]:
 
 async def ask(client: httpx.AsyncClient, options: argparse.Namespace, one: Ask, patience: float, seen: Seen) -> None:
     """Send a request, and note what comes; or hang up after a while."""
-    body = {"class": one.seed % 10, "n": one.images, "seed": one.seed, "method": options.method}
-    body |= {"stream": True, "partial_images": options.partial_images}
     start, first = time.monotonic(), None
     try:
         async with (
             asyncio.timeout(patience if one.goes else 600),
-            client.stream("POST", "/v1/images/generations", json=body) as answer,
+            client.stream("POST", "/v1/images/generations", json=one.body(options.about, options)) as answer,
         ):
             async for line in answer.aiter_lines():
                 if line.startswith("data:") and first is None:
@@ -162,6 +169,7 @@ def quantile(values: list[float], share: float) -> float | None:
 def measure(options: argparse.Namespace, batching: str, rates: dict[float, float]) -> dict[str, Any]:
     """All figures of a way of batching; `rates` by share are filled in by the first one."""
     with serving(options, batching) as url:
+        options.about = httpx.get(f"{url}/v1/models").json()["data"][0]
         asyncio.run(closed_loop(url, options, 2, 5.0))  # warm
         lone = asyncio.run(closed_loop(url, options, 1, options.seconds / 3))
         start, before = time.monotonic(), counted(url)
@@ -226,6 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")
     parser.add_argument("--batch-size", type=int, default=16, help="seats")
     parser.add_argument("--hang-ups", type=float, default=0.0, help="share of clients that go before they are answered")
+    parser.add_argument("--mixed-sizes", action="store_true", help="of images: all that the model draws, in turn")
     parser.add_argument("--partial-images", type=int, default=1, help="pictures of each image on its way")
     parser.add_argument("--seed", type=int, default=0, help="of the requests")
     parser.add_argument("--json", type=Path, required=True, help="file of the figures; a plot goes beside it")
@@ -241,6 +250,7 @@ def main(argv: list[str] | None = None) -> None:
         "seconds": options.seconds,
         "seed": options.seed,
         "hang_ups": options.hang_ups,
+        "mixed_sizes": options.mixed_sizes,
     }
     write_json(options.json, about | {"rows": rows})
     plot(rows, options.json.with_suffix(".png"))

@@ -50,7 +50,7 @@ def test_a_prompt_of_several_images_is_read_once(pipe):
 
 
 def test_a_prompt_that_comes_again_takes_no_forward(pipe):
-    batch, counts = RunningImages(pipe, 4), []
+    batch, counts = RunningImages(pipe, 4, adaptive_window=False), []
     for seed, prompt in ((1, LONG), (1, LONG), (1, "the sea"), (1, LONG)):
         before = batch.forwards
         batch.admit(prompt=prompt, seed=seed, **LAW)
@@ -65,7 +65,7 @@ def test_a_prompt_that_comes_again_takes_no_forward(pipe):
 
 def test_classes_are_kept_too():
     pipe = small.pipeline()
-    batch = RunningImages(pipe, 2)
+    batch = RunningImages(pipe, 2, adaptive_window=False)
     forwards = []
     for _ in range(2):
         (image,) = batch.admit([1], seed=3, **LAW)

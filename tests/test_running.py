@@ -12,7 +12,8 @@ from vargen.core.warp import Warp
 from vargen.engine import loops
 from vargen.engine.drafters import ModelDrafter
 from vargen.engine.guidance import Guidance, together
-from vargen.engine.running import Law, RunningBatch
+from vargen.engine.rows import Law
+from vargen.engine.running import RunningBatch
 from vargen.engine.seats import closed
 from vargen.samplers.ar import ARSettings, Autoregressive
 from vargen.samplers.contract import Task

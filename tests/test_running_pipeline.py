@@ -49,7 +49,8 @@ def joined(pipe, method, count, capacity, *, gone=0.0, asked=asked_for):
             batch.admit(method=method, seed=seed, **asked(pipe, seed))
         for image in batch.step():
             out[image.seed] = image.partial.tokens[0]
-            assert image.partial.trace.seeds == [image.seed]
+            trace = image.partial.trace
+            assert (trace.seeds, sum(trace.windows.values())) == ([image.seed], trace.forwards)
         batch.leave([image for image in (*batch.running, *batch.waiting) if rng.random() < gone])
     return out
 

@@ -8,6 +8,7 @@ are compared byte for byte. A draw of these methods is turned over by what else 
 import asyncio
 import base64
 import contextlib
+import io
 import json
 import os
 import re
@@ -25,6 +26,7 @@ pytest.importorskip("litserve", reason="the server is an extra: pip install 'var
 import httpx
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from PIL import Image
 from schemathesis import GenerationMode, checks
 from schemathesis.core.result import Ok
 from served import HEADERS, IMAGES, KEY, LONG, MODELS, ROOT, Running, descriptors, end, soon
@@ -212,6 +214,15 @@ def test_the_curls_of_the_page(server):
     assert len(found) >= 3
     for body in map(json.loads, found):
         assert server.post(body).status_code == 200
+    fields = re.search(r"edits -F (.*)$", page, re.MULTILINE)
+    assert fields is not None
+    named = dict(part.split("=", 1) for part in fields[1].split(" -F "))
+    beach, mask = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (64, 64), "orange").save(beach, "PNG")
+    Image.new("L", (64, 64), "white").save(mask, "PNG")
+    files = {name: (named.pop(name), held.getvalue()) for name, held in (("image", beach), ("mask", mask))}
+    answer = httpx.post(f"{server.url}{EDITS}", data=named, files=files, headers=HEADERS, timeout=LONG)
+    assert answer.json()["data"][0]["seed"] == 3
 
 
 def test_a_worker_that_dies_is_replaced_and_its_requests_are_drawn(server):

@@ -5,8 +5,8 @@ what joins is a batch of its own for its prefill and its first token, and then r
 leaves is taken out, and the last one moves to its seat. A plain call is a running batch that all join at the start.
 """
 
+import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from vargen.core.types import Condition
 from vargen.core.warp import Warp
 from vargen.engine.clock import Clock, Counts
 from vargen.engine.guidance import AnyGuidance, Guidance, together
+from vargen.engine.pace import Pace
 from vargen.engine.prefixes import Prefixes, Reading
+from vargen.engine.rows import Law, Opening, Row
 from vargen.engine.seats import Seats, closed
 from vargen.engine.sound import Sound
 from vargen.engine.threads import ALL, Threads
@@ -25,38 +27,6 @@ from vargen.models.contract import RasterModel
 from vargen.samplers.contract import RasterSampler
 
 Make = Callable[[Tensor, Warp, Any], RasterSampler]  # of seeds (B,), their law, and what drafts for them
-
-
-@dataclass(frozen=True)
-class Law:
-    """What an image is drawn from. In one batch, `warp` differs in temperature and top-p at most."""
-
-    guidance: Guidance
-    warp: Warp
-
-
-@dataclass(eq=False)
-class Row:
-    """An image of a running batch. What became of it, it has from when it left."""
-
-    seed: int
-    law: Law
-    forwards: int = 0  # of the model, while it was drawn
-    settled: int = 0
-    cached: int = 0  # tokens of its condition that were not run, since they had been read before
-    tokens: Any = None  # (slots,) int64, final up to `settled` in decoding order
-
-
-@dataclass(eq=False)
-class Opening:
-    """Images that are to join a running batch."""
-
-    condition: Condition  # `mirrored`, if guided
-    reading: Reading
-    sampler: RasterSampler
-    guidance: AnyGuidance
-    rows: list[Row]
-    forwards: int = 0  # that reading took
 
 
 class RunningBatch:
@@ -74,17 +44,19 @@ class RunningBatch:
         make: Make | None = None,
         opens: RasterModel | None = None,
         prefixes: Prefixes | None = None,
+        paces: bool = False,
     ) -> None:
         """For at most `capacity` images, `guided` where some are. `make` makes the samplers of those that are admitted;
         the prefill of those that join others is run by `opens`, where that is another model with the same weights.
-        What was read is kept in `prefixes`.
+        What was read is kept in `prefixes`. With `paces`, blocks are as wide as pays, where no image hangs on it.
         """
+        self._paces, self._pace = paces, None
         self._prefixes = Prefixes(0) if prefixes is None else prefixes
         self._model, self._opens, self._make = model, opens or model, make
         self._clock, self._counts, self._threads = clock, counts, threads
         self.capacity, self.guided, self.sound = capacity, guided, Sound("the model", model.device)
         self.rows: list[Row] = []
-        self.forwards: list[int] = []  # of each image
+        self._widths: list[dict[int, int]] = []  # of each image: widths of its blocks, and how many forwards had them
         self._sampler: Any = None
         self._seats: Any = None
         self._guidance: AnyGuidance = Guidance()
@@ -111,6 +83,11 @@ class RunningBatch:
         return self._sampler.committed
 
     @property
+    def forwards(self) -> list[int]:
+        """Of each image, those while it was not done."""
+        return [sum(widths.values()) for widths in self._widths]
+
+    @property
     def busy(self) -> bool:
         """Whether an image has tokens to come."""
         return any(n < self._model.spec.slots for n in self.settled)
@@ -124,7 +101,7 @@ class RunningBatch:
         seats, condition = self._seats_for(condition, sampler)
         runner = watched or (self._model if self._sampler is None else self._opens)
         logits = self._forward(lambda: runner.prefill(condition, seats.cache), condition.embedding.shape[:2])
-        self._start(sampler, guidance, seats, logits, [1] * len(sampler.settled))
+        self._start(sampler, guidance, seats, logits, {condition.embedding.shape[1]: 1})
 
     def _forward(self, run: Callable[[], Tensor], size: Sequence[int]) -> Tensor:
         """The logits of a prefill, of so many rows and tokens."""
@@ -137,9 +114,9 @@ class RunningBatch:
         return logits
 
     def _start(
-        self, sampler: RasterSampler, guidance: AnyGuidance, seats: Seats, logits: Tensor, forwards: list[int]
+        self, sampler: RasterSampler, guidance: AnyGuidance, seats: Seats, logits: Tensor, widths: dict[int, int]
     ) -> None:
-        """The first tokens of images whose condition was read, in so many forwards; they take their seats."""
+        """The first tokens of images whose condition was read, in forwards of `widths`; they take their seats."""
         with self._threads.step(*self._size):
             logits = guidance.mix(logits)
             sampler.accept(self._model.spec.given(logits, logits.new_zeros(logits.shape[:2], dtype=torch.int64)))
@@ -149,7 +126,7 @@ class RunningBatch:
             else:
                 self._sampler.join(sampler)
                 self._seats.join(seats)
-        self.forwards += forwards
+        self._widths += [dict(widths) for _ in sampler.settled]
         self._clock.lap("sampler")
 
     def _seats_for(self, condition: Condition, sampler: RasterSampler) -> tuple[Seats, Condition]:
@@ -176,6 +153,10 @@ class RunningBatch:
         """A forward: a block of every image that is not done."""
         spec, guidance, sampler, cache = self._model.spec, self._guidance, self._sampler, self._seats.cache
         unsettled = [n < spec.slots for n in sampler.settled]
+        began, before = time.perf_counter(), sum(sampler.settled)
+        if self._paces and sampler.steady:
+            self._pace = self._pace or Pace(sampler.widest)
+            sampler.narrow(self._pace.width(len(unsettled)))
         with self._threads.step(*self._size):
             block = sampler.propose()
         self._clock.lap("sampler")
@@ -189,7 +170,12 @@ class RunningBatch:
         self._clock.lap("model")
         with self._threads.step(*self._size):
             sampler.accept(logits)
-        self.forwards = [n + busy for n, busy in zip(self.forwards, unsettled, strict=True)]
+        if self._pace is not None:
+            settled = (sum(sampler.settled) - before) / len(unsettled)
+            self._pace.note(len(unsettled), logits.shape[1], time.perf_counter() - began, settled)
+        for at, busy in enumerate(unsettled):
+            if busy:
+                self._widths[at][logits.shape[1]] = self._widths[at].get(logits.shape[1], 0) + 1
         self._clock.lap("sampler")
 
     def admit(self, condition: Condition, seeds: Sequence[int], laws: Sequence[Law], drafter: Any = None) -> list[Row]:
@@ -234,8 +220,9 @@ class RunningBatch:
         def run() -> Tensor:
             return reading.step(self._opens.prefill)
 
-        self._forward(run, reading.next)
-        opening.forwards += 1
+        _, width = size = reading.next
+        self._forward(run, size)
+        opening.widths[width] = opening.widths.get(width, 0) + 1
 
     def join(self, opening: Opening) -> list[Row]:
         """The images whose condition was read; no forward is run."""
@@ -245,7 +232,7 @@ class RunningBatch:
         images, cached = len(opening.rows), opening.reading.cached
         for at, row in enumerate(opening.rows):
             row.cached = cached[at] if not self.guided else cached[images + at] + cached[images - 1 - at]
-        self._start(opening.sampler, opening.guidance, seats, logits, [opening.forwards] * images)
+        self._start(opening.sampler, opening.guidance, seats, logits, opening.widths)
         return self._seated(opening.rows)
 
     def _checked(self, seeds: Sequence[int], laws: Sequence[Law]) -> tuple[AnyGuidance, Warp]:
@@ -269,9 +256,9 @@ class RunningBatch:
         gone = [self.rows.index(row) for row in rows]
         for at in gone:
             row = self.rows[at]
-            row.tokens, row.settled, row.forwards = self.tokens[at].clone(), self.settled[at], self.forwards[at]
+            row.tokens, row.settled, row.widths = self.tokens[at].clone(), self.settled[at], self._widths[at]
         order = closed(len(self.rows), gone)
-        self.rows, self.forwards = [self.rows[i] for i in order], [self.forwards[i] for i in order]
+        self.rows, self._widths = [self.rows[i] for i in order], [self._widths[i] for i in order]
         if not order:
             self._sampler = None
             return

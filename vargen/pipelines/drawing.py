@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vargen.engine.running import Row
+from vargen.engine.rows import Row
 from vargen.pipelines.partial import Partial
 from vargen.pipelines.request import Method
 

@@ -27,7 +27,8 @@ from vargen.engine.clock import Clock, Counts
 from vargen.engine.packed import watched
 from vargen.engine.prefixes import Prefixes
 from vargen.engine.replayed import Replayed
-from vargen.engine.running import Law, Opening, Row, RunningBatch
+from vargen.engine.rows import Law, Opening, Row
+from vargen.engine.running import RunningBatch
 from vargen.engine.threads import Threads
 from vargen.pipelines import values
 from vargen.pipelines.choose_drafter import drafter_for
@@ -45,11 +46,14 @@ FOLD = 512  # forwards after which the clock's marks are added up
 class RunningImages:
     """A batch of at most `capacity` images that others join, in turn as `admit` says."""
 
-    def __init__(self, pipe: Any, capacity: int = 16, *, prefix_bytes: int = PREFIX_BYTES) -> None:
+    def __init__(
+        self, pipe: Any, capacity: int = 16, *, prefix_bytes: int = PREFIX_BYTES, adaptive_window: bool = True
+    ) -> None:
         """Of at most `capacity` images at a time, or as many as there is memory for the keys and values of.
 
         In `prefix_bytes` it keeps what was read of prompts and classes, so that none is read twice: those asked for
-        last. ValueError where the model draws no tokens one by one.
+        last. With `adaptive_window`, blocks are as wide as pays for the images that run, where a method draws the same
+        image at any width (sjd-exact); its window is the most. ValueError where the model draws no tokens one by one.
         """
         if pipe.kind != "raster":
             raise ValueError(f"{pipe.preset.name} is no raster model: its images begin together")
@@ -58,6 +62,7 @@ class RunningImages:
         self.pipe, self.capacity = pipe, capacity
         self.waiting: deque[Drawing] = deque()
         self.running: list[Drawing] = []
+        self._adapts = adaptive_window
         self.prefixes = Prefixes(values.whole(prefix_bytes, "prefix_bytes", least=0))
         self._batch: RunningBatch | None = None
         self._opening: Opening | None = None
@@ -245,6 +250,7 @@ class RunningImages:
         capacity = min(self.capacity, fitting(model, 2 if self._guided else 1))
         how: Any = {"capacity": capacity, "guided": self._guided, "make": make}
         how |= {"opens": model if replayed else runner, "prefixes": self.prefixes}
+        how["paces"] = self._adapts and not replayed  # each width is a graph of its own
         self._batch = RunningBatch(runner, self._clock, counts, Threads(model), **how)
 
     def _done(self) -> list[Drawing]:
@@ -267,7 +273,7 @@ class RunningImages:
         pipe, method, forwards = image.pipe, image.method, max(1, image.row.forwards)
         trace = pipe.trace(method, [image.seed])
         trace.settings |= {} if image.drafter is None else {"drafter": image.drafter}
-        trace.forwards, trace.cached_tokens = forwards, image.row.cached
+        trace.forwards, trace.windows, trace.cached_tokens = forwards, dict(image.row.widths), image.row.cached
         trace.forwards_per_image, trace.tokens_per_forward = forwards, tokens.shape[1] / forwards
         trace.seconds, trace.versions = {"total": time.perf_counter() - image.placed}, pipe.versions
         trace.kernels = pipe._runners.notes | self._counts.kernels.ran

@@ -150,6 +150,7 @@ class RasterSampler(Sampler, ABC):
     settled: Any
     tokens: Any
     extra: int = 0  # places that it wants in the cache, behind the image's slots
+    steady: ClassVar[bool] = False  # whether it draws the same image however wide its blocks are: it has `narrow`
 
     @abstractmethod
     def __init__(self, settings: Any, task: Task) -> None: ...

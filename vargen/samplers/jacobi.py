@@ -90,6 +90,10 @@ class JacobiWindow(Window):
         """The image furthest behind is another one now."""
         self._lowest, self._unseen = min(self.settled), []
 
+    def narrow(self, width: int) -> None:
+        """From now on, blocks are at most so wide. Where the method is not `steady`, it draws another image."""
+        self._policy.most = width
+
     @abstractmethod
     def _revise(self, logits: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
         """(kept, token), both (B, w), from the guided `logits` (B, w, V) of this step and the `drafts` (B, w).

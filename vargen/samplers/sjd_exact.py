@@ -26,6 +26,7 @@ class ExactJacobi(JacobiWindow):
     """Speculative Jacobi decoding that draws the tokens of plain decoding for the same seed."""
 
     Settings: ClassVar[type] = ExactSettings
+    steady: ClassVar[bool] = True
     uses_law = False
 
     def _revise(self, logits: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:

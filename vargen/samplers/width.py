@@ -33,13 +33,15 @@ class WidthPolicy:
             self.widths = (*(w for w in LADDER if 1 < w < window), window)
         self._extra, self._weight = PRIOR_EXTRA * PRIOR_STEPS, PRIOR_STEPS
         self._loss, self._steps = 0.0, 0
+        self.most: int | None = None  # at most so wide, where somebody says so
         self._current = self._best(self.widths) if self.auto else self.widths[-1]
 
     def width(self, remaining: int) -> int:
         """Width of the next block when the row furthest behind has `remaining` slots to fill."""
-        if self._current == 1:
-            return 1
-        return next(w for w in self.widths if w >= max(2, min(remaining, self._current)))
+        current = self._current if self.most is None else min(self._current, self.most)
+        if current == 1 or (current == self.most and current < remaining):
+            return current
+        return next(w for w in self.widths if w >= max(2, min(remaining, current)))
 
     def observe(self, width: int, committed: int) -> None:
         """Note that a step of `width` took the row furthest behind so many tokens on: it is what a batch waits for."""
