@@ -10,10 +10,12 @@ was drawing when it died is drawn once more by another. Ray is imported when som
 import asyncio
 import importlib
 import signal
+import socket
 import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, MutableSequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet
 
@@ -263,6 +265,7 @@ def serve_images(options: Options) -> None:
         for number, hears in ((signal.SIGINT, before), (signal.SIGTERM, _stop)):
             signal.signal(number, hears)  # as before Ray came
         serve.start(http_options={"host": options.host, "port": options.port})
+        _check_listens(options.host, options.port)
         front = serve.run(application(options), name=NAME)
         where = f"http://{options.host}:{options.port}"
         print(f"vargen: ready at {where} ({', '.join(options.names)})", file=sys.stderr, flush=True)
@@ -274,6 +277,15 @@ def serve_images(options: Options) -> None:
         serve.delete(NAME)
     finally:
         ray.shutdown()
+
+
+def _check_listens(host: str, port: int) -> None:
+    """ValueError where Ray Serve ran before, and listens elsewhere."""
+    for _ in range(50):
+        with suppress(OSError), socket.create_connection((host, port), timeout=1.0):
+            return
+        time.sleep(0.1)
+    raise ValueError(f"Ray Serve runs already, and not on port {port}: serve run vargen.server.ray:app joins it")
 
 
 def _stop(number: int, frame: Any) -> None:
