@@ -8,9 +8,10 @@ BIN := .venv/bin
 sample: .venv/installed
 	$(BIN)/vargen sample --num-images 6 --batch-size 1 --compare --out out/sample.png --overwrite
 
-test: lint .venv/quant
+test: lint .venv/quant .venv/ray
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 	PYTHONPATH=.venv/quant $(BIN)/python -m pytest tests/test_quantize.py
+	PYTHONPATH=.venv/ray $(BIN)/python -m pytest tests/test_server_ray.py tests/test_ray_data.py
 
 lint: .venv/installed-dev deptry
 	$(BIN)/ruff check .
@@ -38,6 +39,12 @@ deptry: .venv/installed-dev
 # torchao beside the environment and not in it: once it is installed, diffusers imports it for everybody.
 .venv/quant: pyproject.toml | .venv/made
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ 'torchao>=0.18'
+	touch $@
+
+# Ray beside it too: it is large. Where there is none for this machine, its tests are skipped.
+.venv/ray: pyproject.toml | .venv/made
+	$(BIN)/python -m pip install --quiet --upgrade --target $@ 'ray[serve,data]>=2.60' || \
+	    { echo "Ray cannot be installed here: its tests are skipped" >&2; mkdir -p $@; }
 	touch $@
 
 clean:

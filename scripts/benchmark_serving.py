@@ -85,7 +85,7 @@ def serving(options: argparse.Namespace, batching: str) -> Iterator[str]:
     if batching == "before":
         environment["PYTHONPATH"] = str(options.before)
     else:
-        command += ["--batching", batching]
+        command += ["--ray"] if batching == "ray" else ["--batching", batching]
     folder = options.before if batching == "before" else None  # where Python looks first
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=environment, cwd=folder, **quiet)
@@ -226,7 +226,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket-llamagen", help="as `vargen serve` takes it")
     parser.add_argument("--method", default="sjd-exact:window=16", help="of every request")
-    parser.add_argument("--batching", default="static,continuous", help="ways, with commas between them")
+    parser.add_argument(
+        "--batching", default="static,continuous", help="ways, with commas between them: static, continuous, ray"
+    )
     parser.add_argument("--before", type=Path, help="another checkout, whose server is measured first, as `before`")
     parser.add_argument("--shares", default="0.3,0.7", help="loads, of what the first way can do")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")

@@ -43,7 +43,14 @@ def test_python(page, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "METHODS", dict(registry.METHODS))  # a page may add one
     exec(compile(program, page.name, "exec"), {"__name__": page.stem})
-    assert program or page.name in ("reproduce.md", "serving.md", "methods.md", "models.md", "results.md")
+    assert program or page.name in (
+        "batch_jobs.md",
+        "reproduce.md",
+        "serving.md",
+        "methods.md",
+        "models.md",
+        "results.md",
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

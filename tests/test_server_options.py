@@ -19,6 +19,7 @@ from vargen.server.options import KEY_VARIABLE, Options
         (["--model", "pocket-var:checkpoint=nowhere.pth"], "there is no nowhere.pth"),
         (["--model", "pocket-vax"], "unknown model 'pocket-vax'"),
         (["--batching", "wild"], "got batching 'wild', expected continuous or static"),
+        (["--max-replicas", "2"], "got one of min_replicas, max_replicas, models_per_replica without ray"),
         (["--api-key", "secret"], "unrecognized arguments: --api-key"),
     ],
 )

@@ -27,6 +27,12 @@ def command(argv: list[str]) -> None:
     key = options.key()
     for name, given in map(parsed, options.model):
         preset(name, given)  # numbers that their files do not have end here
+    if options.ray:
+        from vargen.server.ray import serve_images
+
+        _warn(options, key)
+        serve_images(options)
+        return
     try:
         import litserve  # noqa: F401
     except ImportError:
@@ -38,10 +44,15 @@ def command(argv: list[str]) -> None:
     there = torch.cuda.is_available()
     if options.device == "cuda" and not there:
         raise ValueError("device cuda was asked for, but torch finds no CUDA device")
+    _warn(options, key)
+    serve(Server(options, options.device or ("cuda" if there else "cpu"), key), options)
+
+
+def _warn(options: Options, key: str | None) -> None:
+    """ValueError where nothing can listen; a word where strangers can ask."""
     if options.host != LOOPBACK and key is None:
         print("vargen: anybody who reaches this address can draw: there is no API key", file=sys.stderr)
     _check_port(options.host, options.port)
-    serve(Server(options, options.device or ("cuda" if there else "cpu"), key), options)
 
 
 def _check_port(host: str, port: int) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -30,10 +30,12 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 class Service:
     """What the routes share."""
 
+    desk_type: ClassVar[type[Desk]] = Desk
+
     def __init__(self, engine: Engine, options: Options) -> None:
         self.engine, self.options, self.metrics = engine, options, Metrics()
         limits = {"batch_size": options.batch_size, "batch_wait": options.batch_wait, "max_queue": options.max_queue}
-        self.desk = Desk(engine, self.metrics, **limits)
+        self.desk = self.desk_type(engine, self.metrics, **limits)
 
     async def edit(self, request: Request) -> Response:
         """Draw what a form asks for."""
@@ -47,6 +49,7 @@ class Service:
 
     async def generate(self, body: ImageRequest, request: Request, given: edits.Given = edits.NOTHING) -> Response:
         """Draw what a body asks for, of pictures that are `given`."""
+        await self.meet(body.model or self.options.names[0])
         order = await asyncio.to_thread(reading.read, body, self.engine.cards, self.options, given)
         job = self.desk.place(order, min(body.deadline or self.options.deadline, self.options.deadline))
         details, streamed = request.scope["state"]["details"], False
@@ -62,6 +65,9 @@ class Service:
         finally:
             if not streamed:
                 self._leave(job, details)
+
+    async def meet(self, *names: str) -> None:
+        """Know what models are drawn with; workers that load all of them when they start have said so."""
 
     def _leave(self, job: Job, details: dict[str, Any]) -> None:
         details.update(described(job))
@@ -165,11 +171,13 @@ def _routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", response_model=ModelList)
     async def models() -> Response:
         """The models that are served, and what can be asked of each."""
+        await service.meet(*service.options.names)
         return answer(service.models())
 
     @app.get("/v1/models/{model:path}", response_model=Model, responses={404: ERRORS[404]})
     async def model(model: str) -> Response:
         """A model that is served, and what can be asked of it."""
+        await service.meet(model)
         return answer(service.model(model))
 
     @app.get("/docs", response_class=HTMLResponse)

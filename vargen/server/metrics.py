@@ -21,6 +21,10 @@ class Number:
         """It is `amount` now."""
         self._values[""] = amount
 
+    def value(self) -> float:
+        """What it is now, of all values of its label together."""
+        return sum(self._values.values())
+
     def lines(self) -> Iterator[str]:
         """As Prometheus reads it."""
         yield from _head(self._name, self._words, self._kind)

@@ -46,6 +46,10 @@ WORDS = {
     "api_key_file": f"file with the key that clients send (default: ${KEY_VARIABLE}, or none)",
     "log_prompts": "write prompts into the log",
     "strict": "refuse sizes that a model does not draw, instead of drawing the nearest",
+    "ray": "run on Ray Serve, in a cluster that is there or in one of its own",
+    "min_replicas": "with --ray, least replicas that draw",
+    "max_replicas": "with --ray, most of them (default: workers-per-device on each GPU of the cluster, or on a CPU)",
+    "models_per_replica": "with --ray, models that a replica keeps; for one more, the one unused longest is given up",
     "allowed_origins": "a web page's origin that may ask from a browser, https://example.org, or *; repeat for several",
 }
 
@@ -77,6 +81,10 @@ class Options:
     log_prompts: bool = False
     strict: bool = False
     allowed_origins: tuple[str, ...] = ()
+    ray: bool = False
+    min_replicas: int = 1
+    max_replicas: int | None = None
+    models_per_replica: int = 3
 
     def __post_init__(self) -> None:
         from vargen.core.dispatch import Kernels  # torch is slow to import, and flags are made without it
@@ -91,6 +99,9 @@ class Options:
                 raise ValueError(f"got {name.replace('_', ' ')} {value}, expected more")
         if self.host not in HOSTS or not 1024 <= self.port <= 65535:
             raise ValueError(f"got {self.host}:{self.port}, expected {', '.join(HOSTS)} and a port from 1024 to 65535")
+        usual = {field.name: field.default for field in dataclasses.fields(self) if "replica" in field.name}
+        if not self.ray and any(getattr(self, name) != value for name, value in usual.items()):
+            raise ValueError(f"got one of {', '.join(usual)} without ray, expected none: they are of Ray Serve")
         Kernels.of(self.fast)
         for name, given in map(parsed, self.model):
             for key, value in given.items():

@@ -1,6 +1,6 @@
 """The same application with its worker in a thread of this process: for whoever runs ASGI applications by other means.
 
-    app = application(Options(model=("pocket-var",)))    # for uvicorn, or a deployment of Ray Serve
+    app = application(Options(model=("pocket-var",)))    # for uvicorn
 
 One thread draws. There is no second process that a crash would leave alive: what starts this one
 should look at `/healthz`.
@@ -33,7 +33,8 @@ class Thread:
     def __init__(self, make: Callable[[], Mapping[str, Any]], batch_size: int, *, joins: bool = True) -> None:
         self.board: MutableSequence[float] = [0.0] * batch_size
         self._make, self._how, self._painter = make, {"capacity": batch_size, "joins": joins}, None
-        self._placed: queue.SimpleQueue[tuple[Callable[[Event], None], Batch]] = queue.SimpleQueue()
+        self._placed: queue.SimpleQueue[tuple[Callable[[Event], None], Batch] | None] = queue.SimpleQueue()
+        self._since: float | None = None  # when what is drawn now was begun: a forward, or a batch that nobody joins
 
     @property
     def ready(self) -> int:
@@ -49,21 +50,36 @@ class Thread:
         """Load the models."""
         painter = Painter(self._make(), **self._how)
         self._cards, self._painter = {card.model: card for card in painter.cards}, painter
-        threading.Thread(target=self._draw, args=(painter,), daemon=True).start()
+        self._thread = threading.Thread(target=self._draw, args=(painter,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Draw no more, and give up the models; nobody may be waiting for images."""
+        self._placed.put(None)
+        self._thread.join()
+        self._painter = None
+
+    def stuck(self, seconds: float) -> bool:
+        """Whether nothing is drawn any more: the thread has died, or been busy with one thing for longer than that."""
+        since = self._since
+        return not self._thread.is_alive() or (since is not None and time.monotonic() - since > seconds)
 
     def _draw(self, painter: Painter) -> None:
-        """Take batches while there is room, and draw them, without end."""
+        """Take batches while there is room, and draw them, until None comes."""
         tellers, uids = dict[Hashable, Callable[[Event], None]](), itertools.count()
         while True:
             with contextlib.suppress(queue.Empty):
                 while painter.room:
-                    tell, batch = self._placed.get(block=painter.idle)
-                    tellers[uid := next(uids)] = tell
+                    if (placed := self._placed.get(block=painter.idle)) is None:
+                        return
+                    tellers[uid := next(uids)], batch = placed
                     painter.place(uid, batch, lambda ticket: self.board[ticket] > time.monotonic())
+            self._since = time.monotonic()
             for uid, event in painter.turn():
                 tellers[uid](event)
                 if isinstance(event, Ended):
                     del tellers[uid]
+            self._since = None
 
     async def run(self, batch: Batch) -> AsyncIterator[Event]:
         """Have a batch drawn."""
