@@ -153,6 +153,30 @@ def test_interlaced_pngs_are_counted_by_their_passes(tmp_path):
     assert read_image(path).shape == (1, 1, 3)
 
 
+def test_what_would_take_long_to_decode_is_refused(tmp_path):
+    out = io.BytesIO()
+    Image.effect_noise((64, 64), 60).save(out, "JPEG", progressive=True)
+    plain = out.getvalue()
+    last = plain.rindex(b"\xff\xda")
+    chunk = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    tall = io.BytesIO()
+    Image.new("L", (1, 40_000)).save(tall, "PNG")
+    many = io.BytesIO()
+    Image.new("L", (8, 8)).save(many, "PNG")
+    at = many.getvalue().index(b"IDAT") - 4
+    for data, why in (
+        (plain[:-2] + plain[last:-2] * 200 + plain[-2:], "scans, expected at most 100"),
+        (many.getvalue()[:at] + chunk * 70_000 + many.getvalue()[at:], "has more than 65,536 chunks"),
+        (tall.getvalue(), "expected at most 32,768 on a side"),
+    ):
+        path = tmp_path / "x.png"
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=why):
+            read_picture(path)
+    path.write_bytes(plain)
+    assert read_picture(path).size == (64, 64)
+
+
 def test_bombs_are_refused_before_they_are_decoded(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(made(b"never looked at", 12_000, 12_000))

@@ -102,46 +102,6 @@ def test_those_used_last_are_kept():
         Prefixes(-1)
 
 
-def change_in_place(pipe):
-    with torch.no_grad():
-        next(pipe.transformer.parameters()).mul_(1.5)
-
-
-def change_by_data(pipe):
-    for value in pipe.transformer.parameters():
-        value.data.mul_(1.3)
-
-
-def change_the_model(pipe):
-    pipe.register_modules(transformer=chameleon.lumina(seed=4))
-
-
-def change_the_dtype(pipe):
-    pipe.to(torch.float64)
-
-
-@pytest.mark.parametrize("change", [change_in_place, change_by_data, change_the_model, change_the_dtype])
-def test_other_weights_read_anew(pipe, change):
-    batch = RunningImages(pipe, 2)
-    for step in (lambda _: None, change):
-        step(pipe)
-        batch.admit(prompt=LONG, seed=3, **LAW)
-        out = drawn(batch)[3].partial
-        assert torch.equal(out.tokens[0], alone(pipe, LONG, 3))
-        assert out.trace.cached_tokens == 0
-
-
-def test_who_looks_at_the_model_sees_every_forward(pipe):
-    batch, seen = RunningImages(pipe, 2), []
-    for hooked in (False, True, True):
-        if hooked:
-            pipe.transformer.decoder.model.layers[0].register_forward_hook(lambda *_: seen.append(1))
-        (image,) = batch.admit(prompt=LONG, seed=3, **LAW)
-        drawn(batch)
-        assert image.partial.trace.cached_tokens == 0
-    assert seen
-
-
 def in_pieces(monkeypatch, least=3):
     monkeypatch.setattr(prefixes, "PIECE", 1)
     monkeypatch.setattr(prefixes, "LEAST", least)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import threading
 from dataclasses import replace
 
 import chameleon
@@ -19,7 +20,7 @@ from served import LONG, limits, pipes, play
 from vargen.core import image_processor, registry
 from vargen.pipelines.prompted import PromptedPipeline
 from vargen.server import logs
-from vargen.server.guard import EDITS
+from vargen.server.guard import EDITS, IMAGES
 from vargen.server.orders import Batch, Done, Order
 from vargen.server.painter import Painter
 from vargen.server.threads import application
@@ -164,6 +165,39 @@ def test_forms_are_bounded_and_are_forms():
         return [answer.status_code for answer in (large, plain, torn, many)]
 
     assert play(use, limits(max_upload=20000)) == [413, 415, 400, 400]
+
+
+def test_whoever_decodes_keeps_nobody_waiting(monkeypatch):
+    """A picture that takes long to decode holds up neither health nor others, and its deadline counts from arrival."""
+    go, decoded = threading.Event(), image_processor.decoded
+
+    def slow(*arguments):
+        assert go.wait(LONG)
+        return decoded(*arguments)
+
+    monkeypatch.setattr(image_processor, "decoded", slow)
+    files = [("image", ("x.png", picture())), ("mask", ("x.png", mask()))]
+
+    async def use(client):
+        def edit(**more):
+            return client.post(EDITS, data={"model": "small-scales", "seed": "3", "prompt": "b"} | more, files=files)
+
+        first = asyncio.create_task(edit())
+        hung_up = [asyncio.create_task(edit()) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        for one in hung_up:
+            one.cancel()
+        health, other = await client.get("/health"), await client.post(IMAGES, json={"class": 0})
+        late = await edit(deadline="0.1")
+        waiting = [asyncio.create_task(edit()) for _ in range(6)]
+        await asyncio.sleep(0.2)
+        go.set()
+        return health, other, late, await first, await asyncio.gather(*waiting)
+
+    health, other, late, first, waiting = play(use, limits(max_queue=4))
+    assert [one.status_code for one in (health, other, late, first)] == [200, 200, 504, 200]
+    assert sorted({one.status_code for one in waiting}) == [200, 429]
+    assert same(drawn(first)[0], repainted())
 
 
 def client_of(use, retries=0, **options):

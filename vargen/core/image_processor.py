@@ -1,11 +1,11 @@
 """Pictures on their way in: the one reader of files and PIL images, for pictures and for masks; and fitting them.
 
 A file is opened as it is, by its content, which is of one of `FORMATS`; of an animation the first frame counts.
-Refused, with one reason: what is no plain file, what is damaged, more than 67,108,864 pixels or 32,768 on a side, and modes
-other than these. EXIF orientation is applied. 16 bits of grey are scaled to 8, and palettes, grey and CMYK converted as
-Pillow does; colour profiles are left alone. Pictures are laid over white where they are transparent. In a mask, white
-is repainted; but where a mask has an alpha channel that is not opaque everywhere, what is transparent is repainted, as
-in OpenAI's edits.
+Refused, with one reason: what is no plain file, what is damaged, more than 67,108,864 pixels or 32,768 on a side, JPEGs
+of over 100 scans, and modes other than these. EXIF orientation is applied. 16 bits of grey are scaled to 8, and
+palettes, grey and CMYK converted as Pillow does; colour profiles are left alone. Pictures are laid over white where
+they are transparent. In a mask, white is repainted; but where a mask has an alpha channel that is not opaque
+everywhere, what is transparent is repainted, as in OpenAI's edits.
 """
 
 import io

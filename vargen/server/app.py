@@ -1,6 +1,7 @@
 """The HTTP side: routes in OpenAI's shape over a desk, whatever engine draws behind it."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, ClassVar
@@ -21,8 +22,9 @@ from vargen.server.guard import EDITS, HUNG_UP, IMAGES, Guard, HungUp
 from vargen.server.metrics import Metrics
 from vargen.server.openapi import ERRORS, FORM, IMAGES_ANSWER, page, schema_of
 from vargen.server.options import Options
-from vargen.server.orders import Card, Done
+from vargen.server.orders import Card, Done, Order
 from vargen.server.schema import EditRequest, Health, ImageRequest, Model, ModelList
+from vargen.server.uploads import Uploads
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -35,23 +37,41 @@ class Service:
     def __init__(self, engine: Engine, options: Options) -> None:
         self.engine, self.options, self.metrics = engine, options, Metrics()
         limits = {"batch_size": options.batch_size, "batch_wait": options.batch_wait, "max_queue": options.max_queue}
-        self.desk = self.desk_type(engine, self.metrics, **limits)
+        self.desk, self._uploads = self.desk_type(engine, self.metrics, **limits), Uploads(options.max_queue)
 
     async def edit(self, request: Request) -> Response:
         """Draw what a form asks for."""
         async with request.form(max_files=edits.MOST + 1, max_fields=len(EditRequest.model_fields)) as form:
-            fields, given = await asyncio.to_thread(edits.read, form, self.options.max_pixels)
-        try:
-            body = EditRequest.model_validate(fields)
-        except ValidationError as error:
-            raise _refusal(error.errors()[0], (), EditRequest) from None
-        return await self.generate(body, request, given)
+            fields, files = edits.fields(form)
+            try:
+                body = EditRequest.model_validate(fields)
+            except ValidationError as error:
+                raise _refusal(error.errors()[0], (), EditRequest) from None
+            await self.meet(body.model or self.options.names[0])
 
-    async def generate(self, body: ImageRequest, request: Request, given: edits.Given = edits.NOTHING) -> Response:
-        """Draw what a body asks for, of pictures that are `given`."""
+            def read() -> Order:
+                return reading.read(body, self.engine.cards, self.options, edits.read(files, self.options.max_pixels))
+
+            until = time.monotonic() + self._seconds(body)
+            try:
+                order = await self._uploads.run(lambda wanted: _unless_gone(wanted, request), read, until)
+            except HungUp:
+                return Response(status_code=HUNG_UP)
+        return await self._draw(body, order, request, until)
+
+    async def generate(self, body: ImageRequest, request: Request) -> Response:
+        """Draw what a body asks for."""
         await self.meet(body.model or self.options.names[0])
-        order = await asyncio.to_thread(reading.read, body, self.engine.cards, self.options, given)
-        job = self.desk.place(order, min(body.deadline or self.options.deadline, self.options.deadline))
+        order = reading.read(body, self.engine.cards, self.options)
+        return await self._draw(body, order, request, time.monotonic() + self._seconds(body))
+
+    def _seconds(self, body: ImageRequest) -> float:
+        return min(body.deadline or self.options.deadline, self.options.deadline)
+
+    async def _draw(self, body: ImageRequest, order: Order, request: Request, until: float) -> Response:
+        self._uploads.check(order)
+        job = self.desk.place(order, until - time.monotonic())
+        self._uploads.hold(order)
         details, streamed = request.scope["state"]["details"], False
         try:
             told = answers.Told.of(order, reading.said_size(order, self.engine.cards))
@@ -75,6 +95,7 @@ class Service:
             details["status"] = HUNG_UP
         if self.options.log_prompts or isinstance(job.order.subject, int):
             details["subject"] = job.order.subject
+        self._uploads.free(job.order)
         self.desk.leave(job)
 
     def health(self) -> Health:

@@ -23,11 +23,6 @@ class Given:
     pictures: tuple[Image.Image, ...] = ()
     mask: Image.Image | None = None
 
-    @property
-    def bytes(self) -> int:
-        """Bytes that they take, about."""
-        return sum(3 * one.width * one.height for one in (*self.pictures, *([self.mask] if self.mask else [])))
-
     def fitting(self, card: Card, size: tuple[int, int], *, strict: bool) -> dict[str, Any]:
         """What an order has of them, for images of `size`. Refusal where the model cannot do anything with them.
 

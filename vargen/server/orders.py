@@ -27,6 +27,11 @@ class Order:
     mask: Image.Image | None = None
 
     @property
+    def bytes(self) -> int:
+        """Bytes that its pictures take, about."""
+        return sum(3 * one.width * one.height for one in (*self.pictures, *([] if self.mask is None else [self.mask])))
+
+    @property
     def kin(self) -> tuple[Any, ...]:
         """Orders for which this is the same are drawn in one batch."""
         return (self.model, self.method, self.preset, self.law, self.size, self.image_size, self.pictures, self.mask)
