@@ -1,5 +1,7 @@
 """Blocks of a running batch are as wide as pays, and images do not hang on it."""
 
+import itertools
+
 import numpy as np
 import pytest
 import small
@@ -11,11 +13,11 @@ from vargen.engine.pace import Pace
 from vargen.pipelines.running import RunningImages
 
 SETTLES = {1: 1.0, 2: 1.27, 4: 1.61, 8: 2.03, 16: 2.67}  # as pocket-llamagen with sjd-exact
-CPU, FLAT = (3.8e-3, 0.36e-3, 0.15e-3), (4e-3, 0.0, 0.0)  # seconds: of a forward, an image, a token
+CPU, FLAT = (3.5e-3, 0.05e-3, 0.15e-3, 0.2e-3), (4e-3, 0.0, 0.0, 0.0)  # seconds: see `Pace`
 
 
 def seconds(costs, images, width):
-    return float(np.array(costs) @ np.array([1, images, images * width]))
+    return float(np.array(costs) @ np.array([1, images, images * width, images * (width > 1)]))
 
 
 def best(costs, images):
@@ -47,21 +49,23 @@ def test_it_follows_the_number_of_images():
         play(CPU, images, 300, made=made)
     assert play(CPU, 16, 400, made=made) > 0.93
     assert play(CPU, 1, 400, made=made) > 0.93
-    assert play(CPU, 16, 300, made=Pace(16)) > 0.85  # from the start
+    assert play(CPU, 16, 300, made=Pace(16)) > 0.8  # from the start
 
 
 def test_a_window_is_the_most():
     assert Pace(1).widths == (1,)
     assert Pace(3).widths == (1, 2, 3)
     assert Pace(16).widths == (1, 2, 4, 8, 16)
-    assert max(Pace(5).width(1) for _ in range(3)) == 5
+    assert Pace(5).widths == (1, 2, 4, 5)
 
 
 class Wild(Pace):
     """Any width, another one at every step."""
 
+    turns = itertools.count()
+
     def width(self, images):
-        return self.widths[np.random.default_rng(self._steps).integers(len(self.widths))]
+        return self.widths[np.random.default_rng(next(self.turns)).integers(len(self.widths))]
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 16])
@@ -95,10 +99,10 @@ def test_only_methods_that_draw_the_same_image_at_any_width_are_asked(monkeypatc
 
 def test_steps_are_noted_as_they_are():
     made = Pace(16)
-    for _ in range(pace.STRETCH * len(made.widths)):
+    for _ in range(pace.TRY * len(made.widths)):
         width = made.width(2)
         made.note(2, width, seconds(CPU, 2, width), SETTLES[width])
     costs = np.linalg.lstsq(made._products, made._sums, rcond=None)[0]
-    assert [costs @ np.array([1, 2, 2 * width]) for width in made.widths] == pytest.approx(
+    assert [costs @ pace._shape(2, width) for width in made.widths] == pytest.approx(
         [seconds(CPU, 2, width) for width in made.widths], rel=0.05
     )
