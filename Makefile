@@ -10,8 +10,9 @@ sample: .venv/installed
 
 test: lint .venv/quant .venv/ray
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
-	PYTHONPATH=.venv/quant $(BIN)/python -m pytest tests/test_quantize.py
-	PYTHONPATH=.venv/ray $(BIN)/python -m pytest tests/test_server_ray.py tests/test_ray_data.py
+	PYTHONPATH=.venv/ray $(BIN)/python -m pytest tests/test_server_ray.py tests/test_ray_data.py & ray=$$!; \
+	    PYTHONPATH=.venv/quant $(BIN)/python -m pytest tests/test_quantize.py; status=$$?; \
+	    wait $$ray && exit $$status
 
 lint: .venv/installed-dev deptry
 	$(BIN)/ruff check .

@@ -50,7 +50,7 @@ def test_keywords_of_other_libraries():
             {"torch_dtype": torch.float16, "dtype": torch.float32},
             "got dtype torch.float32 and torch_dtype",
         ),
-        ({"dtype": "fp16"}, "got dtype 'fp16', expected one of torch's or a name: float32, bfloat16, float16"),
+        ({"dtype": "fp16"}, "got dtype 'fp16', expected float32, bfloat16, float16, torch's or the name"),
         ({"torch_dtype": "auto"}, "got dtype 'auto', expected"),
         ({"trust_remote_code": True}, "no code of a folder or repository is ever run"),
         ({"quantization_config": object()}, "quantize='int8' or 'int4'"),

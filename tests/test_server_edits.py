@@ -162,9 +162,11 @@ def test_forms_are_bounded_and_are_forms():
         plain = await client.post(EDITS, json={"prompt": "b"})
         torn = await client.post(EDITS, content=b"--x\r\n", headers={"content-type": "multipart/form-data"})
         many = await client.post(EDITS, data={str(i): "1" for i in range(99)}, files={"image": ("x.png", picture())})
-        return [answer.status_code for answer in (large, plain, torn, many)]
+        kinds = {"content-type": "multipart/form-data; boundary=x; charset=rot13"}
+        coded = await client.post(EDITS, content=b"--x--\r\n", headers=kinds)
+        return [answer.status_code for answer in (large, plain, torn, many, coded)]
 
-    assert play(use, limits(max_upload=20000)) == [413, 415, 400, 400]
+    assert play(use, limits(max_upload=20000)) == [413, 415, 400, 400, 415]
 
 
 def test_whoever_decodes_keeps_nobody_waiting(monkeypatch):

@@ -25,7 +25,7 @@ def dtype(value: torch.dtype | str) -> torch.dtype:
     """A transformer's, or its name. ValueError where it is of no numbers that one is kept in."""
     found = DTYPES.get(value) if isinstance(value, str) else value
     if not isinstance(found, torch.dtype) or found not in DTYPES.values():
-        raise ValueError(f"got dtype {quoted(value)}, expected one of torch's or a name: {', '.join(DTYPES)}")
+        raise ValueError(f"got dtype {quoted(value)}, expected {', '.join(DTYPES)}, torch's or the name")
     return found
 
 

@@ -83,10 +83,13 @@ class Guard:
                 )
         if scope["method"] != "POST":
             return
-        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        kind, *more = (part.strip().lower() for part in headers.get(b"content-type", b"").split(b";"))
+        charset = next((part for part in more if part.startswith(b"charset=")), b"charset=utf-8")
         wanted = KINDS.get(scope["path"])
         if wanted is not None and kind != wanted.encode():
             raise Refusal(415, f"expected a body of type {wanted}", code="unsupported_media_type")
+        if charset.partition(b"=")[2].strip(b'"') not in (b"utf-8", b"utf8"):
+            raise Refusal(415, "expected a body in UTF-8", code="unsupported_media_type")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self._most_of(scope):
             raise _too_large(self._most_of(scope))
