@@ -175,6 +175,10 @@ class KVCache:
         """Keys and values of a row from place `start` to `stop`, (layers, n, 2, heads, dim), to be read and written."""
         return self._held[:, row, start:stop]
 
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows alone: they come first from now on."""
+        self._held[:, : len(rows)] = self._held[:, rows]
+
     def rows(self, count: int) -> slice:
         """The rows of a block of so many."""
         return slice(self.end - count, self.end)

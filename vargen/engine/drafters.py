@@ -15,6 +15,7 @@ from vargen.core.warp import Warp
 from vargen.engine.guidance import AnyGuidance
 from vargen.engine.seats import Seats, joined, kept
 from vargen.engine.sound import Sound
+from vargen.engine.staying import both
 from vargen.kernels.sample import law
 from vargen.models.contract import ContinuousModel, RasterModel
 from vargen.models.eagle import EagleHead
@@ -73,9 +74,16 @@ class ModelDrafter:
 class LatentModelDrafter:
     """A small model of continuous tokens of the same layout, under the large one's guidance."""
 
-    def __init__(self, model: ContinuousModel, condition: Condition) -> None:
+    def __init__(self, model: ContinuousModel, condition: Condition, images: int) -> None:
         self._model, self._condition, self._cache = model, condition, model.make_cache(len(condition.embedding))
-        self.forwards = 0
+        self._images, self.forwards = images, 0
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the images `rows` (k,) alone, in this order."""
+        here = both(rows.tolist(), self._images, len(self._condition.embedding))
+        self._condition, self._images = Condition(self._condition.embedding[here]), len(rows)
+        if self._cache is not None:
+            self._cache.keep(here)
 
     def law(self, group: Group) -> tuple[Any, Any]:
         """Its head, and what that needs to draw the group."""

@@ -17,6 +17,7 @@ from vargen.engine.clock import Clock, Counts
 from vargen.engine.guidance import Guidance, Ramp
 from vargen.engine.running import RunningBatch
 from vargen.engine.sound import Sound, check_tokens
+from vargen.engine.staying import Staying, both, picked
 from vargen.engine.threads import ALL, Threads
 from vargen.models.contract import ContinuousModel, NextScaleModel, RasterModel
 from vargen.samplers.contract import ContinuousSampler, RasterSampler, ScaleSampler
@@ -52,17 +53,20 @@ def next_scale(
     clock: Clock,
     counts: Counts,
     threads: Threads = ALL,
+    staying: Staying | None = None,
 ) -> Iterator[None]:
-    """Decode a batch scale by scale into `pyramid`; yields after each. Stop iterating to cancel.
+    """Decode a batch scale by scale into `pyramid`; yields after each, when images may leave. Stop iterating to cancel.
 
     Models take turns where the sampler says so; each first runs, in one pass, the scales that the one before has drawn.
     The last scale that a model draws is never looked back at, and its keys and values are not kept.
     """
-    batch, scale = len(pyramid.features), 0
+    whole = batch = len(pyramid.features)
+    scale, staying = 0, staying or Staying(batch)
     sound = Sound("the model", pyramid.features.device)
     counts.per_image = [0] * batch
     for turn, ((model, condition), reach) in enumerate(zip(models, sampler.reaches, strict=True)):
         ran, cache = 0, None  # the cache of the model before is freed here
+        condition = picked(condition, staying.rows, whole)
         while scale < reach:
             rows = len(condition.embedding) if guidance.guided(scale) else batch
             if cache is None:
@@ -77,13 +81,19 @@ def next_scale(
                 logits, ran = guidance.mix(logits, scale), scale + 1
                 sound.note(logits)
                 counts.note(width, by_other=turn > 0)
-                counts.per_image = [n + (turn == 0) for n in counts.per_image]
+                for row in staying.rows if turn == 0 else ():
+                    counts.per_image[row] += 1
                 clock.lap("model")
                 pyramid.add(sampler.draw(logits, scale))
                 clock.lap("sampler")
             scale += 1
             yield
             clock.skip()
+            if (places := staying.left()) is not None:
+                pyramid.keep(index := torch.tensor(places, device=pyramid.features.device))
+                sampler.keep(index)
+                cache.keep(both(places, batch, rows))
+                condition, batch = picked(condition, places, batch), len(places)
     sound.check()
 
 
@@ -94,9 +104,11 @@ def continuous(
     clock: Clock,
     counts: Counts,
     threads: Threads = ALL,
+    staying: Staying | None = None,
 ) -> Iterator[None]:
-    """Decode a batch group by group; yields after each. Stop iterating to cancel."""
+    """Decode a batch group by group; yields after each, when images may leave. Stop iterating to cancel."""
     images = len(sampler.settled)
+    staying, counts.per_image = staying or Staying(images), [0] * images
     cache = model.make_cache(len(condition.embedding))
     while min(sampler.settled) < model.spec.slots:
         group = sampler.propose()
@@ -105,7 +117,8 @@ def continuous(
         with threads.step(len(rows.embedding) * model.spec.slots):  # of a masked model, which runs all
             z = model.decode(rows, group, cache)
         counts.note(group.slots.shape[1])
-        counts.per_image = [counts.forwards] * images
+        for row in staying.rows:
+            counts.per_image[row] = counts.forwards
         counts.cache_bytes = 0 if cache is None else cache.bytes
         clock.lap("model")
         with threads.step(len(rows.embedding) * group.slots.shape[1]):
@@ -113,6 +126,11 @@ def continuous(
         clock.lap("head")
         yield
         clock.skip()
+        if (places := staying.left()) is not None:
+            sampler.keep(torch.tensor(places, device=sampler.values.device))
+            if cache is not None:
+                cache.keep(both(places, images, len(condition.embedding)))
+            condition, images = picked(condition, places, images), len(places)
     check_tokens(sampler.values)
 
 

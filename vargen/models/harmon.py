@@ -103,6 +103,12 @@ class Cache:
     words: Tensor | None = None  # (R, T) bool: which of the prompts' places are not padding
     prompts: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # of each layer, (R, kv_heads, T, head_dim)
 
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows alone."""
+        self.rows = len(rows)
+        self.words = None if self.words is None else self.words[rows]
+        self.prompts = [(keys[rows], values[rows]) for keys, values in self.prompts]
+
     @property
     def bytes(self) -> int:
         """Bytes of keys and values held."""

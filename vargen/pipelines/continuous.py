@@ -11,6 +11,7 @@ from vargen.core.dispatch import Kernels
 from vargen.engine import loops
 from vargen.engine.drafters import LatentModelDrafter
 from vargen.engine.runners import ReplayedLatents
+from vargen.engine.staying import Staying
 from vargen.engine.threads import Threads
 from vargen.models.contract import embed
 from vargen.pipelines import choose_drafter, request, sized, values
@@ -136,13 +137,13 @@ class ContinuousPipeline(Pipeline):
             choose_drafter.check(found[0], small.spec, model.spec)
             small = choose_drafter.on(small, device)
             told = embed(small, inputs, guided=method.guidance > 1)
-            drafter = LatentModelDrafter(self._runner("drafter", small, counts), told)
+            drafter = LatentModelDrafter(self._runner("drafter", small, counts), told, len(seeds))
         task = LatentTask(model.spec, torch.tensor(seeds, device=device), method.guidance, method.temperature, drafter)
         sampler: ContinuousSampler = method.sampler(method.settings, task)
-        runner = self._runner("model", model, counts)
-        for _ in loops.continuous(runner, condition, sampler, clock, counts, Threads(model)):
+        runner, staying = self._runner("model", model, counts), Staying(len(seeds))
+        for _ in loops.continuous(runner, condition, sampler, clock, counts, Threads(model), staying):
             shown = (trace, self, image_size, model.image(sampler.values))
-            yield Partial(sampler.values, sampler.settled, counts.forwards, *shown)
+            yield Partial(sampler.values, sampler.settled, counts.forwards, *shown, staying=staying)
         if drafter is not None:
             trace.drafter_forwards = drafter.forwards
             trace.drafts, trace.drafts_kept = sampler.counted

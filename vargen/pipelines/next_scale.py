@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vargen.core.dispatch import Kernels
 from vargen.engine import loops
+from vargen.engine.staying import Staying
 from vargen.engine.threads import Threads
 from vargen.pipelines import choose_drafter, values
 from vargen.pipelines.base import Pipeline
@@ -110,10 +111,11 @@ class NextScalePipeline(Pipeline):
             models.append(choose_drafter.on(small, device))
         run = [self._runners.of(role, m, self.fast) for role, m in zip(("model", "refiner"), models, strict=False)]
         read = [(m, m.class_condition(inputs[0], guided=method.guidance.active)) for m in run]
-        pyramid = self.tokenizer.begin(len(seeds))
-        for _ in loops.next_scale(read, sampler, pyramid, method.guidance, clock, counts, Threads(model)):
+        pyramid, staying = self.tokenizer.begin(len(seeds)), Staying(len(seeds))
+        for _ in loops.next_scale(read, sampler, pyramid, method.guidance, clock, counts, Threads(model), staying):
             shown = (trace, self, image_size, pyramid.features)
-            yield Partial(sampler.tokens, sampler.settled, counts.forwards + counts.by_others, *shown)
+            forwards = counts.forwards + counts.by_others
+            yield Partial(sampler.tokens, sampler.settled, forwards, *shown, staying=staying)
         trace.drafter_forwards = counts.by_others
         self._fill(trace, clock, counts)
 

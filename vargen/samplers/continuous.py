@@ -98,6 +98,10 @@ class ContinuousSpeculative(StepAnnealing):
     def counted(self) -> tuple[int, int]:
         return self._verified, self._kept
 
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self._drafter.keep(rows)
+
     def propose(self) -> Group:
         first, last = self._next, len(self._rounds)
         self._drafted: list[tuple[Law, DenoisingPath]] = []

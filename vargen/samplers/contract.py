@@ -95,6 +95,11 @@ class ScaleTask:
     def batch(self) -> int:
         return len(self.seeds)
 
+    def kept(self, rows: Tensor) -> "ScaleTask":
+        """The task of the images `rows` (k,) alone."""
+        given, keep = (None if part is None else part[rows] for part in (self.given, self.keep))
+        return replace(self, seeds=self.seeds[rows], given=given, keep=keep)
+
 
 class Sampler:
     """What a method says of itself, whatever it draws with; a method names what differs from this."""
@@ -138,6 +143,10 @@ class ScaleSampler(Sampler, ABC):
     @abstractmethod
     def draw(self, logits: Tensor, scale: int) -> Tensor:
         """The codes (B, n, D) of a scale from its guided logits (B, n, V)."""
+
+    @abstractmethod
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the images `rows` (k,) alone, in this order."""
 
 
 class RasterSampler(Sampler, ABC):
@@ -187,6 +196,10 @@ class LatentDrafter(Protocol):
     """A small continuous model that drafts for a large one."""
 
     forwards: int
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the images `rows` (k,) alone, in this order."""
+        ...
 
     def law(self, group: Group) -> tuple[Any, Any]:
         """Its head, and what that needs to draw the group."""
@@ -250,3 +263,7 @@ class ContinuousSampler(Sampler, ABC):
     @abstractmethod
     def accept(self, head: Any, z: Any) -> None:
         """Draw the group just proposed, from the model's head and what its backbone said."""
+
+    @abstractmethod
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the images `rows` (k,) alone, in this order."""

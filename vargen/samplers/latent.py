@@ -5,7 +5,7 @@ models (FlowAR, xAR) in the groups that they were trained on. The methods differ
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -142,6 +142,10 @@ class Continuous(ContinuousSampler):
         settings, scale = self._settings, self._task.guidance
         progress = self._rounds[index].progress if settings.schedule == "linear" else 1.0
         return Denoising(self.steps(index), 1 + (scale - 1) * progress, self._task.temperature, **settings.head)
+
+    def keep(self, rows: Tensor) -> None:
+        self._task, self.values = replace(self._task, seeds=self._task.seeds[rows]), self.values[rows]
+        self._rounds = [replace(each, slots=each.slots[rows], known=each.known[rows]) for each in self._rounds]
 
     def propose(self) -> Group:
         return self._group(self._next, self.values)

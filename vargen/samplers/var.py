@@ -43,6 +43,9 @@ class NextScale(ScaleSampler):
     def settled(self) -> list[int]:
         return [self._settled] * self._task.batch
 
+    def keep(self, rows: Tensor) -> None:
+        self._task, self.tokens = self._task.kept(rows), self.tokens[rows]
+
     def draw(self, logits: Tensor, scale: int) -> Tensor:
         task, first, stop = self._task, self._task.spec.start(scale), self._task.spec.start(scale + 1)
         scores = task.warps[scale].scores(logits)

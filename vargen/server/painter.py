@@ -143,12 +143,15 @@ class Painter:
         shares = {index: pictures.Shares(order) for index, order in left.items()}
         for partial in self._stream(list(left.values())):
             tally.forwards = partial.forwards
-            for index in [index for index in left if not live(index)]:
+            gone = [index for index in left if not live(index)]
+            for index in gone:
                 del left[index]
                 tally.abandoned += 1
+            if gone and left and partial.staying is not None:
+                partial.keep([row for index in left for row in rows[index]])
             slots = partial.pipeline.transformer.spec.slots
             for index in list(left):
-                settled = [partial.settled[row] for row in rows[index]]
+                settled = [partial.settled[partial.place(row)] for row in rows[index]]
                 if min(settled) >= slots:
                     yield pictures.done(index, [(partial, row) for row in rows[index]], left[index])
                     del left[index]

@@ -187,6 +187,10 @@ class Pyramid:
         self.features = quantizer.embedding.weight.new_zeros(batch, dim, side, side)
         self.inputs: list[Tensor] = []  # of scales 1, 2, ... up to the one that is next
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the images `rows` (k,) alone, in this order."""
+        self.features, self.inputs = self.features[rows], [part[rows] for part in self.inputs]
+
     def between(self, first: int, stop: int) -> Tensor:
         """What scales `first` to `stop` - 1 are given, (B, n, D); scale 0 is given nothing."""
         nothing = self.features.new_zeros(len(self.features), 0, self.features.shape[1])
