@@ -8,7 +8,8 @@ BIN := .venv/bin
 sample: .venv/installed
 	$(BIN)/vargen sample --num-images 6 --batch-size 1 --compare --out out/sample.png --overwrite
 
-test: lint .venv/quant .venv/ray
+test: .venv/installed-dev
+	$(MAKE) .venv/quant .venv/ray & beside=$$!; $(MAKE) lint; status=$$?; wait $$beside && exit $$status
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 	PYTHONPATH=.venv/ray $(BIN)/python -m pytest tests/test_server_ray.py tests/test_ray_data.py & ray=$$!; \
 	    PYTHONPATH=.venv/quant $(BIN)/python -m pytest tests/test_quantize.py; status=$$?; \

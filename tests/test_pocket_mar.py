@@ -17,7 +17,7 @@ def latents():
 
 
 @pytest.mark.parametrize(
-    ("method", "count"), [("mar:steps=25", 20), ("disa:upper=25:lower=5", 10), ("csd:upper=25:lower=5", 10)]
+    ("method", "count"), [("mar:steps=25", 10), ("disa:upper=25:lower=5", 10), ("csd:upper=25:lower=5", 10)]
 )
 def test_continuous_tokens_show_the_class_asked_for(latents, method, count):
     """All do with this seed. Of a model that shows it 3 times in 10, 8 of 10 would do with a probability of 0.002."""

@@ -152,10 +152,10 @@ def check(data: bytes) -> None:
 
 def check_pixels(wide: int, high: int, most: int = MOST_PIXELS) -> None:
     """ValueError where a picture has more pixels than are decoded, in all or on a side."""
-    if max(wide, high) > MOST_SIDE:
-        raise ValueError(f"has {wide}x{high} pixels, expected at most {MOST_SIDE:,} on a side")
     if wide * high > most:
         raise ValueError(f"has {wide}x{high} pixels, expected at most {most:,} in all")
+    if max(wide, high) > MOST_SIDE:
+        raise ValueError(f"has {wide}x{high} pixels, expected at most {MOST_SIDE:,} on a side")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
