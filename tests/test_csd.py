@@ -96,9 +96,9 @@ def real(sampler, chosen, *, drafter, count=8, guidance=1.5):
         forwards = 0
 
         def keep(self, rows):
-        raise NotImplementedError  # nobody leaves here
+            raise NotImplementedError  # nobody leaves here
 
-    def law(self, group):
+        def law(self, group):
             return small.head, small.decode(conditions[1], group, None)
 
     task = LatentTask(model.spec, torch.arange(count), guidance, drafter=Drafter())
