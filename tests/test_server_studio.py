@@ -82,9 +82,8 @@ def test_orders_of_two_models_are_drawn_together_and_each_is_told_its_own():
         assert isinstance(ended, Ended)
         assert done.order == 0
     assert [len(done.pictures) for done, _ in drawn] == [1, 2, 1, 1]
-    assert (
-        sum(ended.forwards for _, ended in [*drawn, again, last]) >= 2 * 36
-    )  # those drawn together, and the one alone
+    # Those drawn together, and the one alone; a class that was read is not read again.
+    assert sum(ended.forwards for _, ended in [*drawn, again, last]) >= 2 * 35
     assert isinstance(refused[0], Failed)
     assert refused[0].status == 400
     assert drawn[0][0].pictures == again[0].pictures == last[0].pictures
