@@ -192,19 +192,21 @@ class RunningImages:
         """Those that can join now: the first that waits, and all of its kind behind it for which there are seats."""
         if not self.waiting:
             return []
-        first = self.waiting[0]
-        if self.running and (self.running[0].kind != first.kind or len(self.running) >= self.capacity):
-            return []
+        first, free = self.waiting[0], self.capacity
+        if self.running:
+            assert self._batch is not None
+            free = self._batch.capacity - len(self.running)
+            if not free or self.running[0].kind != first.kind or (first.method.guidance.active and not self._guided):
+                return []
         kin, now = [one for one in self.waiting if one.kind == first.kind], drawn.stamp(first.pipe, first.method)
         if not self.running:
-            self._guided = any(one.method.guidance.active for one in kin)
-            self._under = now
+            self._guided, self._under = any(one.method.guidance.active for one in kin), now
             self._begin(first, max(one.length for one in kin))
-        if self.running and now != self._under:
+            assert self._batch is not None
+            free = self._batch.capacity
+        elif now != self._under:
             return []  # those that run do so under weights that are no more
-        assert self._batch is not None
-        fit = [one for one in kin if self._guided or not one.method.guidance.active]
-        return fit[: self._batch.capacity - len(self.running)] if first in fit else []
+        return [one for one in kin if self._guided or not one.method.guidance.active][:free]
 
     def _open(self, images: list[Drawing]) -> None:
         """Begin with what images ask for that are to join; where something drafts for them, they join at once."""

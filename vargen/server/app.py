@@ -46,7 +46,7 @@ class Service:
             try:
                 body = EditRequest.model_validate(fields)
             except ValidationError as error:
-                raise _refusal(error.errors()[0], (), EditRequest) from None
+                raise _refusal(error.errors()[0], EditRequest) from None
             await self.meet(body.model or self.options.names[0])
 
             def read() -> Order:
@@ -222,9 +222,9 @@ def _routes(app: FastAPI, service: Service) -> None:
         return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def _refusal(first: Any, before: tuple[str, ...], body: type[ImageRequest]) -> Refusal:
-    """Pydantic's first complaint about a body, of a field behind `before`."""
-    where = [str(part) for part in first["loc"][len(before) :] if isinstance(part, str)][:1]
+def _refusal(first: Any, body: type[ImageRequest], within: int = 0) -> Refusal:
+    """Pydantic's first complaint about a body, which says where: behind so many names of what the body is within."""
+    where = [str(part) for part in first["loc"][within:] if isinstance(part, str)][:1]
     if first["type"] == "json_invalid" or not where:
         return Refusal(400, f"the body is no JSON object as expected: {first['msg']}", code="invalid_json")
     name, known = where[0][:100], ", ".join(field.alias or key for key, field in body.model_fields.items())
@@ -241,7 +241,7 @@ def _complaints(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return _refusal(error.errors()[0], ("body",), ImageRequest).response
+        return _refusal(error.errors()[0], ImageRequest, within=1).response
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
